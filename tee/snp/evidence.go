@@ -2,8 +2,10 @@ package snp
 
 import (
 	"encoding/binary"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
 )
@@ -239,4 +241,36 @@ func ParseCertTable(table []byte) ([]Certificate, error) {
 // RFC 4122, as the text has them.
 func guidText(g [16]byte) string {
 	return fmt.Sprintf("%x-%x-%x-%x-%x", g[0:4], g[4:6], g[6:8], g[8:10], g[10:16])
+}
+
+// EncodeCertTable writes the table that [ParseCertTable] reads.
+func EncodeCertTable(certs []Certificate) ([]byte, error) {
+	if len(certs) > MaxCertificates {
+		return nil, fmt.Errorf("snp: certificate table: expected at most %d entries, got %d", MaxCertificates, len(certs))
+	}
+	ids := map[CertType]string{}
+	for id, kind := range certGUIDs() {
+		ids[kind] = id
+	}
+	const entry = 24
+	table := make([]byte, entry*(len(certs)+1))
+	for i, c := range certs {
+		text := ids[c.Type]
+		if c.Type == CertOther {
+			text = c.GUID
+		}
+		id, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
+		if err != nil || len(id) != 16 {
+			return nil, fmt.Errorf("snp: certificate table: entry %d: type %q with GUID %q has no identifier", i, c.Type, c.GUID)
+		}
+		if len(c.Data) > MaxCertificate {
+			return nil, fmt.Errorf("snp: certificate table: entry %d: expected at most %d bytes, got %d", i, MaxCertificate, len(c.Data))
+		}
+		head := table[i*entry:]
+		copy(head, id)
+		binary.LittleEndian.PutUint32(head[16:], uint32(len(table)))
+		binary.LittleEndian.PutUint32(head[20:], uint32(len(c.Data)))
+		table = append(table, c.Data...)
+	}
+	return table, nil
 }
