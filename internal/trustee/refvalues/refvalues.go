@@ -12,6 +12,8 @@ import (
 	"strings"
 	"time"
 	"unicode/utf8"
+
+	"github.com/coffer-project/coffer/internal/strictjson"
 )
 
 // Limits of one reference.
@@ -246,14 +248,7 @@ func FromJSON(name string, v json.RawMessage) (Reference, error) {
 	return r, r.Validate()
 }
 
-func strictUnmarshal(data []byte, v any) error {
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(v); err != nil {
-		return err
-	}
-	if d.More() {
-		return fmt.Errorf("data after the JSON value")
-	}
-	return nil
-}
+// limits of a message; the values in it have their own.
+var limits = strictjson.Limits{Bytes: 2 << 20, Depth: 16}
+
+func strictUnmarshal(data []byte, v any) error { return strictjson.Decode(data, v, limits) }
