@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"strconv"
 	"strings"
 	"time"
 
@@ -149,7 +150,16 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 	}
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(requestTxn{data: data}))
+	// Plain JSON types, whatever the caller's slices and maps are made of.
+	doc, err := json.Marshal(data)
+	if err != nil {
+		return false, fmt.Errorf("policy %s: data: %w", p.name, err)
+	}
+	var txn requestTxn
+	if err := json.Unmarshal(doc, &txn.data); err != nil {
+		return false, fmt.Errorf("policy %s: data: %w", p.name, err)
+	}
+	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
 	if err != nil {
 		if ctx.Err() != nil {
 			return false, fmt.Errorf("policy %s: rule %s did not end within %v: %w", p.name, rule, p.timeout, ctx.Err())
@@ -159,7 +169,7 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 	if len(rs) == 0 || len(rs[0].Expressions) == 0 {
 		return false, nil
 	}
-	doc, err := json.Marshal(rs[0].Expressions[0].Value)
+	doc, err = json.Marshal(rs[0].Expressions[0].Value)
 	if err != nil {
 		return false, fmt.Errorf("policy %s: rule %s: %w", p.name, rule, err)
 	}
@@ -215,13 +225,24 @@ func (requestStore) Read(_ context.Context, txn storage.Transaction, path storag
 		doc = t.data
 	}
 	for _, key := range path {
-		m, ok := doc.(map[string]any)
-		if ok {
-			doc, ok = m[key]
+		ok := false
+		switch d := doc.(type) {
+		case map[string]any:
+			doc, ok = d[key]
+		case []any: // OPA asks for elements by their decimal index
+			var i int
+			if i, ok = index(key, len(d)); ok {
+				doc = d[i]
+			}
 		}
 		if !ok {
 			return nil, &storage.Error{Code: storage.NotFoundErr, Message: path.String() + ": does not exist"}
 		}
 	}
 	return doc, nil
+}
+
+func index(key string, n int) (int, bool) {
+	i, err := strconv.Atoi(key)
+	return i, err == nil && i >= 0 && i < n && strconv.Itoa(i) == key
 }
