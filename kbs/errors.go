@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/http"
 	"strings"
+	"time"
 )
 
 // errorTypePrefix begins the type member of an error body.
@@ -60,6 +61,8 @@ type StatusError struct {
 	Op     string
 	Status int
 	Info   ErrorInfo
+	// RetryAfter is how long the server asks to wait, 0 if it does not.
+	RetryAfter time.Duration
 }
 
 func (e *StatusError) Error() string {

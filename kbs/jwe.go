@@ -31,8 +31,7 @@ const (
 )
 
 // Response is an encrypted resource: a JWE (RFC 7516) in flattened JSON
-// serialisation. All members are unpadded base64url, but for the legacy form
-// of [EncryptLegacyResponse].
+// serialisation. All members are unpadded base64url.
 type Response struct {
 	Protected    string `json:"protected"`
 	EncryptedKey string `json:"encrypted_key"`
@@ -86,8 +85,9 @@ type epk struct {
 
 // EncryptResponse encrypts plaintext to a guest's key. It reads from rand the
 // ephemeral private key (EC only), the content key and the IV, in this order.
-// (With RSA the padding uses the standard library's own randomness.) Keys for
-// RSA1_5 are refused; see [EncryptLegacyResponse].
+// (With RSA the padding uses the standard library's own randomness.) A key
+// for RSA1_5 is refused: PKCS #1 v1.5 decryption leaks, and only guests of
+// protocol 0.1 knew nothing better.
 func EncryptResponse(rand io.Reader, key TEEPubKey, plaintext []byte) (*Response, error) {
 	if len(plaintext) > MaxResourceBytes {
 		return nil, fmt.Errorf("kbs: response: resource has %d bytes, the limit is %d", len(plaintext), MaxResourceBytes)
