@@ -96,7 +96,7 @@ findings contains {
 	"rule": "snp.launch-measurement",
 	"claim": "measurement",
 	"expected": sprintf("a value of the reference value snp_launch_measurement, which allows %s", [describe_reference_value("snp_launch_measurement")]),
-	"got": input.snp.measurement,
+	"got": object.get(input.snp, "measurement", "none"),
 	"help": "the guest was not launched with the kernel, initrd, command line and CPUs that are registered; if this launch is meant, register its measurement (`coffer guest measure` predicts it)",
 } if {
 	input.snp
