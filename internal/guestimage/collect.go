@@ -1,14 +1,9 @@
 package guestimage
 
 import (
-	"bytes"
-	"cmp"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"os/exec"
 	"path"
 	"slices"
 	"strings"
@@ -19,10 +14,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guestimage/kmod"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 	"github.com/coffer-project/coffer/internal/guestimage/recipe"
-	"github.com/klauspost/compress/zstd"
 )
-
-const maxModuleBytes = 64 << 20
 
 // blob is a file's content and the package it comes from.
 type blob struct {
@@ -37,21 +29,6 @@ type collected struct {
 	initrd   []byte
 	entries  []manifest.Entry
 	cmdline  string
-}
-
-// contents gathers the initrd's objects by path.
-type contents map[string]cpio.Entry
-
-func (c contents) add(e cpio.Entry) error {
-	if _, ok := c[e.Name]; ok {
-		return fmt.Errorf("two things want to be /%s in the guest", e.Name)
-	}
-	c[e.Name] = e
-	return nil
-}
-
-func (c contents) file(name string, mode uint32, data []byte) error {
-	return c.add(cpio.Entry{Name: name, Mode: cpio.TypeRegular | mode, Data: data})
 }
 
 func (b *builder) collect(ctx context.Context, packages []recipe.Locked, debs map[string]string) (*collected, error) {
@@ -129,7 +106,7 @@ func (b *builder) kernel(ctx context.Context, deb string, in contents) ([]byte, 
 	if err != nil {
 		return nil, fmt.Errorf("recipe, kernel.image: %w", err)
 	}
-	modules, err := newModules(tree)
+	modules, err := newModules(tree, b.recipe.Modules.StripSignatures)
 	if err != nil {
 		return nil, err
 	}
@@ -152,73 +129,6 @@ func (b *builder) kernel(ctx context.Context, deb string, in contents) ([]byte, 
 		return nil, err
 	}
 	return tree[name].Data, in.file(m.TEEList, 0o644, modules.list(tee))
-}
-
-// modules are a kernel package's modules by canonical name.
-type modules struct {
-	release string
-	files   debian.Tree
-	paths   map[string]string
-	builtin map[string]bool
-	loaded  map[string][]byte
-}
-
-func newModules(tree debian.Tree) (*modules, error) {
-	m := &modules{files: tree, paths: map[string]string{}, builtin: map[string]bool{}, loaded: map[string][]byte{}}
-	for name, f := range tree {
-		switch {
-		case path.Base(name) == "modules.builtin":
-			m.release = path.Base(path.Dir(name))
-			for line := range strings.Lines(string(f.Data)) {
-				m.builtin[kmod.Canonical(strings.TrimSuffix(path.Base(strings.TrimSpace(line)), ".ko"))] = true
-			}
-		case strings.HasSuffix(name, ".ko.xz"):
-			m.paths[kmod.Canonical(strings.TrimSuffix(path.Base(name), ".ko.xz"))] = name
-		}
-	}
-	if m.release == "" {
-		return nil, errors.New("has no file modules.builtin")
-	}
-	return m, nil
-}
-
-func (m *modules) file(name string) string {
-	return strings.TrimSuffix(path.Base(m.paths[name]), ".xz")
-}
-
-func (m *modules) list(names []string) []byte {
-	var b bytes.Buffer
-	for _, name := range names {
-		b.WriteString(m.file(name) + "\n")
-	}
-	return b.Bytes()
-}
-
-// depends decompresses a module on the way, so that what is ordered is also
-// what is stored.
-func (m *modules) depends(ctx context.Context) func(string) ([]string, bool, error) {
-	return func(name string) ([]string, bool, error) {
-		file, ok := m.paths[name]
-		if !ok {
-			if m.builtin[name] {
-				return nil, false, nil
-			}
-			return nil, false, fmt.Errorf("kernel %s has no module %s", m.release, name)
-		}
-		data, err := unxz(ctx, m.files[file].Data)
-		if err != nil {
-			return nil, false, fmt.Errorf("%s: %w", file, err)
-		}
-		info, err := kmod.Read(data)
-		if err != nil {
-			return nil, false, fmt.Errorf("%s: %w", file, err)
-		}
-		if release, _, _ := strings.Cut(info.Vermagic, " "); release != m.release {
-			return nil, false, fmt.Errorf("%s is made for kernel %q, expected %q", file, release, m.release)
-		}
-		m.loaded[name] = data
-		return info.Depends, true, nil
-	}
 }
 
 // programs adds the recipe's programs with the libraries they need.
@@ -297,93 +207,4 @@ func (b *builder) checkLoaders(in contents) error {
 		}
 	}
 	return nil
-}
-
-// resolve looks an absolute path up, following links in every part of it.
-func (c contents) resolve(name string) (cpio.Entry, bool) {
-	const maxLinks = 16
-	rest := strings.Split(strings.Trim(path.Clean(name), "/"), "/")
-	at := ""
-	for links := 0; len(rest) > 0; {
-		next := path.Join(at, rest[0])
-		e, ok := c[next]
-		if !ok {
-			return cpio.Entry{}, false
-		}
-		rest = rest[1:]
-		if e.Mode&cpio.TypeMask != cpio.TypeLink {
-			at = next
-			continue
-		}
-		if links++; links > maxLinks {
-			return cpio.Entry{}, false
-		}
-		target := string(e.Data)
-		if !path.IsAbs(target) {
-			target = path.Join("/", at, target)
-		}
-		rest = append(strings.Split(strings.Trim(path.Clean(target), "/"), "/"), rest...)
-		at = ""
-	}
-	e, ok := c[at]
-	return e, ok
-}
-
-// archive writes the objects in the order of their paths.
-func archive(in contents) ([]byte, []manifest.Entry, error) {
-	var out bytes.Buffer
-	var entries []manifest.Entry
-	w := cpio.NewWriter(&out)
-	sorted := make([]cpio.Entry, 0, len(in))
-	for _, e := range in {
-		sorted = append(sorted, e)
-	}
-	slices.SortFunc(sorted, func(a, b cpio.Entry) int { return cmp.Compare(a.Name, b.Name) })
-	for _, e := range sorted {
-		if err := w.Add(e); err != nil {
-			return nil, nil, err
-		}
-		listed := manifest.Entry{Path: "/" + e.Name, Mode: fmt.Sprintf("%07o", e.Mode)}
-		switch e.Mode & cpio.TypeMask {
-		case cpio.TypeRegular:
-			sum := sha256.Sum256(e.Data)
-			listed.Size, listed.SHA256 = int64(len(e.Data)), hex.EncodeToString(sum[:])
-		case cpio.TypeLink:
-			listed.Target = string(e.Data)
-		}
-		entries = append(entries, listed)
-	}
-	if err := w.Close(); err != nil {
-		return nil, nil, err
-	}
-	return out.Bytes(), entries, nil
-}
-
-// compress returns data in the format the recipe names. One worker: the
-// output of several depends on how they are scheduled.
-func compress(data []byte, format string) ([]byte, error) {
-	if format == "none" {
-		return data, nil
-	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		return nil, err
-	}
-	return enc.EncodeAll(data, nil), enc.Close()
-}
-
-// unxz decompresses with Debian's xz.
-func unxz(ctx context.Context, data []byte) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, "xz", "--decompress", "--stdout", "--single-stream", "--no-warn")
-	cmd.Stdin = bytes.NewReader(data)
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		return nil, fmt.Errorf("xz: %w: %s (xz is in Debian's package xz-utils)", err, strings.TrimSpace(stderr.String()))
-	}
-	if len(out) > maxModuleBytes {
-		return nil, fmt.Errorf("decompresses to %d bytes, at most %d are taken", len(out), maxModuleBytes)
-	}
-	return out, nil
 }

@@ -5,6 +5,7 @@ package kmod
 import (
 	"bytes"
 	"debug/elf"
+	"encoding/binary"
 	"fmt"
 	"strings"
 )
@@ -53,6 +54,32 @@ func Read(data []byte) (Info, error) {
 		return Info{}, fmt.Errorf("not a kernel module: .modinfo has no name")
 	}
 	return info, nil
+}
+
+// Layout of an appended signature (struct module_signature in the kernel's
+// include/linux/module_signature.h): signature, 12 bytes that end with the signature's
+// length (big endian), marker.
+const (
+	signatureMarker = "~Module signature appended~\n"
+	signatureInfo   = 12
+)
+
+// StripSignature returns a module without the signature appended to it, or data
+// itself if there is none.
+func StripSignature(data []byte) ([]byte, error) {
+	rest, ok := bytes.CutSuffix(data, []byte(signatureMarker))
+	if !ok {
+		return data, nil
+	}
+	if len(rest) < signatureInfo {
+		return nil, fmt.Errorf("module signature: expected %d bytes before the marker, got %d", signatureInfo, len(rest))
+	}
+	size := uint64(binary.BigEndian.Uint32(rest[len(rest)-4:]))
+	rest = rest[:len(rest)-signatureInfo]
+	if size > uint64(len(rest)) {
+		return nil, fmt.Errorf("module signature: its length is %d, the file has %d bytes before it", size, len(rest))
+	}
+	return rest[:uint64(len(rest))-size], nil
 }
 
 // Canonical is a module's name as the kernel compares it: - and _ are the same.

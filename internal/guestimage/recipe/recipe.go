@@ -66,6 +66,8 @@ type Modules struct {
 	// TEEList and TEE: loaded where the machine has the hardware for them.
 	TEEList string   `toml:"tee_list"`
 	TEE     []string `toml:"tee"`
+	// StripSignatures takes the modules' signatures off.
+	StripSignatures bool `toml:"strip_signatures"`
 }
 
 // Libraries says where shared libraries come from and go to.
