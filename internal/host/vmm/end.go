@@ -35,7 +35,13 @@ type End struct {
 	// Emulator and Console are the last lines of each, safe to print.
 	Emulator []string
 	Console  []string
+
+	err error // the process's, or the context's cause
 }
+
+// Unwrap is the cause of the context that stopped the machine, or the
+// emulator's exit status.
+func (e *End) Unwrap() error { return e.err }
 
 // shownLines is how much of each tail an error message repeats.
 const shownLines = 12

@@ -38,6 +38,7 @@ type VM struct {
 	stop    context.CancelCauseFunc
 	process *process
 	monitor *qmp.Client
+	ready   chan struct{} // closed once monitor is set, or never will be
 	console *console.Tail
 	stderr  *console.Tail
 	conns   map[channel]net.Conn
@@ -51,6 +52,9 @@ type VM struct {
 
 // errClosed is the cause of a machine's context after Close.
 var errClosed = errors.New("closed")
+
+// startError is the cause of a machine's context when it did not start.
+type startError struct{ error }
 
 // Start runs the machine. It runs until the guest ends, ctx ends, or Close is
 // called; Close must be called in any case. When Start fails nothing is left
@@ -69,6 +73,7 @@ func Start(ctx context.Context, m *Machine, opts Options) (*VM, error) {
 		console: console.NewTail(0, opts.ConsoleLine),
 		stderr:  console.NewTail(0, nil),
 		conns:   make(map[channel]net.Conn),
+		ready:   make(chan struct{}),
 		done:    make(chan struct{}),
 	}
 	if err := vm.run(ctx, opts.QEMU, p); err != nil {
@@ -100,16 +105,17 @@ func (vm *VM) run(parent context.Context, qemu QEMU, p *plan) error {
 	greeting, cancel := context.WithTimeoutCause(ctx, monitorTimeout, fmt.Errorf("nothing within %s", monitorTimeout))
 	defer cancel()
 	vm.monitor, err = qmp.New(greeting, vm.conns[monitorChannel], vm.event)
-	if err != nil && ctx.Err() == nil {
-		// It is about to end by itself, with a better reason, or hangs.
-		select {
-		case <-vm.process.done:
-		case <-time.After(drainTime):
-		}
-	}
+	close(vm.ready)
 	go vm.wait(ctx)
 	if err != nil {
-		stop(err)
+		// The emulator ends by itself, which gives a better reason than the
+		// silence of its monitor, or it hangs.
+		select {
+		case <-vm.process.done:
+		case <-ctx.Done():
+		case <-time.After(drainTime):
+			stop(startError{err})
+		}
 		<-vm.done
 		vm.disconnect()
 		return vm.end
@@ -171,19 +177,21 @@ func (vm *VM) reason(ctx context.Context) *End {
 	vm.mu.Lock()
 	defer vm.mu.Unlock()
 	end := &End{Name: vm.name, Cause: vm.cause, Emulator: vm.stderr.Lines(), Console: vm.console.Lines()}
+	if cause := context.Cause(ctx); cause != nil && cause != errClosed {
+		end.Detail, end.err = cause.Error(), cause
+	}
+	_, failed := errors.AsType[startError](end.err)
 	switch {
 	case end.Cause != "":
-	case ctx.Err() != nil && vm.monitor != nil:
-		end.Cause = Stopped
-		if cause := context.Cause(ctx); cause != errClosed {
-			end.Detail = cause.Error()
-		}
+	case failed:
+		end.Cause = Failed
 	case ctx.Err() != nil:
-		end.Cause, end.Detail = Failed, context.Cause(ctx).Error()
+		end.Cause = Stopped
 	default:
-		end.Cause, end.Detail = Failed, "it ended without a word"
-		if vm.process.err != nil {
-			end.Detail = vm.process.err.Error()
+		end.Cause, end.err = Failed, vm.process.err
+		end.Detail = "it ended without a word"
+		if end.err != nil {
+			end.Detail = end.err.Error()
 		}
 	}
 	return end
@@ -205,6 +213,9 @@ func (vm *VM) event(e qmp.Event) {
 // examine asks why the machine stands still. QEMU keeps a machine that its
 // accelerator cannot run; to us it has ended.
 func (vm *VM) examine() {
+	if <-vm.ready; vm.monitor == nil {
+		return
+	}
 	ctx, cancel := context.WithTimeout(context.Background(), statusTimeout)
 	defer cancel()
 	var status struct {
