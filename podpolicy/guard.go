@@ -35,7 +35,7 @@ func NewGuard(p *Policy) *Guard {
 		g.policy, err = p.clone()
 	}
 	if err != nil {
-		g.broken = refuse(RulePolicyInvalid, "", "a valid policy", clip(err.Error()), "")
+		g.broken = refuse(RulePolicyInvalid, "", "a valid policy", quote(err.Error()), "")
 		return g
 	}
 	g.policy.normalise()
