@@ -179,7 +179,7 @@ func (v *verifier) checkRevocation(ctx context.Context, r *root, s snp.Signer, g
 		if entry.SerialNumber.Cmp(intermediate.SerialNumber) == 0 {
 			return []tee.Failure{{
 				Check: "snp.revocation", Field: "cert_chain", Expected: "an intermediate that is not revoked",
-				Got: fmt.Sprintf("%s, revoked at %s", quoteName(intermediate), entry.RevocationTime.Format(time.RFC3339)),
+				Got: fmt.Sprintf("%s, revoked at %s", quoteName(intermediate.Subject), entry.RevocationTime.Format(time.RFC3339)),
 			}}, nil
 		}
 	}
