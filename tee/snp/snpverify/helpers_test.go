@@ -31,7 +31,7 @@ func dial(t testing.TB, g *softtee.Guest) func(context.Context) (io.ReadWriteClo
 	return func(context.Context) (io.ReadWriteCloser, error) {
 		guest, host := net.Pipe()
 		go func() {
-			defer host.Close()
+			defer func() { _ = host.Close() }()
 			if err := g.Serve(t.Context(), host); err != nil {
 				t.Logf("serve: %v", err)
 			}
