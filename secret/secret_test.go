@@ -2,6 +2,7 @@ package secret_test
 
 import (
 	"bytes"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"log/slog"
@@ -31,7 +32,7 @@ func TestBytesNeverPrint(t *testing.T) {
 	out.Write(j)
 	slog.New(slog.NewJSONHandler(&out, nil)).Info("x", "key", s, "wrap", w)
 	slog.New(slog.NewTextHandler(&out, nil)).Info("x", "key", s, "wrap", w)
-	for _, form := range []string{marker, fmt.Sprintf("%x", marker), fmt.Sprint([]byte(marker))} {
+	for _, form := range []string{marker, hex.EncodeToString([]byte(marker)), fmt.Sprintf("%d", []byte(marker))} {
 		if strings.Contains(out.String(), form) {
 			t.Errorf("secret printed as %q in:\n%s", form, out.String())
 		}
