@@ -279,3 +279,12 @@ func (l *lockedReader) Read(p []byte) (int, error) {
 	defer l.mu.Unlock()
 	return l.r.Read(p)
 }
+
+// CheckURL tells whether s can be a broker's base URL: https, a host, and
+// neither user, query nor fragment.
+func CheckURL(s string) error {
+	if err := brokerhttp.CheckURL(s); err != nil {
+		return fmt.Errorf("kbs: %w", err)
+	}
+	return nil
+}

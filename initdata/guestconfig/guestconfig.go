@@ -11,6 +11,8 @@ package guestconfig
 
 import (
 	"errors"
+	"fmt"
+	"strings"
 
 	"github.com/coffer-project/coffer/initdata"
 )
@@ -53,8 +55,54 @@ type Registry struct {
 }
 
 // FromDocument reads both files of a document, of which either may be absent.
-func FromDocument(d *initdata.Document) (*Config, error) { return nil, errors.New("not yet") }
+// Where both name the broker they must agree: Coffer has one client for
+// tokens and resources. All problems are reported, each with its file and
+// key.
+func FromDocument(d *initdata.Document) (*Config, error) {
+	c := &Config{}
+	r := &reader{}
+	var aa, cdh broker
+	if text, ok := d.Data[initdata.KeyAA]; ok {
+		aa = parseAA(r.file(initdata.KeyAA, text))
+	}
+	if text, ok := d.Data[initdata.KeyCDH]; ok {
+		cdh = parseCDH(r.file(initdata.KeyCDH, text), &c.Image)
+	}
+	switch {
+	case aa.url != "" && cdh.url != "" && aa.url != cdh.url:
+		r.fail(initdata.KeyCDH+": kbc.url", "expected %q as in %s, got %q: the guest has one key broker", aa.url, initdata.KeyAA, cdh.url)
+	case aa.cert != "" && cdh.cert != "" && aa.cert != cdh.cert:
+		r.fail(initdata.KeyCDH+": kbc.kbs_cert", "differs from token_configs.kbs.cert in %s: the guest has one key broker", initdata.KeyAA)
+	}
+	c.URL, c.RootPEM = aa.url, aa.cert
+	if c.URL == "" {
+		c.URL = cdh.url
+	}
+	if c.RootPEM == "" {
+		// If one of the files pins the broker, it is pinned for both.
+		c.RootPEM = cdh.cert
+	}
+	if len(r.errs) > 0 {
+		return nil, errors.Join(r.errs...)
+	}
+	return c, nil
+}
 
-// TOML writes the configuration as aa.toml and cdh.toml. Equal configurations
-// give equal texts.
-func (c Config) TOML() (aa, cdh string, err error) { return "", "", errors.New("not yet") }
+// broker is how one file names the key broker.
+type broker struct{ url, cert string }
+
+// reader collects problems.
+type reader struct{ errs []error }
+
+func (r *reader) fail(where, format string, args ...any) {
+	r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
+}
+
+// trimPEM makes certificates that differ only in the white space around them
+// equal, with one newline at the end.
+func trimPEM(s string) string {
+	if s = strings.TrimSpace(s); s == "" {
+		return ""
+	}
+	return s + "\n"
+}

@@ -1,7 +1,7 @@
-// Package boundedtoml decodes small TOML documents from strangers. The TOML
-// library recurses once per bracket and keeps every prefix of a dotted key,
-// so that a document of one mebibyte could take all memory; a pass over the
-// text refuses such documents first.
+// Package boundedtoml decodes small TOML documents from strangers, and writes
+// the strings of such documents. The TOML library recurses once per bracket
+// and keeps every prefix of a dotted key, so that a document of one mebibyte
+// could take all memory; a pass over the text refuses such documents first.
 package boundedtoml
 
 import (

@@ -87,6 +87,12 @@ func New(opts Options) (*Client, error) {
 	}, nil
 }
 
+// CheckURL tells whether s can be Options.URL.
+func CheckURL(s string) error {
+	_, err := parseBase(s)
+	return err
+}
+
 // parseBase returns the URL without a trailing slash.
 func parseBase(s string) (string, error) {
 	u, err := url.Parse(s)
