@@ -9,6 +9,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -35,7 +37,11 @@ type Env struct {
 // as usual where it is not; then Env.Need skips.
 func Main(m *testing.M, env *Env) {
 	if os.Getenv(marker) == "" {
-		if err := prerequisites(); err != nil {
+		err := prerequisites()
+		if slices.ContainsFunc(os.Args, func(a string) bool { return strings.HasPrefix(a, "-test.fuzz") }) {
+			err = errors.New("fuzzing starts processes of its own")
+		}
+		if err != nil {
 			env.Missing = err
 			os.Exit(m.Run())
 		}
