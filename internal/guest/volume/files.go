@@ -4,7 +4,6 @@ import (
 	"archive/tar"
 	"context"
 	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -23,22 +22,21 @@ const dataLink = "..data"
 
 // Accept decides about a set of files as it comes in.
 type Accept interface {
-	// Name is asked before a file's content is read; the size is a claim that
+	// File is asked before a file's content is read; the size is a claim that
 	// the content is held to. It returns the permission bits.
-	Name(name string, size int64) (fs.FileMode, error)
-	// Content is told each file's digest (sha256:<hex>).
-	Content(name, digest string) error
-	// Complete is asked at the end whether everything is there. If it agrees,
+	File(name string, size int64) (mode uint32, err error)
+	// Content is told what was read.
+	Content(name string, size int64, digest [sha256.Size]byte) error
+	// Commit is asked at the end whether everything is there. If it agrees,
 	// the new files take effect.
-	Complete() error
+	Commit() error
 }
 
 // Put replaces the files of a volume by those of a tar archive: all of them,
 // in one step, and only if accept agrees. Names are plain file names; links,
 // devices and everything else but regular files are refused.
 func (m *Manager) Put(ctx context.Context, name string, version uint64, archive io.Reader, accept Accept) error {
-	_, err := m.root(name, func(string) error { return nil })
-	if err != nil {
+	if err := m.Files(name); err != nil {
 		return err
 	}
 	// Containers have files volumes read only, so the paths below are ours.
@@ -56,7 +54,7 @@ func (m *Manager) Put(ctx context.Context, name string, version uint64, archive 
 	}
 	names, err := unpackFiles(ctx, root, next, archive, accept)
 	if err == nil {
-		err = accept.Complete()
+		err = accept.Commit()
 	}
 	if err != nil {
 		_ = root.RemoveAll(next)
@@ -100,34 +98,34 @@ func unpackFiles(ctx context.Context, root *os.Root, dir string, archive io.Read
 			return nil, fmt.Errorf("archive: %q occurs twice", name)
 		}
 		names[name] = true
-		mode, err := accept.Name(name, h.Size)
+		mode, err := accept.File(name, h.Size)
 		if err != nil {
 			return nil, err
 		}
-		digest, err := writeFile(root, filepath.Join(dir, name), tr, mode)
+		size, digest, err := writeFile(root, filepath.Join(dir, name), tr, fs.FileMode(mode))
 		if err != nil {
 			return nil, fmt.Errorf("%s: %w", name, err)
 		}
-		if err := accept.Content(name, digest); err != nil {
+		if err := accept.Content(name, size, digest); err != nil {
 			return nil, err
 		}
 	}
 }
 
-func writeFile(root *os.Root, path string, r io.Reader, mode fs.FileMode) (digest string, err error) {
+func writeFile(root *os.Root, path string, r io.Reader, mode fs.FileMode) (size int64, digest [sha256.Size]byte, err error) {
 	f, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
-		return "", err
+		return 0, digest, err
 	}
 	defer func() { err = errors.Join(err, f.Close()) }()
 	hash := sha256.New()
-	if _, err := io.Copy(io.MultiWriter(f, hash), r); err != nil {
-		return "", err
+	if size, err = io.Copy(io.MultiWriter(f, hash), r); err != nil {
+		return 0, digest, err
 	}
 	if err := f.Chmod(mode.Perm()); err != nil {
-		return "", err
+		return 0, digest, err
 	}
-	return "sha256:" + hex.EncodeToString(hash.Sum(nil)), nil
+	return size, [sha256.Size]byte(hash.Sum(nil)), nil
 }
 
 // publish lets every name lead to the new directory at once, by renaming one

@@ -48,6 +48,12 @@ func (m *Manager) Ephemeral(name string, size uint64) error {
 	return err
 }
 
+// Files makes a volume for files, which are yet to come by [Manager.Put].
+func (m *Manager) Files(name string) error {
+	_, err := m.root(name, func(string) error { return nil })
+	return err
+}
+
 // root returns the volume's root directory; prepare is called when it is new.
 func (m *Manager) root(name string, prepare func(path string) error) (*os.File, error) {
 	m.mu.Lock()

@@ -3,8 +3,8 @@ package volume_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/sha256"
 	"errors"
-	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
@@ -56,25 +56,25 @@ func archive(t testing.TB, entries ...entry) *bytes.Buffer {
 // rule accepts files up to a size and remembers digests.
 type rule struct {
 	maxSize int64
-	digests map[string]string
+	digests map[string][sha256.Size]byte
 	final   error
 }
 
-func (r *rule) Name(name string, size int64) (fs.FileMode, error) {
+func (r *rule) File(name string, size int64) (uint32, error) {
 	if size > r.maxSize {
 		return 0, errors.New(name + " is too large")
 	}
 	return 0o640, nil
 }
 
-func (r *rule) Content(name, digest string) error {
+func (r *rule) Content(name string, _ int64, digest [sha256.Size]byte) error {
 	r.digests[name] = digest
 	return nil
 }
 
-func (r *rule) Complete() error { return r.final }
+func (r *rule) Commit() error { return r.final }
 
-func newRule() *rule { return &rule{maxSize: 100, digests: map[string]string{}} }
+func newRule() *rule { return &rule{maxSize: 100, digests: map[string][sha256.Size]byte{}} }
 
 // content reads a files volume as a container sees it.
 func content(t *testing.T, dir string) map[string]string {
@@ -114,8 +114,8 @@ func TestPutReplacesAsAWhole(t *testing.T) {
 	if diff := cmp.Diff(map[string]string{"a": "1", "b": "2"}, content(t, filepath.Join(dir, "config"))); diff != "" {
 		t.Error(diff)
 	}
-	if want := "sha256:6b86b273ff34fce19d6b804eff5a3f5747ada4eaa22f1d49c01e52ddb7875b4b"; r.digests["a"] != want {
-		t.Errorf("digest of a: %s, want %s", r.digests["a"], want)
+	if want := sha256.Sum256([]byte("1")); r.digests["a"] != want {
+		t.Errorf("digest of a: %x, want %x", r.digests["a"], want)
 	}
 	if st, err := os.Stat(filepath.Join(dir, "config/a")); err != nil || st.Mode() != 0o640 {
 		t.Errorf("mode: %v, %v", st.Mode(), err)
