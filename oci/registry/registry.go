@@ -251,7 +251,9 @@ func (r *Repository) explain(err error) error {
 	}
 }
 
-func isManifest(d oci.Descriptor) bool { return oci.IsManifest(d.MediaType) || oci.IsIndex(d.MediaType) }
+func isManifest(d oci.Descriptor) bool {
+	return oci.IsManifest(d.MediaType) || oci.IsIndex(d.MediaType)
+}
 
 func toORAS(d oci.Descriptor) ocispec.Descriptor {
 	return ocispec.Descriptor{MediaType: d.MediaType, Digest: digest.Digest(d.Digest), Size: d.Size}
