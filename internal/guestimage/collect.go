@@ -1,0 +1,210 @@
+package guestimage
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path"
+	"slices"
+	"strings"
+
+	"github.com/coffer-project/coffer/internal/guestimage/cpio"
+	"github.com/coffer-project/coffer/internal/guestimage/debian"
+	"github.com/coffer-project/coffer/internal/guestimage/elfdeps"
+	"github.com/coffer-project/coffer/internal/guestimage/kmod"
+	"github.com/coffer-project/coffer/internal/guestimage/manifest"
+	"github.com/coffer-project/coffer/internal/guestimage/recipe"
+)
+
+// blob is a file's content and the package it comes from.
+type blob struct {
+	data   []byte
+	origin recipe.Locked
+}
+
+// collected is everything that is written out.
+type collected struct {
+	kernel   blob
+	firmware *blob
+	initrd   []byte
+	entries  []manifest.Entry
+	cmdline  string
+}
+
+func (b *builder) collect(ctx context.Context, packages []recipe.Locked, debs map[string]string) (*collected, error) {
+	origin := map[string]recipe.Locked{}
+	for _, p := range packages {
+		origin[p.For] = p
+	}
+	out := &collected{cmdline: strings.Join(b.recipe.Cmdline, " ")}
+	in := contents{}
+	if err := b.static(in); err != nil {
+		return nil, fmt.Errorf("recipe: %w", err)
+	}
+	kernel, err := b.kernel(ctx, debs[b.recipe.Kernel.Meta], in)
+	if err != nil {
+		return nil, fmt.Errorf("package %s: %w", origin[b.recipe.Kernel.Meta].Name, err)
+	}
+	out.kernel = blob{data: kernel, origin: origin[b.recipe.Kernel.Meta]}
+	if fw := b.recipe.Firmware; fw != nil {
+		tree, err := debian.Unpack(ctx, debs[fw.Package], func(name string) bool { return path.Dir(name) == path.Dir(fw.Path) })
+		if err != nil {
+			return nil, err
+		}
+		_, f, err := tree.Resolve(fw.Path)
+		if err != nil {
+			return nil, fmt.Errorf("package %s: %w", fw.Package, err)
+		}
+		out.firmware = &blob{data: f.Data, origin: origin[fw.Package]}
+	}
+	if err := b.programs(ctx, debs, in); err != nil {
+		return nil, err
+	}
+	if err := in.file("init", 0o755, b.agent); err != nil {
+		return nil, err
+	}
+	if out.initrd, out.entries, err = archive(in); err != nil {
+		return nil, err
+	}
+	if out.initrd, err = compress(out.initrd, b.recipe.Compression); err != nil {
+		return nil, err
+	}
+	if int64(len(out.initrd)) > b.recipe.MaxInitrd {
+		return nil, fmt.Errorf("the initrd has %d bytes, the recipe's max_initrd allows %d; the agent alone has %d",
+			len(out.initrd), b.recipe.MaxInitrd, len(b.agent))
+	}
+	return out, nil
+}
+
+// static adds what the recipe spells out.
+func (b *builder) static(in contents) error {
+	var errs []error
+	for _, d := range b.recipe.Directories {
+		errs = append(errs, in.add(cpio.Entry{Name: d.Path, Mode: cpio.TypeDir | d.Mode}))
+	}
+	for _, f := range b.recipe.Files {
+		errs = append(errs, in.file(f.Path, f.Mode, []byte(f.Content)))
+	}
+	for _, l := range b.recipe.Links {
+		errs = append(errs, in.add(cpio.Entry{Name: l.Path, Mode: cpio.TypeLink | 0o777, Data: []byte(l.Target)}))
+	}
+	for _, d := range b.recipe.Devices {
+		errs = append(errs, in.add(cpio.Entry{Name: d.Path, Mode: cpio.TypeChar | d.Mode, Major: d.Major, Minor: d.Minor}))
+	}
+	return errors.Join(errs...)
+}
+
+// kernel returns the bzImage and adds the modules and their lists.
+func (b *builder) kernel(ctx context.Context, deb string, in contents) ([]byte, error) {
+	tree, err := debian.Unpack(ctx, deb, func(name string) bool {
+		return strings.HasPrefix(name, "boot/") || strings.HasSuffix(name, ".ko.xz") || path.Base(name) == "modules.builtin"
+	})
+	if err != nil {
+		return nil, err
+	}
+	name, err := tree.Glob(b.recipe.Kernel.Image)
+	if err != nil {
+		return nil, fmt.Errorf("recipe, kernel.image: %w", err)
+	}
+	modules, err := newModules(tree, b.recipe.Modules.StripSignatures)
+	if err != nil {
+		return nil, err
+	}
+	m := b.recipe.Modules
+	base, err := kmod.Order(m.Base, modules.depends(ctx))
+	if err != nil {
+		return nil, err
+	}
+	tee, err := kmod.Order(m.TEE, modules.depends(ctx))
+	if err != nil {
+		return nil, err
+	}
+	tee = slices.DeleteFunc(tee, func(name string) bool { return slices.Contains(base, name) })
+	for _, name := range slices.Concat(base, tee) {
+		if err := in.file(path.Join(m.Dir, modules.file(name)), 0o644, modules.loaded[name]); err != nil {
+			return nil, err
+		}
+	}
+	if err := in.file(m.BaseList, 0o644, modules.list(base)); err != nil {
+		return nil, err
+	}
+	return tree[name].Data, in.file(m.TEEList, 0o644, modules.list(tee))
+}
+
+// programs adds the recipe's programs with the libraries they need.
+func (b *builder) programs(ctx context.Context, debs map[string]string, in contents) error {
+	all := func(string) bool { return true }
+	libs := map[string]debian.Tree{}
+	for _, name := range b.recipe.Libraries.Packages {
+		tree, err := debian.Unpack(ctx, debs[name], all)
+		if err != nil {
+			return err
+		}
+		libs[name] = tree
+	}
+	used := map[string]bool{}
+	found := map[string]debian.File{}
+	lookup := func(soname string) ([]byte, error) {
+		for _, pkg := range b.recipe.Libraries.Packages {
+			for _, dir := range b.recipe.Libraries.Dirs {
+				if _, f, err := libs[pkg].Resolve(path.Join(dir, soname)); err == nil {
+					used[pkg], found[soname] = true, f
+					return f.Data, nil
+				}
+			}
+		}
+		return nil, fmt.Errorf("no package of libraries.packages has %s in %q", soname, b.recipe.Libraries.Dirs)
+	}
+	for _, p := range b.recipe.Programs {
+		tree, err := debian.Unpack(ctx, debs[p.Package], all)
+		if err != nil {
+			return err
+		}
+		_, f, err := tree.Resolve(p.Path)
+		if err != nil {
+			return fmt.Errorf("package %s: %w", p.Package, err)
+		}
+		loader, _, err := elfdeps.Closure(f.Data, lookup)
+		if err != nil {
+			return fmt.Errorf("program %s: %w", p.Path, err)
+		}
+		if err := in.file(p.Dest, 0o755, f.Data); err != nil {
+			return err
+		}
+		if loader != "" {
+			if _, err := lookup(path.Base(loader)); err != nil {
+				return fmt.Errorf("program %s: loader: %w", p.Path, err)
+			}
+		}
+	}
+	for soname, f := range found {
+		// Under the name that programs ask for: no links to follow in the guest.
+		if err := in.file(path.Join(b.recipe.Libraries.Dest, soname), f.Mode, f.Data); err != nil {
+			return err
+		}
+	}
+	for _, name := range b.recipe.Libraries.Packages {
+		if !used[name] {
+			return fmt.Errorf("recipe: libraries.packages: nothing needs package %s", name)
+		}
+	}
+	return b.checkLoaders(in)
+}
+
+// checkLoaders makes sure that the kernel finds each program's loader under the
+// path the program names, through the image's own links.
+func (b *builder) checkLoaders(in contents) error {
+	for _, p := range b.recipe.Programs {
+		needs, err := elfdeps.Read(in[p.Dest].Data)
+		if err != nil {
+			return err
+		}
+		if needs.Loader == "" {
+			continue
+		}
+		if e, ok := in.resolve(needs.Loader); !ok || e.Mode&cpio.TypeMask != cpio.TypeRegular {
+			return fmt.Errorf("recipe: program %s asks for the loader %s, which the image does not have there (add a link)", p.Dest, needs.Loader)
+		}
+	}
+	return nil
+}
