@@ -56,6 +56,24 @@ func TestTailCallsBackInOrder(t *testing.T) {
 	}
 }
 
+func TestExcerpt(t *testing.T) {
+	t.Parallel()
+	reason := "[    2.5] Kernel panic - not syncing: Attempted to kill init!"
+	for _, tc := range []struct {
+		name     string
+		in, want []string
+	}{
+		{"none", nil, nil},
+		{"few", []string{"a"}, []string{"a"}},
+		{"last", []string{"a", "b", "c"}, []string{"b", "c"}},
+		{"panic", []string{"a", "agent: no memory", reason, "CPU: 0", "RIP", "Offset"}, []string{"agent: no memory", reason}},
+	} {
+		if d := cmp.Diff(tc.want, Excerpt(tc.in, 2)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, d)
+		}
+	}
+}
+
 func FuzzTail(f *testing.F) {
 	f.Add([]byte("hello\n\x1b[31mred\x1b]0;t\x07\xff\xc2\x9b"))
 	f.Add([]byte(strings.Repeat("\x1b[", 2000)))

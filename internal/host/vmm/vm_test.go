@@ -21,6 +21,8 @@ import (
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
+var discard = slog.New(slog.DiscardHandler)
+
 const testPort = "org.coffer.test.0"
 
 // helperVariable makes the test binary start a machine and wait: it is the
@@ -30,6 +32,10 @@ const helperVariable = "COFFER_TEST_VMM_HELPER"
 func TestMain(m *testing.M) {
 	if initrd := os.Getenv(helperVariable); initrd != "" {
 		helper(initrd)
+		return
+	}
+	if manner := os.Getenv(fakeVariable); manner != "" {
+		fake(manner)
 		return
 	}
 	os.Exit(m.Run())
@@ -51,7 +57,7 @@ func options(t testing.TB, line func(string)) vmm.Options {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return vmm.Options{QEMU: q, Logger: slog.New(slog.DiscardHandler), ConsoleLine: line}
+	return vmm.Options{QEMU: q, Logger: discard, ConsoleLine: line}
 }
 
 // TestLife boots machines one after the other: each way a machine can end is
@@ -264,7 +270,7 @@ func helper(initrd string) {
 	if err == nil {
 		var vm *vmm.VM
 		vm, err = vmm.Start(context.Background(), guest(os.Getenv(hosttest.KernelVariable), vmm.Input{Path: initrd}, "hang"),
-			vmm.Options{QEMU: q, Logger: slog.New(slog.DiscardHandler)})
+			vmm.Options{QEMU: q, Logger: discard})
 		if err == nil {
 			fmt.Println(vm.PID())
 			<-vm.Done()
