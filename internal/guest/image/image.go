@@ -132,7 +132,7 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Imag
 			Compressed: free - reserve, Unpacked: layer.Limits{Bytes: free - reserve},
 			Concurrency: req.Concurrency,
 		},
-		Progress: req.Progress, Logger: s.log,
+		Progress: req.Progress,
 	})
 	if err != nil {
 		if errors.Is(err, unix.ENOSPC) {
