@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"regexp"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -98,7 +97,12 @@ func (p *proc) closeIO() {
 // checkID keeps identifiers usable as names of files and arguments of
 // programs: they begin with a letter or digit.
 func checkID(field, id string) error {
-	if ok, _ := regexp.MatchString(`^[a-zA-Z0-9][a-zA-Z0-9._-]{0,63}$`, id); !ok {
+	ok := id != "" && len(id) <= 64
+	for i, r := range id {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		ok = ok && (letter || i > 0 && (r == '.' || r == '_' || r == '-'))
+	}
+	if !ok {
 		return invalid("%s: expected 1 to 64 characters of [a-zA-Z0-9._-], a letter or digit first, got %q", field, clip(id))
 	}
 	return nil
@@ -223,6 +227,9 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 			return failed(fmt.Errorf("%s could not be started", p))
 		}
 		return nil // the call is repeated
+	}
+	if p.ended() {
+		return failed(fmt.Errorf("%s ended before it was started", p))
 	}
 	if err := sb.guard.Started(p.container, p.exec); err != nil {
 		return err

@@ -201,9 +201,14 @@ func (a *Agent) serveStdio(ctx context.Context, s *channel.Session, conn net.Con
 		_, err := io.Copy(io.Discard, conn)
 		return err
 	case !allowed:
-		go func() { _, _ = io.Copy(io.Discard, conn) }()
+		left := make(chan struct{})
+		go func() {
+			defer close(left)
+			_, _ = io.Copy(io.Discard, conn)
+		}()
 		select {
 		case <-p.done:
+		case <-left:
 		case <-ctx.Done():
 		}
 		return nil

@@ -155,3 +155,14 @@ func ShortDir(t *testing.T) string {
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	return dir
 }
+
+// Tmpfs is a temporary directory on a tmpfs of its own, as a guest's are.
+func Tmpfs(t *testing.T) string {
+	t.Helper()
+	dir := ShortDir(t)
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "mode=0755"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
+	return dir
+}

@@ -3,7 +3,7 @@
 //
 // Containers write into volumes, so a path inside one is never trusted: a
 // directory in a volume is opened beneath the volume's root without following
-// links, and handed on as a descriptor.
+// links, and pinned by a mount.
 package volume
 
 import (
@@ -18,6 +18,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// mountsDir holds the mount points of open directories, below the manager's.
+const mountsDir = ".mounts"
+
 // Manager makes and removes volumes. It is safe for concurrent use.
 type Manager struct {
 	dir string
@@ -28,7 +31,7 @@ type Manager struct {
 
 // NewManager keeps volumes below dir.
 func NewManager(dir string) (*Manager, error) {
-	if err := os.MkdirAll(dir, 0o711); err != nil {
+	if err := os.MkdirAll(filepath.Join(dir, mountsDir), 0o711); err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
 	return &Manager{dir: dir, roots: map[string]*os.File{}}, nil
@@ -61,7 +64,7 @@ func (m *Manager) root(name string, prepare func(path string) error) (*os.File, 
 	if r := m.roots[name]; r != nil {
 		return r, nil
 	}
-	if name == "" || name == "." || name == ".." || filepath.Base(name) != name {
+	if name == "" || name[0] == '.' || filepath.Base(name) != name {
 		return nil, fmt.Errorf("volume %q: not a name", name)
 	}
 	path := filepath.Join(m.dir, name)
@@ -79,17 +82,20 @@ func (m *Manager) root(name string, prepare func(path string) error) (*os.File, 
 	return m.roots[name], nil
 }
 
-// Directory is an open directory of a volume.
-type Directory struct{ f *os.File }
+// Directory is a directory of a volume, ready to be mounted into a container.
+type Directory struct{ path string }
 
-// Path leads to exactly this directory whatever containers do to names on the
-// way, for as long as it is open.
-func (d *Directory) Path() string {
-	return fmt.Sprintf("/proc/%d/fd/%d", os.Getpid(), d.f.Fd())
+// Path leads to exactly this directory, whatever containers do to names on the
+// way to it, until it is closed. Mounts made from it stay.
+func (d *Directory) Path() string { return d.path }
+
+// Close gives the path up.
+func (d *Directory) Close() error {
+	if err := unix.Unmount(d.path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+		return fmt.Errorf("unmount %s: %w", d.path, err)
+	}
+	return os.Remove(d.path)
 }
-
-// Close closes the directory.
-func (d *Directory) Close() error { return d.f.Close() }
 
 // Open opens a directory of a volume for mounting; an empty subPath is the
 // volume itself. A missing directory is made if make is true. Links are not
@@ -113,7 +119,18 @@ func (m *Manager) Open(name, subPath string, makeDirs bool) (*Directory, error) 
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
 	}
-	return &Directory{os.NewFile(uintptr(fd), filepath.Join(name, subPath))}, nil
+	defer unix.Close(fd) //nolint:errcheck // O_PATH
+	// A bind mount of our own pins the directory that was found: a runtime in
+	// another mount namespace can be given a path, but no descriptor.
+	path, err := os.MkdirTemp(filepath.Join(m.dir, mountsDir), "")
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %w", name, err)
+	}
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), path, "", unix.MS_BIND, ""); err != nil {
+		_ = os.Remove(path)
+		return nil, fmt.Errorf("volume %s: %s: bind: %w", name, subPath, err)
+	}
+	return &Directory{path}, nil
 }
 
 func openBeneath(dir int, path string) (int, error) {
