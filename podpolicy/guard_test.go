@@ -2,6 +2,9 @@ package podpolicy_test
 
 import (
 	"crypto/sha256"
+	"fmt"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/coffer-project/coffer/podpolicy"
@@ -227,6 +230,40 @@ func TestTransitions(t *testing.T) {
 	refused(t, err, podpolicy.RuleContainerID, "id")
 	ok(t, g.Deleted("c", ""))
 	must[*podpolicy.Admission](t)(g.Admit(podpolicy.ContainerProposal{ID: "c", Name: "one"}))
+}
+
+// An admission that was deleted during its pull does not configure the one that
+// took its id.
+func TestStaleAdmission(t *testing.T) {
+	t.Parallel()
+	g := podpolicy.NewGuard(simplePolicy())
+	must[*podpolicy.SandboxConfig](t)(g.Sandbox(podpolicy.SandboxProposal{ID: "s"}))
+	q := podpolicy.ContainerProposal{ID: "c", Name: "one"}
+	stale := must[*podpolicy.Admission](t)(g.Admit(q))
+	ok(t, g.Deleted("c", ""))
+	fresh := must[*podpolicy.Admission](t)(g.Admit(q))
+	_, err := stale.Configure(podpolicy.ImageConfig{Digest: webDigest})
+	refused(t, err, podpolicy.RuleContainerState, "id")
+	must[*podpolicy.ContainerConfig](t)(fresh.Configure(podpolicy.ImageConfig{Digest: webDigest}))
+}
+
+func TestConcurrentAdmissions(t *testing.T) {
+	t.Parallel()
+	g := podpolicy.NewGuard(simplePolicy())
+	must[*podpolicy.SandboxConfig](t)(g.Sandbox(podpolicy.SandboxProposal{ID: "s"}))
+	var admitted atomic.Int32
+	var wg sync.WaitGroup
+	for i := range 16 {
+		wg.Go(func() {
+			if _, err := g.Admit(podpolicy.ContainerProposal{ID: fmt.Sprint("c", i), Name: "one"}); err == nil {
+				admitted.Add(1)
+			}
+		})
+	}
+	wg.Wait()
+	if admitted.Load() != 1 {
+		t.Errorf("%d instances were admitted at once", admitted.Load())
+	}
 }
 
 func TestStateIsBounded(t *testing.T) {
