@@ -50,9 +50,9 @@ type instance struct {
 	// admission tells this instance from an earlier one with its id.
 	admission uint64
 	name      string
-	phase    phase
-	image    ImageRef
-	proposal ContainerProposal
+	phase     phase
+	image     ImageRef
+	proposal  ContainerProposal
 	// config and stopSignal are set when it is configured.
 	config      *ContainerConfig
 	stopSignal  uint32
