@@ -104,7 +104,7 @@ func TestLaunch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		info := s.Info()
 		if stages[0] != sandbox.StageImage || stages[len(stages)-1] != sandbox.StageReady {
 			t.Errorf("stages %q", stages)
