@@ -230,7 +230,7 @@ func ParseTokenResponse(data []byte) (*TokenResponse, error) {
 		return nil, fmt.Errorf("kbs: token response: expected a JWT of 3 parts, got %d", len(parts))
 	}
 	for _, p := range parts {
-		if _, err := b64.DecodeString(p); err != nil || p == "" {
+		if _, err := decode64(p); err != nil || p == "" {
 			return nil, errors.New("kbs: token response: token is not a JWT: a part is not unpadded base64url")
 		}
 	}

@@ -219,7 +219,7 @@ func (k *TEEKey) Decrypt(r Response) (secret.Bytes, error) {
 		{"iv", r.IV, ivSize, &iv},
 		{"tag", r.Tag, tagSize, &tag},
 	} {
-		b, err := b64.DecodeString(m.in)
+		b, err := decode64(m.in)
 		if err != nil || len(b) != m.size {
 			return secret.Bytes{}, fmt.Errorf("kbs: response: member %q: expected unpadded base64url of %d bytes", m.name, m.size)
 		}
@@ -228,7 +228,7 @@ func (k *TEEKey) Decrypt(r Response) (secret.Bytes, error) {
 	if len(r.Ciphertext) > MaxResponseBytes {
 		return secret.Bytes{}, fmt.Errorf("kbs: response: member \"ciphertext\" has %d bytes, the limit is %d", len(r.Ciphertext), MaxResponseBytes)
 	}
-	ciphertext, err := b64.DecodeString(r.Ciphertext)
+	ciphertext, err := decode64(r.Ciphertext)
 	if err != nil {
 		return secret.Bytes{}, errors.New("kbs: response: member \"ciphertext\": expected unpadded base64url")
 	}
@@ -265,7 +265,7 @@ func (k *TEEKey) parseHeader(protected string) (*ecdh.PublicKey, error) {
 	if b64.DecodedLen(len(protected)) > maxHeaderBytes {
 		return nil, fmt.Errorf("kbs: response: protected header is longer than %d bytes", maxHeaderBytes)
 	}
-	raw, err := b64.DecodeString(protected)
+	raw, err := decode64(protected)
 	if err != nil {
 		return nil, errors.New("kbs: response: member \"protected\": expected unpadded base64url")
 	}

@@ -9,11 +9,20 @@ import (
 	"fmt"
 	"io"
 	"math/big"
+	"strings"
 )
 
-// b64 is the base64 of JOSE: URL alphabet, no padding, and one spelling per
-// value.
+// b64 is the base64 of JOSE: URL alphabet, no padding. Decode with [decode64].
 var b64 = base64.RawURLEncoding.Strict()
+
+// decode64 accepts one spelling per value: unlike the standard library's
+// strict decoder it does not skip line breaks.
+func decode64(s string) ([]byte, error) {
+	if strings.ContainsAny(s, "\r\n") {
+		return nil, errors.New("line break in base64")
+	}
+	return b64.DecodeString(s)
+}
 
 // Key types, curves and algorithms of a TEE key.
 const (
@@ -139,7 +148,7 @@ func ecPoint(what, crv, x, y string) (*ecdh.PublicKey, error) {
 	}
 	point := []byte{4}
 	for name, s := range coordinates(x, y) {
-		b, err := b64.DecodeString(s)
+		b, err := decode64(s)
 		if err != nil || len(b) != size {
 			return nil, fmt.Errorf("kbs: %s: member %q: expected unpadded base64url of exactly %d bytes", what, name, size)
 		}
@@ -166,11 +175,11 @@ func (k TEEPubKey) rsa() (*rsa.PublicKey, error) {
 	if len(k.N) > 2048 || len(k.E) > 8 {
 		return nil, errors.New("kbs: tee-pubkey: RSA key is longer than 8192 bits or its exponent than 4 bytes")
 	}
-	n, err := b64.DecodeString(k.N)
+	n, err := decode64(k.N)
 	if err != nil {
 		return nil, errors.New("kbs: tee-pubkey: member \"n\": expected unpadded base64url")
 	}
-	e, err := b64.DecodeString(k.E)
+	e, err := decode64(k.E)
 	if err != nil {
 		return nil, errors.New("kbs: tee-pubkey: member \"e\": expected unpadded base64url")
 	}

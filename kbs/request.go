@@ -74,21 +74,24 @@ func ParseRequest(data []byte) (*Request, error) {
 	if r.TEE, err = tee.ParseName(name); err != nil {
 		return nil, fmt.Errorf("kbs: request: member \"tee\": unknown TEE %q", clip(name, 32))
 	}
-	raw, ok, err := o.get("extra-params")
+	if err := r.parseExtra(o); err != nil {
+		return nil, err
+	}
+	return r, nil
+}
+
+func (r *Request) parseExtra(request object) error {
+	raw, ok, err := request.get("extra-params")
 	if err != nil || !ok {
-		return r, err
+		return err
 	}
 	switch k := kind(raw); k {
 	case "string", "null":
-		return r, nil
+		return nil
 	case "object":
-		return r, r.parseExtra(raw)
 	default:
-		return nil, fmt.Errorf("kbs: request: member \"extra-params\": expected an object or a string, got %s", k)
+		return fmt.Errorf("kbs: request: member \"extra-params\": expected an object or a string, got %s", k)
 	}
-}
-
-func (r *Request) parseExtra(raw json.RawMessage) error {
 	o, err := subObject("request: extra-params", raw)
 	if err != nil {
 		return err
@@ -174,8 +177,11 @@ func ParseChallenge(data []byte) (*Challenge, error) {
 		return nil, fmt.Errorf("kbs: challenge: member \"nonce\": expected 1 to %d bytes, got %d", maxNonceBytes, n)
 	}
 	raw, ok, err := o.get("extra-params")
-	if err != nil || !ok || kind(raw) != "object" {
-		return c, err
+	if err != nil {
+		return nil, err
+	}
+	if !ok || kind(raw) != "object" {
+		return c, nil
 	}
 	extra, err := subObject("challenge: extra-params", raw)
 	if err != nil {

@@ -43,7 +43,10 @@ type ResourceURI struct {
 // NewResourceURI names a stored secret.
 func NewResourceURI(repository, typ, tag string) (ResourceURI, error) {
 	u := ResourceURI{plugin: PluginResource, path: repository + "/" + typ + "/" + tag}
-	return u, u.validate()
+	if err := u.validate(); err != nil {
+		return ResourceURI{}, fmt.Errorf("kbs: resource %q: %w", clip(u.path, 128), err)
+	}
+	return u, nil
 }
 
 // ParseResourceURI parses a URI. Segments consist of the characters that RFC

@@ -154,7 +154,7 @@ func (b *builder) inputs(packages []recipe.Locked) string {
 	sum := sha256.New()
 	add := func(parts ...string) {
 		for _, part := range parts {
-			fmt.Fprintf(sum, "%d:%s,", len(part), part)
+			sum.Write(fmt.Appendf(nil, "%d:%s,", len(part), part))
 		}
 	}
 	add(revision, string(b.raw), b.o.AgentVersion, b.agentSum)

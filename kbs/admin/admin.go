@@ -137,8 +137,8 @@ func resourcePath(uri kbs.ResourceURI) (string, error) {
 
 // Resources lists the stored secrets' names.
 func (c *Client) Resources(ctx context.Context) ([]kbs.ResourceURI, error) {
-	var paths []string
-	if err := c.list(ctx, ResourcesPath, &paths); err != nil {
+	paths, err := list[string](ctx, c, ResourcesPath)
+	if err != nil {
 		return nil, err
 	}
 	out := make([]kbs.ResourceURI, len(paths))
@@ -213,15 +213,14 @@ func referencePath(name string) (string, error) {
 		return r < utf8.RuneSelf && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:", r))
 	}
 	if name == "" || name == "." || name == ".." || len(name) > maxNameBytes || strings.ContainsFunc(name, func(r rune) bool { return !ok(r) }) {
-		return "", fmt.Errorf("kbs admin: reference value %q: expected a name of 1 to %d ASCII letters, digits and -_.:", name, maxNameBytes)
+		return "", fmt.Errorf("kbs admin: reference value %q: expected a name of 1 to %d ASCII letters, digits, dots, colons, dashes and underscores", name, maxNameBytes)
 	}
 	return ReferenceValuesPath + "/" + name, nil
 }
 
 // ReferenceValues lists the reference values.
 func (c *Client) ReferenceValues(ctx context.Context) ([]ReferenceValue, error) {
-	var out []ReferenceValue
-	return out, c.list(ctx, ReferenceValuesPath, &out)
+	return list[ReferenceValue](ctx, c, ReferenceValuesPath)
 }
 
 // Bind registers initdata for a resource.
@@ -244,8 +243,7 @@ func (c *Client) Unbind(ctx context.Context, b Binding) error {
 
 // Bindings lists the bindings.
 func (c *Client) Bindings(ctx context.Context) ([]Binding, error) {
-	var out []Binding
-	return out, c.list(ctx, BindingsPath, &out)
+	return list[Binding](ctx, c, BindingsPath)
 }
 
 // Verdicts lists decisions, newest first.
@@ -264,8 +262,7 @@ func (c *Client) Verdicts(ctx context.Context, q VerdictQuery) ([]Verdict, error
 	if len(query) > 0 {
 		path += "?" + query.Encode()
 	}
-	var out []Verdict
-	return out, c.list(ctx, path, &out)
+	return list[Verdict](ctx, c, path)
 }
 
 // send sends a JSON document and expects no content.
@@ -281,15 +278,16 @@ func (c *Client) send(ctx context.Context, method, path string, doc any) error {
 // list gets a JSON array. The trustee is trusted by its administrator, and so
 // its document is decoded with the standard library's leniency; only its size
 // is bounded.
-func (c *Client) list(ctx context.Context, path string, to any) error {
+func list[T any](ctx context.Context, c *Client, path string) ([]T, error) {
 	body, err := c.do(ctx, http.MethodGet, path, "", nil, MaxListBytes)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := json.Unmarshal(body, to); err != nil {
-		return fmt.Errorf("kbs admin: GET %s: answer is not the expected JSON array: %w", path, err)
+	var out []T
+	if err := json.Unmarshal(body, &out); err != nil {
+		return nil, fmt.Errorf("kbs admin: GET %s: answer is not the expected JSON array: %w", path, err)
 	}
-	return nil
+	return out, nil
 }
 
 // do sends a request with a fresh token. Every answer but 2xx is a
@@ -354,7 +352,7 @@ func (b Binding) Validate() error {
 	default:
 		return fmt.Errorf("kbs admin: binding: initdata %q: expected a whole digest of 64, 96 or 128 hexadecimal digits", b.InitData)
 	}
-	if strings.ContainsFunc(b.InitData, func(r rune) bool { return !(r >= '0' && r <= '9' || r >= 'a' && r <= 'f') }) {
+	if strings.Trim(b.InitData, "0123456789abcdef") != "" {
 		return errors.New("kbs admin: binding: initdata: expected lower-case hexadecimal digits")
 	}
 	return nil

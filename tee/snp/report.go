@@ -8,7 +8,8 @@
 // is an error, never a silent zero.
 //
 // The package verifies nothing; see tee/snp/snpverify. tee/snp/snpattest gets
-// evidence from the kernel. It has no dependencies, since the guest links it.
+// evidence from the kernel. Nothing outside this module is imported: the guest
+// links the package.
 package snp
 
 import (

@@ -175,7 +175,7 @@ func (a *Archive) download(ctx context.Context, p Package, path string) error {
 	if err != nil {
 		return fmt.Errorf("package cache: %w", err)
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	a.log.InfoContext(ctx, "downloading", "package", p.String())
 	// As root apt would switch to its own user for the download, who cannot write here; it
 	// would do it as root anyway, with a warning.
@@ -207,7 +207,7 @@ func hashFile(path string) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	sum := sha256.New()
 	if _, err := io.Copy(sum, f); err != nil {
 		return "", err

@@ -105,17 +105,6 @@ func readTar(r io.Reader, keep func(string) bool) (Tree, error) {
 	}
 }
 
-// Add puts other's files into t; files that both have must be equal.
-func (t Tree) Add(other Tree) error {
-	for name, f := range other {
-		if old, ok := t[name]; ok && (old.Target != f.Target || old.Mode != f.Mode || !bytes.Equal(old.Data, f.Data)) {
-			return fmt.Errorf("%s is in two packages and differs", name)
-		}
-		t[name] = f
-	}
-	return nil
-}
-
 // Resolve follows symbolic links from name to a regular file. A link in the place of
 // a directory is not followed: packages of merged-/usr systems ship none.
 func (t Tree) Resolve(name string) (string, File, error) {

@@ -203,7 +203,7 @@ func (f File) check(dir string) error {
 	if err != nil {
 		return fmt.Errorf("guest image file: %w", err)
 	}
-	defer file.Close()
+	defer func() { _ = file.Close() }()
 	sum := sha256.New()
 	n, err := io.Copy(sum, io.LimitReader(file, f.Size+1))
 	if err != nil {
@@ -237,7 +237,7 @@ func readBounded(path string, limit int64) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
 		return nil, err

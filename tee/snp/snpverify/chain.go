@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"errors"
 	"fmt"
 	"strings"
@@ -96,7 +97,7 @@ func (v *verifier) chainFailure(err error, leaf *x509.Certificate, amd *root, e 
 		f.Help = "check the verifier's clock; a certificate that has expired must be fetched anew from AMD's key service, or the software TEE's state made anew"
 		return f
 	}
-	f.Expected = fmt.Sprintf("a chain to AMD's root (%s, sha256 %s)", quoteName(amd.certs.ProductCerts.Ark), amd.fingerprint)
+	f.Expected = fmt.Sprintf("a chain to AMD's root (%s, sha256 %s)", quoteName(amd.certs.ProductCerts.Ark.Subject), amd.fingerprint)
 	if len(v.development) > 0 {
 		names := make([]string, len(v.development))
 		for i, r := range v.development {
@@ -109,7 +110,13 @@ func (v *verifier) chainFailure(err error, leaf *x509.Certificate, amd *root, e 
 	return f
 }
 
-func quoteName(c *x509.Certificate) string { return fmt.Sprintf("%.256q", c.Subject.String()) }
+// quoteName is a certificate's name for people; the certificate may be anybody's.
+func quoteName(n pkix.Name) string {
+	if n.CommonName != "" {
+		return fmt.Sprintf("%.128q", n.CommonName)
+	}
+	return fmt.Sprintf("%.256q", n.String())
+}
 
 // chainEnd follows the certificates in the evidence upward from leaf. They
 // decide nothing; they only tell an operator whose root this is.
@@ -138,7 +145,7 @@ func chainEnd(leaf *x509.Certificate, e *snp.Evidence) string {
 		end = next
 	}
 	if bytes.Equal(end.RawSubject, end.RawIssuer) {
-		return fmt.Sprintf("%s, sha256 %s", quoteName(end), fingerprint(end))
+		return fmt.Sprintf("%s, sha256 %s", quoteName(end.Subject), fingerprint(end))
 	}
-	return fmt.Sprintf("%s, sha256 %s, whose issuer %.256q is not in the evidence", quoteName(end), fingerprint(end), end.Issuer.String())
+	return fmt.Sprintf("%s, sha256 %s, whose issuer %s is not in the evidence", quoteName(end.Subject), fingerprint(end), quoteName(end.Issuer))
 }

@@ -47,7 +47,7 @@ func (g httpGetter) Get(ctx context.Context, url string) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer response.Body.Close()
+	defer func() { _ = response.Body.Close() }()
 	if response.StatusCode != http.StatusOK {
 		return nil, fmt.Errorf("%s: expected status 200, got %s", url, response.Status)
 	}
@@ -179,7 +179,7 @@ func (v *verifier) checkRevocation(ctx context.Context, r *root, s snp.Signer, g
 		if entry.SerialNumber.Cmp(intermediate.SerialNumber) == 0 {
 			return []tee.Failure{{
 				Check: "snp.revocation", Field: "cert_chain", Expected: "an intermediate that is not revoked",
-				Got: fmt.Sprintf("%s, revoked at %s", quoteName(intermediate), entry.RevocationTime.Format(time.RFC3339)),
+				Got: fmt.Sprintf("%s, revoked at %s", quoteName(intermediate.Subject), entry.RevocationTime.Format(time.RFC3339)),
 			}}, nil
 		}
 	}

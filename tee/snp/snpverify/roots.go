@@ -46,20 +46,54 @@ func amdRoots() []amdRoot {
 
 // load parses the embedded certificates and holds the root against its pin.
 func (a amdRoot) load() (*root, error) {
-	line := string(a.generation)
-	certs, vlek := trust.AMDRootCertsProduct(line), trust.AMDRootCertsProduct(line)
-	if err := errors.Join(certs.FromKDSCertBytes(a.vcek), vlek.FromKDSCertBytes(a.vlek)); err != nil {
-		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates: %w", line, err)
+	ask, ark, err := parseBundle(a.vcek)
+	if err != nil {
+		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates: %w", a.generation, err)
 	}
-	ark := certs.ProductCerts.Ark
-	if ark == nil || certs.ProductCerts.Ask == nil || vlek.ProductCerts.Asvk == nil || !ark.Equal(vlek.ProductCerts.Ark) {
-		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates are not one root with two intermediates", line)
+	asvk, ark2, err := parseBundle(a.vlek)
+	if err != nil {
+		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates for VLEK: %w", a.generation, err)
 	}
-	certs.ProductCerts.Asvk = vlek.ProductCerts.Asvk
-	if got := fingerprint(ark); got != a.ark {
-		return nil, fmt.Errorf("snpverify: AMD's embedded %s root: expected sha256 %s, got %s", line, a.ark, got)
+	for _, c := range []*x509.Certificate{ark, ark2} {
+		if got := fingerprint(c); got != a.ark {
+			return nil, fmt.Errorf("snpverify: AMD's embedded %s root: expected sha256 %s, got %s", a.generation, a.ark, got)
+		}
 	}
-	return &root{name: "AMD " + line, fingerprint: a.ark, certs: certs}, nil
+	return &root{
+		name: "AMD " + string(a.generation), fingerprint: a.ark,
+		certs: &trust.AMDRootCerts{ProductCerts: &trust.ProductCerts{Ask: ask, Asvk: asvk, Ark: ark}},
+	}, nil
+}
+
+// parseBundle reads an intermediate and its root from PEM: the form of AMD's
+// cert_chain.
+func parseBundle(data []byte) (intermediate, ark *x509.Certificate, err error) {
+	if len(data) > maxRootPEM {
+		return nil, nil, fmt.Errorf("expected at most %d bytes, got %d", maxRootPEM, len(data))
+	}
+	var certs []*x509.Certificate
+	for rest := bytes.TrimSpace(data); len(rest) > 0; rest = bytes.TrimSpace(rest) {
+		var b *pem.Block
+		if b, rest = pem.Decode(rest); b == nil || b.Type != "CERTIFICATE" {
+			return nil, nil, errors.New("expected CERTIFICATE blocks in PEM and nothing else")
+		}
+		c, err := x509.ParseCertificate(b.Bytes)
+		if err != nil {
+			return nil, nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+		}
+		certs = append(certs, c)
+	}
+	if len(certs) != 2 {
+		return nil, nil, fmt.Errorf("expected two certificates, the intermediate and then the root, got %d", len(certs))
+	}
+	intermediate, ark = certs[0], certs[1]
+	if err := ark.CheckSignatureFrom(ark); err != nil {
+		return nil, nil, fmt.Errorf("the second certificate is not a self-signed root: %w", err)
+	}
+	if err := intermediate.CheckSignatureFrom(ark); err != nil {
+		return nil, nil, fmt.Errorf("the first certificate is not issued by the second: %w", err)
+	}
+	return intermediate, ark, nil
 }
 
 func fingerprint(c *x509.Certificate) string {
@@ -75,30 +109,9 @@ func loadDevelopment(d DevelopmentRoot) (*root, error) {
 	if d.Name == "" {
 		return fail("name is empty; give each root a name that claims can show")
 	}
-	if len(d.PEM) > maxRootPEM {
-		return fail("expected at most %d bytes, got %d", maxRootPEM, len(d.PEM))
-	}
-	var certs []*x509.Certificate
-	for rest := bytes.TrimSpace(d.PEM); len(rest) > 0; rest = bytes.TrimSpace(rest) {
-		var b *pem.Block
-		if b, rest = pem.Decode(rest); b == nil || b.Type != "CERTIFICATE" {
-			return fail("expected CERTIFICATE blocks in PEM and nothing else")
-		}
-		c, err := x509.ParseCertificate(b.Bytes)
-		if err != nil {
-			return fail("certificate %d: %w", len(certs), err)
-		}
-		certs = append(certs, c)
-	}
-	if len(certs) != 2 {
-		return fail("expected two certificates, the intermediate and then the root, got %d", len(certs))
-	}
-	ask, ark := certs[0], certs[1]
-	if err := ark.CheckSignatureFrom(ark); err != nil {
-		return fail("the second certificate is not a self-signed root: %w", err)
-	}
-	if err := ask.CheckSignatureFrom(ark); err != nil {
-		return fail("the first certificate is not issued by the second: %w", err)
+	ask, ark, err := parseBundle(d.PEM)
+	if err != nil {
+		return fail("%w", err)
 	}
 	for _, a := range amdRoots() {
 		if fingerprint(ark) == a.ark {

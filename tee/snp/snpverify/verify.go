@@ -44,6 +44,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/google/go-sev-guest/abi"
 	"github.com/google/go-sev-guest/verify"
 
 	"github.com/coffer-project/coffer/tee"
@@ -140,6 +141,9 @@ func (v *verifier) Verify(ctx context.Context, evidence json.RawMessage, want te
 	raw, err := e.Report()
 	if err != nil {
 		return nil, refused(tee.Failure{Check: "snp.format", Field: "attestation_report", Got: err.Error()})
+	}
+	if err := abi.ValidateReportFormat(raw); err != nil {
+		return nil, refused(tee.Failure{Check: "snp.format", Field: "attestation_report", Expected: "a report with known policy bits", Got: err.Error()})
 	}
 	r := &e.AttestationReport
 	failures := v.checkReport(r, want)
