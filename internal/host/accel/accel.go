@@ -186,7 +186,7 @@ func (o Options) key() (string, error) {
 	}
 	h := sha256.New()
 	for _, part := range []string{"coffer accel 1", o.QEMU.Path, o.QEMU.Version, o.KernelDigest, o.Firmware, o.BootID, CPU(vmm.KVM)} {
-		fmt.Fprintf(h, "%d:%s", len(part), part)
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }

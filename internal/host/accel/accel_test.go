@@ -256,7 +256,7 @@ func TestRealHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer archive.Close()
+	defer func() { _ = archive.Close() }()
 	said := false
 	vm, err := vmm.Start(t.Context(), &vmm.Machine{
 		Name: "accel-test", Accelerator: v.Accelerator, CPU: CPU(v.Accelerator), VCPUs: 1, MemoryMiB: 256,

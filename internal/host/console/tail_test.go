@@ -34,7 +34,7 @@ func TestTailKeepsWhatALogNeeds(t *testing.T) {
 			t.Parallel()
 			tail := NewTail(4, nil)
 			for i := range len(tc.in) { // one byte at a time: state must survive any split
-				fmt.Fprint(tail, tc.in[i:i+1])
+				_, _ = fmt.Fprint(tail, tc.in[i:i+1])
 			}
 			if d := cmp.Diff(tc.want, tail.Lines()); d != "" {
 				t.Errorf("lines (-want +got):\n%s", d)
@@ -47,7 +47,7 @@ func TestTailCallsBackInOrder(t *testing.T) {
 	t.Parallel()
 	var got []string
 	tail := NewTail(1, func(line string) { got = append(got, line) })
-	fmt.Fprint(tail, "a\nb\nc")
+	_, _ = fmt.Fprint(tail, "a\nb\nc")
 	if d := cmp.Diff([]string{"a", "b"}, got); d != "" {
 		t.Errorf("callback (-want +got):\n%s", d)
 	}

@@ -104,7 +104,7 @@ func TestLaunch(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer s.Close()
+		defer func() { _ = s.Close() }()
 		info := s.Info()
 		if stages[0] != sandbox.StageImage || stages[len(stages)-1] != sandbox.StageReady {
 			t.Errorf("stages %q", stages)
@@ -123,7 +123,7 @@ func TestLaunch(t *testing.T) {
 		if changes := sandbox.Explain(info.Launched, info.Expected); len(changes) != 0 {
 			t.Errorf("changes %v", changes)
 		}
-		if n := s.Network(); n.GetHosts()[2].GetAddress() != vmm.HostAddress || n.GetHosts()[2].GetNames()[0] != sandbox.HostName {
+		if n := s.Network(); n.GetHosts()[1].GetAddress() != vmm.HostAddress || n.GetHosts()[1].GetNames()[0] != sandbox.HostName {
 			t.Errorf("network %v", n)
 		}
 		var events []uint64

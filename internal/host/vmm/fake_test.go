@@ -20,10 +20,10 @@ const fakeVariable = "COFFER_TEST_VMM_FAKE"
 func fake(manner string) {
 	monitor, console := os.NewFile(3, "monitor"), os.NewFile(4, "console")
 	if manner == "mute" {
-		fmt.Fprintln(os.Stderr, "fake: cannot start")
+		_, _ = fmt.Fprintln(os.Stderr, "fake: cannot start")
 		os.Exit(7)
 	}
-	fmt.Fprintln(monitor, `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 9}, "package": ""}}}`)
+	_, _ = fmt.Fprintln(monitor, `{"QMP": {"version": {"qemu": {"micro": 0, "minor": 1, "major": 9}, "package": ""}}}`)
 	in := bufio.NewScanner(monitor)
 	for in.Scan() {
 		var c struct {
@@ -35,24 +35,24 @@ func fake(manner string) {
 		}
 		switch c.Execute {
 		case "query-status":
-			fmt.Fprintf(monitor, `{"return": {"status": %q}, "id": %d}`+"\n", manner, c.ID)
+			_, _ = fmt.Fprintf(monitor, `{"return": {"status": %q}, "id": %d}`+"\n", manner, c.ID)
 			continue
 		default:
-			fmt.Fprintf(monitor, `{"return": {}, "id": %d}`+"\n", c.ID)
+			_, _ = fmt.Fprintf(monitor, `{"return": {}, "id": %d}`+"\n", c.ID)
 		}
-		fmt.Fprintln(console, "guest: \x1b[2Jlast words")
+		_, _ = fmt.Fprintln(console, "guest: \x1b[2Jlast words")
 		switch manner {
 		case "internal-error", "guest-panicked":
-			fmt.Fprintln(monitor, `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}`)
+			_, _ = fmt.Fprintln(monitor, `{"event": "STOP", "timestamp": {"seconds": 1, "microseconds": 1}}`)
 		case "panic-event":
-			fmt.Fprintln(monitor, `{"event": "GUEST_PANICKED", "data": {"action": "shutdown"}, "timestamp": {"seconds": 1, "microseconds": 1}}`)
+			_, _ = fmt.Fprintln(monitor, `{"event": "GUEST_PANICKED", "data": {"action": "shutdown"}, "timestamp": {"seconds": 1, "microseconds": 1}}`)
 			return
 		case "signal":
-			fmt.Fprintln(monitor, `{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}, "timestamp": {"seconds": 1, "microseconds": 1}}`)
+			_, _ = fmt.Fprintln(monitor, `{"event": "SHUTDOWN", "data": {"guest": false, "reason": "host-signal"}, "timestamp": {"seconds": 1, "microseconds": 1}}`)
 			return
 		case "flood":
-			fmt.Fprintln(os.Stderr, strings.Repeat("x", 1<<20))
-			fmt.Fprintln(monitor, strings.Repeat("x", 2<<20))
+			_, _ = fmt.Fprintln(os.Stderr, strings.Repeat("x", 1<<20))
+			_, _ = fmt.Fprintln(monitor, strings.Repeat("x", 2<<20))
 			os.Exit(9)
 		}
 	}

@@ -70,7 +70,7 @@ func TestLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sealed.Close()
+	defer func() { _ = sealed.Close() }()
 	if _, err := sealed.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("a sealed file can be written")
 	}
@@ -83,7 +83,7 @@ func TestLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer vm.Close()
+		defer func() { _ = vm.Close() }()
 		port, err := vm.Port(testPort)
 		if err != nil {
 			t.Fatal(err)
@@ -91,7 +91,7 @@ func TestLife(t *testing.T) {
 		if _, err := vm.Port("org.coffer.other"); err == nil {
 			t.Error("a port that is not there")
 		}
-		fmt.Fprintln(port, "hello, guest")
+		_, _ = fmt.Fprintln(port, "hello, guest")
 		got, err := bufio.NewReader(port).ReadString('\n')
 		if got != "hello, guest\n" || err != nil {
 			t.Fatalf("echo: %q, %v; console:\n%s", got, err, strings.Join(vm.Console(), "\n"))
@@ -133,7 +133,7 @@ func TestLife(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer vm.Close()
+			defer func() { _ = vm.Close() }()
 			<-vm.Done()
 			end := vm.End()
 			if end.Cause != tc.cause || !strings.Contains(strings.Join(end.Console, "\n"), tc.console) {
@@ -252,7 +252,7 @@ func TestDiesWithItsParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(pidfd)
+	defer func() { _ = unix.Close(pidfd) }()
 	if err := parent.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -277,6 +277,6 @@ func helper(initrd string) {
 			err = vm.End()
 		}
 	}
-	fmt.Fprintln(os.Stderr, err)
+	_, _ = fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }
