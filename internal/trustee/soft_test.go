@@ -7,6 +7,8 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"io"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -19,32 +21,20 @@ import (
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/measure"
-	"github.com/coffer-project/coffer/tee/snp"
 	"github.com/coffer-project/coffer/tee/softtee"
+	"github.com/coffer-project/coffer/tee/softtee/softport"
 )
 
-// softAttester asks a software TEE's guest directly, without a port.
-type softAttester struct {
-	guest *softtee.Guest
-	field []byte
-	certs []snp.Certificate
+// soft is the guest's side of a launch: the production attester over a pipe
+// in the place of the virtio-serial port.
+func soft(t *testing.T, g *softtee.Guest) tee.Attester {
+	t.Helper()
+	return softport.New(func(context.Context) (io.ReadWriteCloser, error) {
+		guest, host := net.Pipe()
+		go func() { _ = g.Serve(t.Context(), host) }()
+		return guest, nil
+	})
 }
-
-func (s softAttester) TEE() tee.Name { return tee.SNP }
-
-func (s softAttester) Evidence(_ context.Context, reportData []byte) (json.RawMessage, error) {
-	report, err := s.guest.Report([64]byte(tee.Fit(reportData, 64)))
-	if err != nil {
-		return nil, err
-	}
-	e, err := snp.NewEvidence(report, s.certs)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(e)
-}
-
-func (s softAttester) InitData(context.Context) ([]byte, error) { return s.field, nil }
 
 // TestSoftwareTEE runs the production verifier against the software TEE: the
 // whole way from a launch to a resource, and the host's attacks on it.
@@ -64,7 +54,7 @@ func TestSoftwareTEE(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	attester := func(l measure.Launch, doc string) softAttester {
+	guestOf := func(l measure.Launch, doc string) *softtee.Guest {
 		t.Helper()
 		var p softtee.Policy
 		if doc != "" {
@@ -74,8 +64,9 @@ func TestSoftwareTEE(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		return softAttester{guest: g, field: p.HostData[:], certs: certificates(t, processor)}
+		return g
 	}
+	attester := func(l measure.Launch, doc string) tee.Attester { return soft(t, guestOf(l, doc)) }
 	setup := func(change func(*trustee.Options)) *env {
 		e := start(t, "", func(o *trustee.Options) {
 			o.Verifiers = nil // those of the configuration
@@ -113,9 +104,9 @@ func TestSoftwareTEE(t *testing.T) {
 	// Another command line: both measurements are in the reason.
 	tampered := launch
 	tampered.Cmdline += " init=/bin/sh"
-	a := attester(tampered, document)
-	got := a.guest.Measurement()
-	r := refusal(t, get(e, a, document), 403, "snp.launch-measurement")
+	guest := guestOf(tampered, document)
+	got := guest.Measurement()
+	r := refusal(t, get(e, soft(t, guest), document), 403, "snp.launch-measurement")
 	if !strings.Contains(r.Expected, hex.EncodeToString(predicted[:])+" (2 vCPUs)") || r.Got != hex.EncodeToString(got[:]) {
 		t.Errorf("reason %+v", r)
 	}
