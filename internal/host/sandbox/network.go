@@ -31,7 +31,6 @@ func network(mac net.HardwareAddr) *agentapi.Network {
 		Routes:     []*agentapi.Route{{Gateway: vmm.HostAddress, Interface: guestInterface}},
 		Dns:        &agentapi.DNS{Servers: []string{vmm.DNSAddress}},
 		Hosts: []*agentapi.HostEntry{
-			{Address: "127.0.0.1", Names: []string{"localhost"}},
 			{Address: vmm.HostAddress, Names: []string{HostName}},
 		},
 	}
