@@ -10,8 +10,11 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
+	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coffer-project/coffer/initdata/guestconfig"
@@ -63,6 +66,8 @@ type RegistryConfig struct {
 	Credentials secret.Bytes
 	// Image carries extra roots and insecure registries.
 	Image guestconfig.Image
+	// Unsealed: no owner's policy is in force.
+	Unsealed bool
 }
 
 // Options are what an agent works with. All but Marks are required.
@@ -94,6 +99,7 @@ type Agent struct {
 	events *eventLog
 	files  *rendezvous
 	turn   chan struct{} // holds one token: the right to make the sandbox
+	ending atomic.Bool   // the host has asked for the end
 
 	mu         sync.Mutex
 	sandbox    *sandbox
@@ -132,6 +138,9 @@ func (a *Agent) Hello(ctx context.Context, req *agentapi.HelloRequest) (*agentap
 		return nil, a.fail(ctx, "Hello", err)
 	}
 	a.log.InfoContext(ctx, "host says hello", "build", clip(req.GetBuild()))
+	if a.log.Enabled(ctx, slog.LevelDebug) {
+		a.log.DebugContext(ctx, "resident memory", "bytes", resident())
+	}
 	resp := &agentapi.HelloResponse{
 		Version: version, BootId: a.o.BootID[:], Build: a.o.Build, Tee: string(facts.TEE), Simulated: facts.Simulated,
 		Sealed: facts.Sealed(), InitdataDigest: facts.InitData,
@@ -147,6 +156,7 @@ func (a *Agent) Hello(ctx context.Context, req *agentapi.HelloRequest) (*agentap
 // Shutdown implements the protocol.
 func (a *Agent) Shutdown(ctx context.Context, _ *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {
 	a.log.InfoContext(ctx, "the host asks for the end")
+	a.ending.Store(true)
 	a.o.Machine.Shutdown()
 	return &agentapi.ShutdownResponse{}, nil
 }
@@ -159,4 +169,17 @@ func (a *Agent) theSandbox() (*sandbox, error) {
 		return nil, noSandbox()
 	}
 	return a.sandbox, nil
+}
+
+// resident is how much memory this program occupies, in bytes; 0 if unknown.
+func resident() uint64 {
+	raw, err := os.ReadFile("/proc/self/statm")
+	if err != nil {
+		return 0
+	}
+	var size, pages uint64
+	if _, err := fmt.Sscan(string(raw), &size, &pages); err != nil {
+		return 0
+	}
+	return pages * uint64(os.Getpagesize()) //nolint:gosec // positive
 }

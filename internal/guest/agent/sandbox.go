@@ -304,7 +304,7 @@ func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, Registry
 		if err != nil {
 			return fmt.Errorf("image signature policy: %w", err)
 		}
-		registry := RegistryConfig{Image: sb.image}
+		registry := RegistryConfig{Image: sb.image, Unsealed: !sb.guard.Sealed()}
 		if uri := sb.image.CredentialsURI; uri != "" {
 			credentials, err := sb.hub.Resource(ctx, uri)
 			if err != nil {

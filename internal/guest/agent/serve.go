@@ -22,8 +22,11 @@ type Transport interface {
 	Next(ctx context.Context) (io.ReadWriteCloser, error)
 }
 
-// Serve serves hosts, one after the other, until ctx ends or the transport
-// fails.
+// ErrShutdown says that the host asked for the end and has gone.
+var ErrShutdown = errors.New("shut down by the host")
+
+// Serve serves hosts, one after the other, until ctx ends, the transport fails,
+// or a host that has called Shutdown leaves ([ErrShutdown]).
 func (a *Agent) Serve(ctx context.Context, t Transport) error {
 	for {
 		conn, err := t.Next(ctx)
@@ -41,6 +44,9 @@ func (a *Agent) Serve(ctx context.Context, t Transport) error {
 		a.log.DebugContext(ctx, "host connected")
 		a.serveSession(ctx, session)
 		a.log.DebugContext(ctx, "host gone")
+		if a.ending.Load() {
+			return ErrShutdown
+		}
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}

@@ -40,8 +40,6 @@ func GuestPhases(g *Guest) []Phase {
 			return err
 		}},
 		{"cgroups", func(context.Context) error { return delegateCgroups("/sys/fs/cgroup") }},
-		{"modules", loadModules},
-		{"configfs", mountConfigFS},
 		{"entropy", func(ctx context.Context) error {
 			ctx, cancel := context.WithTimeout(ctx, entropyLimit)
 			defer cancel()
@@ -49,6 +47,12 @@ func GuestPhases(g *Guest) []Phase {
 		}},
 		{"hostname", func(context.Context) error { return unix.Sethostname([]byte(initialHostname)) }},
 	}
+}
+
+// DriverPhases loads what the kernel does not have built in. Nothing before a
+// pod needs these drivers, except a hardware TEE.
+func DriverPhases() []Phase {
+	return []Phase{{"modules", loadModules}, {"configfs", mountConfigFS}}
 }
 
 // mountConfigFS mounts configfs where the kernel has it: TEE drivers offer
