@@ -48,7 +48,7 @@ type Image struct {
 func Load(ctx context.Context, file string, to *layout.Layout, spool string) ([]Image, error) {
 	images, err := load(ctx, file, to, spool)
 	if err != nil {
-		return nil, fmt.Errorf("Docker archive %s: %w", file, err)
+		return nil, fmt.Errorf("image archive %s: %w", file, err)
 	}
 	return images, nil
 }
