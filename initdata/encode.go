@@ -1,7 +1,6 @@
 package initdata
 
 import (
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -16,8 +15,7 @@ import (
 // content allows it, so that people can read them.
 func (d *Document) Encode() ([]byte, error) {
 	if errs := d.problems(); len(errs) > 0 {
-		sortErrors(errs)
-		return nil, errors.Join(errs...)
+		return nil, join(errs)
 	}
 	var b strings.Builder
 	fmt.Fprintf(&b, "version = %s\nalgorithm = %s\n\n[data]\n", boundedtoml.Quote(d.Version), boundedtoml.Quote(d.Algorithm))

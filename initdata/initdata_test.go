@@ -123,6 +123,14 @@ func TestParseReportsAllProblems(t *testing.T) {
 	}
 }
 
+func TestReportIsBounded(t *testing.T) {
+	t.Parallel()
+	_, err := Parse([]byte(strings.Repeat("x", MaxBytes/2) + " = 1\n" + strings.ReplaceAll(entries(400), "\"\"", "1")))
+	if err == nil || len(err.Error()) > 8<<10 || !strings.Contains(err.Error(), "and 372 more problems") {
+		t.Errorf("got %.200v", err)
+	}
+}
+
 func TestParseAcceptsSpellings(t *testing.T) {
 	t.Parallel()
 	want := &Document{Version: Version, Algorithm: SHA256, Data: map[string]string{"a": "x[[[[[[[[[[[[[[[[[[[[\n'"}}

@@ -15,6 +15,8 @@ import (
 const (
 	maxEntries  = 64
 	maxKeyBytes = 128
+	// maxProblems bounds an error report.
+	maxProblems = 32
 )
 
 // Parse decodes a document strictly: a top-level key it does not know, a
@@ -31,7 +33,7 @@ func Parse(raw []byte) (*Document, error) {
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("initdata: "+format, args...)) }
 	for _, name := range slices.Sorted(maps.Keys(top)) {
 		if name != "version" && name != "algorithm" && name != "data" {
-			fail("unknown key %q: expected version, algorithm and [data]", name)
+			fail("unknown key %.64q: expected version, algorithm and [data]", name)
 		}
 	}
 	for name, to := range map[string]*string{"version": &d.Version, "algorithm": &d.Algorithm} {
@@ -52,7 +54,7 @@ func Parse(raw []byte) (*Document, error) {
 		for k, v := range v {
 			s, ok := v.(string)
 			if !ok {
-				fail("data: key %q: expected a string, got %s", k, kind(v))
+				fail("data: key %.64q: expected a string, got %s", k, kind(v))
 			}
 			d.Data[k] = s
 		}
@@ -63,8 +65,7 @@ func Parse(raw []byte) (*Document, error) {
 		errs = d.problems()
 	}
 	if len(errs) > 0 {
-		sortErrors(errs)
-		return nil, errors.Join(errs...)
+		return nil, join(errs)
 	}
 	return d, nil
 }
@@ -74,12 +75,12 @@ func (d *Document) problems() []error {
 	var errs []error
 	fail := func(format string, args ...any) { errs = append(errs, fmt.Errorf("initdata: "+format, args...)) }
 	if d.Version != Version {
-		fail("key \"version\": expected %q, got %q", Version, d.Version)
+		fail("key \"version\": expected %q, got %.64q", Version, d.Version)
 	}
 	switch d.Algorithm {
 	case SHA256, SHA384, SHA512:
 	default:
-		fail("key \"algorithm\": expected \"sha256\", \"sha384\" or \"sha512\", got %q", d.Algorithm)
+		fail("key \"algorithm\": expected \"sha256\", \"sha384\" or \"sha512\", got %.64q", d.Algorithm)
 	}
 	if len(d.Data) > maxEntries {
 		fail("data: has %d entries, the limit is %d", len(d.Data), maxEntries)
@@ -98,9 +99,14 @@ func (d *Document) problems() []error {
 	return errs
 }
 
-// sortErrors makes a report independent of map order.
-func sortErrors(errs []error) {
+// join makes a report that is independent of map order, and of readable
+// length even if the document consists of nothing but mistakes.
+func join(errs []error) error {
 	slices.SortStableFunc(errs, func(a, b error) int { return strings.Compare(a.Error(), b.Error()) })
+	if n := len(errs) - maxProblems; n > 0 {
+		errs = append(errs[:maxProblems], fmt.Errorf("initdata: and %d more problems", n))
+	}
+	return errors.Join(errs...)
 }
 
 // kind names the type of a TOML value.

@@ -40,16 +40,13 @@ func subObject(what string, data []byte) (object, error) {
 // get returns a member. A member that differs from name only in case is an
 // error: another implementation could take it for this one.
 func (o object) get(name string) (json.RawMessage, bool, error) {
-	raw, ok := o.members[name]
-	if ok {
-		return raw, true, nil
-	}
 	for k := range o.members {
-		if strings.EqualFold(k, name) {
+		if k != name && strings.EqualFold(k, name) {
 			return nil, false, fmt.Errorf("kbs: %s: member %q must be spelled %q", o.what, k, name)
 		}
 	}
-	return nil, false, nil
+	raw, ok := o.members[name]
+	return raw, ok, nil
 }
 
 // must returns a required member.

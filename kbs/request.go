@@ -177,8 +177,11 @@ func ParseChallenge(data []byte) (*Challenge, error) {
 		return nil, fmt.Errorf("kbs: challenge: member \"nonce\": expected 1 to %d bytes, got %d", maxNonceBytes, n)
 	}
 	raw, ok, err := o.get("extra-params")
-	if err != nil || !ok || kind(raw) != "object" {
-		return c, err
+	if err != nil {
+		return nil, err
+	}
+	if !ok || kind(raw) != "object" {
+		return c, nil
 	}
 	extra, err := subObject("challenge: extra-params", raw)
 	if err != nil {

@@ -129,6 +129,8 @@ func TestChallenge(t *testing.T) {
 	}
 	for name, tc := range map[string]struct{ doc, want string }{
 		"html":     {`<html>`, "invalid character"},
+		"case":     {`{"nonce":"0","eXtrA-pArAms":{}}`, `must be spelled "extra-params"`},
+		"two":      {`{"nonce":"0","Nonce":"1"}`, `must be spelled "nonce"`},
 		"no nonce": {`{"extra-params":""}`, `"nonce" is missing`},
 		"empty":    {`{"nonce":"","extra-params":""}`, "expected 1 to"},
 		"hash":     {`{"nonce":"x","extra-params":{"selected-hash-algorithm":"sm3"}}`, `unsupported hash algorithm "sm3"`},

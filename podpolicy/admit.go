@@ -32,7 +32,8 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 	if r != nil {
 		return ImageRef{}, nil, r
 	}
-	next := s.withInstance(q.ID, instance{name: c.Name, image: ref, proposal: q.clone(), execs: map[string]execution{}})
+	next := s.withInstance(q.ID, instance{admission: s.admissions + 1, name: c.Name, image: ref, proposal: q.clone(), execs: map[string]execution{}})
+	next.admissions++
 	return ref, next, nil
 }
 

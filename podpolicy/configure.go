@@ -8,9 +8,9 @@ import (
 
 // decideConfigure makes the effective configuration of an admitted container
 // from the policy and the image that was pulled for it.
-func decideConfigure(p *Policy, s *state, id string, img ImageConfig) (*ContainerConfig, *state, *Refusal) {
+func decideConfigure(p *Policy, s *state, id string, admission uint64, img ImageConfig) (*ContainerConfig, *state, *Refusal) {
 	i, ok := s.instances[id]
-	if !ok || i.phase != phaseAdmitted {
+	if !ok || i.phase != phaseAdmitted || i.admission != admission {
 		return nil, nil, badPhase(id, i, ok, phaseAdmitted)
 	}
 	c := findContainer(p, i.name)

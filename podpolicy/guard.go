@@ -35,7 +35,7 @@ func NewGuard(p *Policy) *Guard {
 		g.policy, err = p.clone()
 	}
 	if err != nil {
-		g.broken = refuse(RulePolicyInvalid, "", "a valid policy", clip(err.Error()), "")
+		g.broken = refuse(RulePolicyInvalid, "", "a valid policy", quote(err.Error()), "")
 		return g
 	}
 	g.policy.normalise()
@@ -109,7 +109,9 @@ func (g *Guard) UpdateNetwork(q NetworkProposal) (*NetworkConfig, error) {
 type Admission struct {
 	guard *Guard
 	id    string
-	ref   ImageRef
+	// number of the admission: its id may be another's by the time it is used.
+	number uint64
+	ref    ImageRef
 }
 
 // Image is what to pull. Nothing else may be run in the container's name.
@@ -126,7 +128,10 @@ func (g *Guard) Admit(q ContainerProposal) (*Admission, error) {
 				q = leaveToDerived(q)
 			}
 			ref, next, r := decideAdmit(p, s, q)
-			return &Admission{g, q.ID, ref}, next, r
+			if r != nil {
+				return nil, nil, r
+			}
+			return &Admission{g, q.ID, next.admissions, ref}, next, nil
 		})
 }
 
@@ -134,7 +139,7 @@ func (g *Guard) Admit(q ContainerProposal) (*Admission, error) {
 // returns is the caller's.
 func (a *Admission) Configure(img ImageConfig) (*ContainerConfig, error) {
 	return decide(a.guard, nil, func(p *Policy, s *state) (*ContainerConfig, *state, *Refusal) {
-		return decideConfigure(p, s, a.id, img)
+		return decideConfigure(p, s, a.id, a.number, img)
 	})
 }
 

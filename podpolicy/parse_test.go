@@ -205,6 +205,20 @@ func TestValidateReportsAllProblems(t *testing.T) {
 	}
 }
 
+// The reference's example is a policy.
+func TestReferenceExample(t *testing.T) {
+	t.Parallel()
+	page, err := os.ReadFile("../docs/pod-policy.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, rest, _ := strings.Cut(string(page), "```json\n")
+	example, _, _ := strings.Cut(rest, "```")
+	if _, err := podpolicy.Parse([]byte(example)); err != nil {
+		t.Error(err)
+	}
+}
+
 func TestParseTooLarge(t *testing.T) {
 	t.Parallel()
 	if _, err := podpolicy.Parse(append(document(t), bytes.Repeat([]byte(" "), podpolicy.MaxBytes)...)); err == nil || !strings.Contains(err.Error(), "limit") {

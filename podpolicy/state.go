@@ -12,6 +12,8 @@ type state struct {
 	instances map[string]instance
 	// history by container name; it is never forgotten.
 	history map[string]history
+	// admissions counts them, so that each has a number.
+	admissions uint64
 	// files holds the version of each files volume that is complete.
 	files map[string]uint64
 }
@@ -45,10 +47,12 @@ func (p phase) String() string {
 }
 
 type instance struct {
-	name     string
-	phase    phase
-	image    ImageRef
-	proposal ContainerProposal
+	// admission tells this instance from an earlier one with its id.
+	admission uint64
+	name      string
+	phase     phase
+	image     ImageRef
+	proposal  ContainerProposal
 	// config and stopSignal are set when it is configured.
 	config      *ContainerConfig
 	stopSignal  uint32
@@ -75,7 +79,7 @@ func newState() *state {
 }
 
 func (s *state) clone() *state {
-	c := &state{sandbox: s.sandbox, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
+	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
 	for id, i := range c.instances {
 		i.execs = maps.Clone(i.execs)
 		c.instances[id] = i

@@ -26,7 +26,8 @@ func ResolveUser(spec string, passwd, group []byte) (User, error) {
 	var login string
 	for f := range records(passwd, 4) {
 		id, ok := parseNumber(f[2])
-		if !ok || !(f[0] == name && name != "" || numeric && id == uid) {
+		named := name != "" && f[0] == name
+		if !ok || !named && (!numeric || id != uid) {
 			continue
 		}
 		gid, ok := parseNumber(f[3])

@@ -70,7 +70,7 @@ func FromDocument(d *initdata.Document) (*Config, error) {
 	}
 	switch {
 	case aa.url != "" && cdh.url != "" && aa.url != cdh.url:
-		r.fail(initdata.KeyCDH+": kbc.url", "expected %q as in %s, got %q: the guest has one key broker", aa.url, initdata.KeyAA, cdh.url)
+		r.fail(initdata.KeyCDH+": kbc.url", "expected %.256q as in %s, got %.256q: the guest has one key broker", aa.url, initdata.KeyAA, cdh.url)
 	case aa.cert != "" && cdh.cert != "" && aa.cert != cdh.cert:
 		r.fail(initdata.KeyCDH+": kbc.kbs_cert", "differs from token_configs.kbs.cert in %s: the guest has one key broker", initdata.KeyAA)
 	}
@@ -91,11 +91,20 @@ func FromDocument(d *initdata.Document) (*Config, error) {
 // broker is how one file names the key broker.
 type broker struct{ url, cert string }
 
+// maxProblems bounds an error report.
+const maxProblems = 32
+
 // reader collects problems.
 type reader struct{ errs []error }
 
+// fail adds a problem, up to maxProblems of them.
 func (r *reader) fail(where, format string, args ...any) {
-	r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
+	switch n := len(r.errs); {
+	case n < maxProblems:
+		r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
+	case n == maxProblems:
+		r.errs = append(r.errs, errors.New("initdata: and more problems"))
+	}
 }
 
 // trimPEM makes certificates that differ only in the white space around them

@@ -65,7 +65,7 @@ func parseCDH(t *table, image *Image) broker {
 	k := t.sub("kbc")
 	if k.left != nil {
 		if name := k.str("name"); name != kbcName {
-			t.r.fail(k.where("name"), "expected %q, got %q: the guest has no other key broker client", kbcName, name)
+			t.r.fail(k.where("name"), "expected %q, got %.64q: the guest has no other key broker client", kbcName, name)
 		}
 	}
 	b.url, b.cert = k.brokerURL("url"), k.pem("kbs_cert")
@@ -151,9 +151,10 @@ func validLocation(s string) bool {
 		!strings.HasSuffix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII || r <= ' ' || r == 0x7f })
 }
 
+// clip shortens a part of the document for a message.
 func clip(s string) string {
 	if len(s) > 64 {
-		return s[:64] + "…"
+		return strings.ToValidUTF8(s[:64], "") + "…"
 	}
 	return s
 }

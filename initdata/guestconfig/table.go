@@ -32,6 +32,7 @@ func (r *reader) file(name, text string) *table {
 
 // where names a key for messages.
 func (t *table) where(key string) string {
+	key = clip(key)
 	if t.top {
 		return t.name + ": " + key
 	}

@@ -213,7 +213,7 @@ func referencePath(name string) (string, error) {
 		return r < utf8.RuneSelf && (r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || strings.ContainsRune("-_.:", r))
 	}
 	if name == "" || name == "." || name == ".." || len(name) > maxNameBytes || strings.ContainsFunc(name, func(r rune) bool { return !ok(r) }) {
-		return "", fmt.Errorf("kbs admin: reference value %q: expected a name of 1 to %d ASCII letters, digits and -_.:", name, maxNameBytes)
+		return "", fmt.Errorf("kbs admin: reference value %q: expected a name of 1 to %d ASCII letters, digits, dots, colons, dashes and underscores", name, maxNameBytes)
 	}
 	return ReferenceValuesPath + "/" + name, nil
 }
@@ -352,7 +352,7 @@ func (b Binding) Validate() error {
 	default:
 		return fmt.Errorf("kbs admin: binding: initdata %q: expected a whole digest of 64, 96 or 128 hexadecimal digits", b.InitData)
 	}
-	if strings.ContainsFunc(b.InitData, func(r rune) bool { return !(r >= '0' && r <= '9' || r >= 'a' && r <= 'f') }) {
+	if strings.Trim(b.InitData, "0123456789abcdef") != "" {
 		return errors.New("kbs admin: binding: initdata: expected lower-case hexadecimal digits")
 	}
 	return nil

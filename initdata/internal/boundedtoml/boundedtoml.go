@@ -23,6 +23,12 @@ const (
 	maxDots = 16
 	// maxTables bounds table headers.
 	maxTables = 1024
+	// maxItems bounds keys and elements of arrays, by their equals signs and
+	// commas.
+	maxItems = 4096
+	// maxMessage bounds the library's message in bytes: it quotes the
+	// document.
+	maxMessage = 256
 )
 
 // Decode decodes a document of at most maxBytes bytes into maps, slices and
@@ -44,7 +50,11 @@ func Decode(raw []byte, maxBytes int) (map[string]any, error) {
 	doc := map[string]any{}
 	if _, err := toml.Decode(text, &doc); err != nil {
 		if pe, ok := errors.AsType[toml.ParseError](err); ok {
-			return nil, fmt.Errorf("line %d: %s", pe.Position.Line, pe.Message)
+			msg := pe.Message
+			if len(msg) > maxMessage {
+				msg = strings.ToValidUTF8(msg[:maxMessage], "") + "…"
+			}
+			return nil, fmt.Errorf("line %d: %s", pe.Position.Line, msg)
 		}
 		return nil, err
 	}
@@ -55,7 +65,7 @@ func Decode(raw []byte, maxBytes int) (map[string]any, error) {
 // as TOML defines them and is stricter where that is simpler: after a string
 // only what can follow a string may come.
 func check(s string) error {
-	depth, dots, tables, line := 0, 0, 0, 1
+	depth, dots, tables, items, line := 0, 0, 0, 0, 1
 	newline := true
 	for i := 0; i < len(s); {
 		switch c := s[i]; c {
@@ -91,6 +101,11 @@ func check(s string) error {
 			}
 			if depth++; depth > maxDepth {
 				return fmt.Errorf("line %d: nested more than %d deep", line, maxDepth)
+			}
+			i++
+		case '=', ',':
+			if items++; items > maxItems {
+				return fmt.Errorf("line %d: more than %d keys and elements", line, maxItems)
 			}
 			i++
 		case ']', '}':

@@ -43,11 +43,15 @@ func TestDecodeRefuses(t *testing.T) {
 		"dotted key":          {strings.Repeat("a.", 17) + "a = 1", "more than 16 dots"},
 		"dotted quoted key":   {strings.Repeat("'a'.", 17) + "a = 1", "more than 16 dots"},
 		"dotted table":        {"[" + strings.Repeat("a.", 17) + "a]", "more than 16 dots"},
-		"size":                {strings.Repeat("#", 2000), "2000 bytes, the limit is 1024"},
+		"elements":            {"a = [" + strings.Repeat("1,", 4097) + "]", "more than 4096 keys and elements"},
+		"long message":        {"a = " + strings.Repeat("é", 2000), "line 1: "},
+		"size":                {strings.Repeat("#", 20000), "20000 bytes, the limit is 16384"},
 		"syntax":              {"\n\na = = 1", "line 3: "},
 	} {
-		if v, err := Decode([]byte(tc.doc), 1<<10); err == nil || v != nil || !strings.Contains(err.Error(), tc.want) {
+		if v, err := Decode([]byte(tc.doc), 1<<14); err == nil || v != nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %v, %v; want an error with %q", name, v, err, tc.want)
+		} else if len(err.Error()) > 2*maxMessage {
+			t.Errorf("%s: the message has %d bytes", name, len(err.Error()))
 		}
 	}
 }

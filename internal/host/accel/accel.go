@@ -74,6 +74,8 @@ type Options struct {
 	// CacheDir holds verdicts; empty is coffer/accel in the user's cache
 	// directory.
 	CacheDir string
+	// Refresh probes again whatever the cache says.
+	Refresh bool
 	// Device and BootID are /dev/kvm and the host's boot id where empty;
 	// tests change them.
 	Device, BootID string
@@ -134,7 +136,7 @@ func (o Options) probed(ctx context.Context) (Verdict, error) {
 	if err != nil {
 		o.Logger.WarnContext(ctx, "the accelerator's verdict cannot be cached", "error", err)
 	}
-	if v, ok := cache.load(key); ok {
+	if v, ok := cache.load(key); ok && !o.Refresh {
 		return v, nil
 	}
 	o.Logger.InfoContext(ctx, "trying KVM with a small guest, once", "limit", bootLimit)
@@ -184,7 +186,7 @@ func (o Options) key() (string, error) {
 	}
 	h := sha256.New()
 	for _, part := range []string{"coffer accel 1", o.QEMU.Path, o.QEMU.Version, o.KernelDigest, o.Firmware, o.BootID, CPU(vmm.KVM)} {
-		fmt.Fprintf(h, "%d:%s", len(part), part)
+		_, _ = fmt.Fprintf(h, "%d:%s", len(part), part)
 	}
 	return hex.EncodeToString(h.Sum(nil)), nil
 }

@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/host/hosttest"
@@ -54,6 +55,11 @@ func TestAutoProbesOnce(t *testing.T) {
 			}
 			if *count != 1 {
 				t.Errorf("%d probes", *count)
+			}
+			again := opts
+			again.Refresh = true
+			if v, err := Decide(t.Context(), Auto, again); err != nil || v.Cached || *count != 2 {
+				t.Errorf("refresh: %+v, %v, %d probes", v, err, *count)
 			}
 			for _, change := range []func(*Options){
 				func(o *Options) { o.BootID = "boot-2" },
@@ -161,6 +167,40 @@ func TestModes(t *testing.T) {
 	}
 }
 
+func TestWatch(t *testing.T) {
+	t.Parallel()
+	closed := make(chan struct{})
+	close(closed)
+	after := func(d time.Duration) chan struct{} {
+		c := make(chan struct{})
+		time.AfterFunc(d, func() { close(c) })
+		return c
+	}
+	for _, tc := range []struct {
+		name  string
+		start func() (spoke, booted, done chan struct{})
+		want  outcome
+		took  time.Duration
+	}{
+		{"up", func() (a, b, c chan struct{}) { return after(time.Second), after(2 * time.Second), nil }, up, 2 * time.Second},
+		{"up and gone", func() (a, b, c chan struct{}) { return nil, closed, closed }, up, 0},
+		{"silent", func() (a, b, c chan struct{}) { return nil, nil, nil }, silent, silenceLimit},
+		{"slow", func() (a, b, c chan struct{}) { return after(time.Second), nil, nil }, slow, bootLimit},
+		{"ended", func() (a, b, c chan struct{}) { return nil, nil, after(time.Second) }, ended, time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				spoke, booted, done := tc.start()
+				if got, took := watch(spoke, booted, done), time.Since(start); got != tc.want || took != tc.took {
+					t.Errorf("%d after %s, want %d after %s", got, took, tc.want, tc.took)
+				}
+			})
+		})
+	}
+}
+
 // TestProbeInit reads the hand-made program with a real reader.
 func TestProbeInit(t *testing.T) {
 	t.Parallel()
@@ -216,7 +256,7 @@ func TestRealHost(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer archive.Close()
+	defer func() { _ = archive.Close() }()
 	said := false
 	vm, err := vmm.Start(t.Context(), &vmm.Machine{
 		Name: "accel-test", Accelerator: v.Accelerator, CPU: CPU(v.Accelerator), VCPUs: 1, MemoryMiB: 256,

@@ -66,26 +66,51 @@ func probe(ctx context.Context, opts Options, log *slog.Logger) error {
 		return verdictOf(ctx, err)
 	}
 	defer vm.Close() //nolint:errcheck // always nil
+	switch watch(spoke, booted, vm.Done()) {
+	case silent:
+		return &unusable{fmt.Sprintf("the kernel printed nothing within %s", silenceLimit)}
+	case slow:
+		return &unusable{fmt.Sprintf("the kernel did not come up within %s; it got to %q", bootLimit, last(vm.Console()))}
+	case ended:
+		return verdictOf(ctx, vm.End())
+	}
+	return nil
+}
+
+// outcome is how the probe guest fared.
+type outcome int
+
+const (
+	up outcome = iota
+	silent
+	slow
+	ended
+)
+
+// watch waits for the first that happens: the init speaks, the machine ends,
+// the kernel has kept silent for too long, or was too slow.
+func watch(spoke, booted, done <-chan struct{}) outcome {
 	silence, limit := time.NewTimer(silenceLimit), time.NewTimer(bootLimit)
 	defer silence.Stop()
 	defer limit.Stop()
 	for {
 		select {
 		case <-booted:
-			return nil
+			return up
 		case <-spoke:
 			spoke = nil
 			silence.Stop()
 		case <-silence.C:
-			return &unusable{fmt.Sprintf("the kernel printed nothing within %s", silenceLimit)}
+			return silent
 		case <-limit.C:
-			return &unusable{fmt.Sprintf("the kernel did not come up within %s; it got to %q", bootLimit, last(vm.Console()))}
-		case <-vm.Done():
+			return slow
+		case <-done:
+			// The machine may end right after its init has spoken.
 			select {
 			case <-booted:
-				return nil
+				return up
 			default:
-				return verdictOf(ctx, vm.End())
+				return ended
 			}
 		}
 	}

@@ -69,6 +69,22 @@ func (t *Tail) Lines() []string {
 // String returns the remembered lines joined by newlines.
 func (t *Tail) String() string { return strings.Join(t.Lines(), "\n") }
 
+// panicLine begins what Linux prints of its own end: the reason, then a page
+// of registers and calls.
+const panicLine = "Kernel panic - not syncing"
+
+// Excerpt returns the n lines of a console that are worth repeating in an
+// error: the last ones, or, where Linux panicked, those up to its reason.
+func Excerpt(lines []string, n int) []string {
+	for i, l := range lines {
+		if strings.Contains(l, panicLine) {
+			lines = lines[:i+1]
+			break
+		}
+	}
+	return lines[max(0, len(lines)-n):]
+}
+
 func (t *Tail) put(c byte) {
 	if t.escape = t.escape.next(c); t.escape != plain {
 		return

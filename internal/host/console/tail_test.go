@@ -34,7 +34,7 @@ func TestTailKeepsWhatALogNeeds(t *testing.T) {
 			t.Parallel()
 			tail := NewTail(4, nil)
 			for i := range len(tc.in) { // one byte at a time: state must survive any split
-				fmt.Fprint(tail, tc.in[i:i+1])
+				_, _ = fmt.Fprint(tail, tc.in[i:i+1])
 			}
 			if d := cmp.Diff(tc.want, tail.Lines()); d != "" {
 				t.Errorf("lines (-want +got):\n%s", d)
@@ -47,12 +47,30 @@ func TestTailCallsBackInOrder(t *testing.T) {
 	t.Parallel()
 	var got []string
 	tail := NewTail(1, func(line string) { got = append(got, line) })
-	fmt.Fprint(tail, "a\nb\nc")
+	_, _ = fmt.Fprint(tail, "a\nb\nc")
 	if d := cmp.Diff([]string{"a", "b"}, got); d != "" {
 		t.Errorf("callback (-want +got):\n%s", d)
 	}
 	if got := tail.String(); got != "b\nc" {
 		t.Errorf("String() = %q", got)
+	}
+}
+
+func TestExcerpt(t *testing.T) {
+	t.Parallel()
+	reason := "[    2.5] Kernel panic - not syncing: Attempted to kill init!"
+	for _, tc := range []struct {
+		name     string
+		in, want []string
+	}{
+		{"none", nil, nil},
+		{"few", []string{"a"}, []string{"a"}},
+		{"last", []string{"a", "b", "c"}, []string{"b", "c"}},
+		{"panic", []string{"a", "agent: no memory", reason, "CPU: 0", "RIP", "Offset"}, []string{"agent: no memory", reason}},
+	} {
+		if d := cmp.Diff(tc.want, Excerpt(tc.in, 2)); d != "" {
+			t.Errorf("%s (-want +got):\n%s", tc.name, d)
+		}
 	}
 }
 

@@ -5,6 +5,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"time"
 
@@ -39,6 +40,9 @@ type Config struct {
 	NoNetwork bool
 	// Override is what the host changes beneath the manifest.
 	Override Override
+	// TEEPort, when not nil, wraps the software TEE's end of the port between
+	// it and the guest: the host that carries the bytes sees them.
+	TEEPort func(io.ReadWriter) io.ReadWriter
 
 	Logger *slog.Logger
 	// ConsoleLine, when not nil, is called with every line of the guest's

@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"time"
@@ -89,7 +90,7 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 		return err
 	}
 	if guest != nil {
-		if err := s.serveSoftTEE(ctx, guest); err != nil {
+		if err := s.serveSoftTEE(ctx, guest, c.TEEPort); err != nil {
 			return err
 		}
 	}
@@ -189,10 +190,14 @@ func (s *Sandbox) boot(ctx context.Context, c Config, qemu vmm.QEMU, m *vmm.Mach
 
 // serveSoftTEE answers the guest's requests for reports until the machine
 // ends.
-func (s *Sandbox) serveSoftTEE(ctx context.Context, guest *softtee.Guest) error {
-	port, err := s.vm.Port(softport.PortName)
+func (s *Sandbox) serveSoftTEE(ctx context.Context, guest *softtee.Guest, wrap func(io.ReadWriter) io.ReadWriter) error {
+	conn, err := s.vm.Port(softport.PortName)
 	if err != nil {
 		return err
+	}
+	var port io.ReadWriter = conn
+	if wrap != nil {
+		port = wrap(conn)
 	}
 	s.background.Go(func() {
 		if err := guest.Serve(ctx, port); err != nil && ctx.Err() == nil && s.vm.End() == nil && !s.closing.Load() {

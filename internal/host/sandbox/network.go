@@ -3,7 +3,6 @@ package sandbox
 import (
 	"crypto/sha256"
 	"net"
-	"strings"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/vmm"
@@ -27,14 +26,11 @@ func MAC(id string) net.HardwareAddr {
 
 // network is the user-mode network as the guest is told to set it up.
 func network(mac net.HardwareAddr) *agentapi.Network {
-	address, _, _ := strings.Cut(vmm.GuestAddress, "/")
 	return &agentapi.Network{
 		Interfaces: []*agentapi.Interface{{Mac: mac.String(), Name: guestInterface, Addresses: []string{vmm.GuestAddress}, Mtu: guestMTU}},
 		Routes:     []*agentapi.Route{{Gateway: vmm.HostAddress, Interface: guestInterface}},
 		Dns:        &agentapi.DNS{Servers: []string{vmm.DNSAddress}},
 		Hosts: []*agentapi.HostEntry{
-			{Address: "127.0.0.1", Names: []string{"localhost"}},
-			{Address: address, Names: []string{"pod"}},
 			{Address: vmm.HostAddress, Names: []string{HostName}},
 		},
 	}

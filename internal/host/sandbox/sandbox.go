@@ -18,6 +18,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/console"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/tee/measure"
 )
@@ -122,8 +123,7 @@ func (s *Sandbox) bootError(err error) error {
 		return fmt.Errorf("%w; its console is empty", err)
 	}
 	const shown = 12
-	lines = lines[max(0, len(lines)-shown):]
-	return fmt.Errorf("%w; last lines of its console:\n    %s", err, strings.Join(lines, "\n    "))
+	return fmt.Errorf("%w; last lines of its console:\n    %s", err, strings.Join(console.Excerpt(lines, shown), "\n    "))
 }
 
 // ended returns how the machine ended if that explains err, else nil.

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/coffer-project/coffer/internal/host/console"
 	"github.com/coffer-project/coffer/internal/host/qmp"
 )
 
@@ -61,9 +62,8 @@ func show(b *strings.Builder, source string, lines []string) {
 	if len(lines) == 0 {
 		return
 	}
-	lines = lines[max(0, len(lines)-shownLines):]
 	fmt.Fprintf(b, "; last lines of its %s:", source)
-	for _, l := range lines {
+	for _, l := range console.Excerpt(lines, shownLines) {
 		fmt.Fprintf(b, "\n    %s", l)
 	}
 }

@@ -21,6 +21,8 @@ import (
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
+var discard = slog.New(slog.DiscardHandler)
+
 const testPort = "org.coffer.test.0"
 
 // helperVariable makes the test binary start a machine and wait: it is the
@@ -30,6 +32,10 @@ const helperVariable = "COFFER_TEST_VMM_HELPER"
 func TestMain(m *testing.M) {
 	if initrd := os.Getenv(helperVariable); initrd != "" {
 		helper(initrd)
+		return
+	}
+	if manner := os.Getenv(fakeVariable); manner != "" {
+		fake(manner)
 		return
 	}
 	os.Exit(m.Run())
@@ -51,7 +57,7 @@ func options(t testing.TB, line func(string)) vmm.Options {
 	if err != nil {
 		t.Fatal(err)
 	}
-	return vmm.Options{QEMU: q, Logger: slog.New(slog.DiscardHandler), ConsoleLine: line}
+	return vmm.Options{QEMU: q, Logger: discard, ConsoleLine: line}
 }
 
 // TestLife boots machines one after the other: each way a machine can end is
@@ -64,7 +70,7 @@ func TestLife(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer sealed.Close()
+	defer func() { _ = sealed.Close() }()
 	if _, err := sealed.WriteAt([]byte("x"), 0); err == nil {
 		t.Error("a sealed file can be written")
 	}
@@ -77,7 +83,7 @@ func TestLife(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		defer vm.Close()
+		defer func() { _ = vm.Close() }()
 		port, err := vm.Port(testPort)
 		if err != nil {
 			t.Fatal(err)
@@ -85,7 +91,7 @@ func TestLife(t *testing.T) {
 		if _, err := vm.Port("org.coffer.other"); err == nil {
 			t.Error("a port that is not there")
 		}
-		fmt.Fprintln(port, "hello, guest")
+		_, _ = fmt.Fprintln(port, "hello, guest")
 		got, err := bufio.NewReader(port).ReadString('\n')
 		if got != "hello, guest\n" || err != nil {
 			t.Fatalf("echo: %q, %v; console:\n%s", got, err, strings.Join(vm.Console(), "\n"))
@@ -127,7 +133,7 @@ func TestLife(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			defer vm.Close()
+			defer func() { _ = vm.Close() }()
 			<-vm.Done()
 			end := vm.End()
 			if end.Cause != tc.cause || !strings.Contains(strings.Join(end.Console, "\n"), tc.console) {
@@ -246,7 +252,7 @@ func TestDiesWithItsParent(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer unix.Close(pidfd)
+	defer func() { _ = unix.Close(pidfd) }()
 	if err := parent.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
@@ -264,13 +270,13 @@ func helper(initrd string) {
 	if err == nil {
 		var vm *vmm.VM
 		vm, err = vmm.Start(context.Background(), guest(os.Getenv(hosttest.KernelVariable), vmm.Input{Path: initrd}, "hang"),
-			vmm.Options{QEMU: q, Logger: slog.New(slog.DiscardHandler)})
+			vmm.Options{QEMU: q, Logger: discard})
 		if err == nil {
 			fmt.Println(vm.PID())
 			<-vm.Done()
 			err = vm.End()
 		}
 	}
-	fmt.Fprintln(os.Stderr, err)
+	_, _ = fmt.Fprintln(os.Stderr, err)
 	os.Exit(1)
 }

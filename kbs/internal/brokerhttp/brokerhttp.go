@@ -97,19 +97,19 @@ func CheckURL(s string) error {
 func parseBase(s string) (string, error) {
 	u, err := url.Parse(s)
 	if err != nil {
-		return "", fmt.Errorf("URL %q is malformed", s)
+		return "", fmt.Errorf("URL %.256q is malformed", s)
 	}
 	switch {
 	case u.Scheme == "http":
-		return "", fmt.Errorf("URL %q: expected https: the protocol encrypts resources to the guest, but without TLS anyone on the way could hand out their own", s)
+		return "", fmt.Errorf("URL %.256q: expected https: the protocol encrypts resources to the guest, but without TLS anyone on the way could hand out their own", s)
 	case u.Scheme != "https":
-		return "", fmt.Errorf("URL %q: expected https://host[:port]", s)
+		return "", fmt.Errorf("URL %.256q: expected https://host[:port]", s)
 	case u.Hostname() == "" || u.Opaque != "":
-		return "", fmt.Errorf("URL %q has no host", s)
+		return "", fmt.Errorf("URL %.256q has no host", s)
 	case u.User != nil:
 		return "", errors.New("URL has a user name, which nothing would use")
 	case u.RawQuery != "" || u.ForceQuery || u.Fragment != "":
-		return "", fmt.Errorf("URL %q: expected no query and no fragment", s)
+		return "", fmt.Errorf("URL %.256q: expected no query and no fragment", s)
 	}
 	return strings.TrimRight(u.String(), "/"), nil
 }

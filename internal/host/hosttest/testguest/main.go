@@ -49,7 +49,9 @@ func main() {
 		fmt.Println("testguest: about to exit")
 		os.Exit(3)
 	case "hang":
-		select {}
+		for {
+			_ = syscall.Pause()
+		}
 	}
 	if err != nil {
 		fmt.Println("testguest:", err)
