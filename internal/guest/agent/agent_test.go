@@ -75,7 +75,7 @@ func TestUnsealedPod(t *testing.T) {
 	if _, err := in.Write([]byte("typed\n")); err != nil {
 		t.Fatal(err)
 	}
-	in.Close()
+	_ = in.Close()
 	if got, want := readAll(t, out), "typed\nimage bar\nnameserver 10.0.2.3\nsearch shop.example\n"; got != want {
 		t.Errorf("stdout %q, want %q", got, want)
 	}
@@ -219,7 +219,7 @@ func TestSealedPod(t *testing.T) {
 		t.Fatal(err)
 	}
 	must[*agentapi.StartResponse](t)(h.Start(t.Context(), &agentapi.StartRequest{ContainerId: "web", ExecId: "e1"}))
-	in.Close()
+	_ = in.Close()
 	if got := readAll(t, execOut); got != "in hunter2\n" {
 		t.Errorf("exec output %q", got)
 	}
@@ -402,7 +402,7 @@ func TestFiles(t *testing.T) {
 			if err != nil {
 				return
 			}
-			defer conn.Close()
+			defer func() { _ = conn.Close() }()
 			tw := tar.NewWriter(conn)
 			_ = tw.WriteHeader(&tar.Header{Name: name, Typeflag: tar.TypeReg, Size: int64(len(content))})
 			_, _ = tw.Write([]byte(content))

@@ -231,7 +231,7 @@ func newWorld(t *testing.T, hostData []byte) *world {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(func() { _ = l.Close() })
 	w.dial = func() net.Conn {
 		t.Helper()
 		client, err := net.Dial("unix", socket)

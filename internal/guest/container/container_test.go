@@ -93,7 +93,7 @@ func TestRun(t *testing.T) {
 	if _, err := ctr.Init.Stdin.Write([]byte("in\n")); err != nil {
 		t.Fatal(err)
 	}
-	ctr.Init.Stdin.Close()
+	_ = ctr.Init.Stdin.Close()
 	if got, want := read(t, ctr.Init.Stdout), "out\nin\n1000\n1001\nbar baz\n"; got != want {
 		t.Errorf("stdout = %q, want %q", got, want)
 	}
@@ -122,7 +122,7 @@ func TestExec(t *testing.T) {
 	if _, err := p.Stdin.Write([]byte("hello")); err != nil {
 		t.Fatal(err)
 	}
-	p.Stdin.Close()
+	_ = p.Stdin.Close()
 	if got := read(t, p.Stdout); got != "/tmp\nhello" {
 		t.Errorf("stdout = %q", got)
 	}
@@ -152,7 +152,7 @@ func TestTerminal(t *testing.T) {
 	if _, err := ctr.Init.Stdin.Write([]byte("typed\n")); err != nil {
 		t.Fatal(err)
 	}
-	ctr.Init.Stdin.Close() // control-D
+	_ = ctr.Init.Stdin.Close() // control-D
 	out := read(t, ctr.Init.Stdout)
 	if !strings.Contains(out, "typed") || !strings.Contains(out, "37 101") {
 		t.Errorf("terminal output %q", out)

@@ -109,9 +109,9 @@ func orphan(t *testing.T, script string) int {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer r.Close()
+	defer func() { _ = r.Close() }()
 	parent := shell(t, "("+script+") >/dev/null & echo $!", w)
-	w.Close()
+	_ = w.Close()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)

@@ -26,7 +26,7 @@ func portPair(t *testing.T) (*Port, *os.File) {
 		t.Fatal(err)
 	}
 	host := os.NewFile(uintptr(fds[1]), "host")
-	t.Cleanup(func() { port.Close(); host.Close() })
+	t.Cleanup(func() { _, _ = port.Close(), host.Close() })
 	return port, host
 }
 
@@ -58,7 +58,7 @@ func TestCloseWakesReaderAndWriter(t *testing.T) {
 		if _, err := host.Read(make([]byte, 1)); err != nil { // the writer is under way
 			t.Fatal(err)
 		}
-		conn.Close()
+		_ = conn.Close()
 		for range 2 {
 			if err := <-errs; !errors.Is(err, os.ErrClosed) {
 				t.Errorf("error = %v, want closed", err)
@@ -101,7 +101,7 @@ func TestHostLeaves(t *testing.T) {
 	if _, err := host.Write([]byte("hi")); err != nil {
 		t.Fatal(err)
 	}
-	host.Close()
+	_ = host.Close()
 	got, err := io.ReadAll(conn)
 	if err != nil || string(got) != "hi" {
 		t.Errorf("got %q, %v, want hi and the end", got, err)
@@ -123,7 +123,7 @@ func TestANewConnEndsTheOldOne(t *testing.T) {
 		t.Error(err)
 	}
 	// Closing the first again must not disturb the second.
-	first.Close()
+	_ = first.Close()
 	if _, err := second.Write([]byte("x")); err != nil {
 		t.Error(err)
 	}
