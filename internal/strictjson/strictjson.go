@@ -38,6 +38,8 @@ type Error struct {
 	Offset int
 	// Problem is what is wrong there.
 	Problem string
+
+	elems []string
 }
 
 // Error implements error.
@@ -60,7 +62,8 @@ func (e *Error) Error() string {
 //
 // A type with its own UnmarshalJSON is handed its part of the document after
 // that part has been checked for everything but the names and types it
-// expects; it must use Decode again for those.
+// expects; it must use Decode again for those. Its error gets the path of that
+// part, and it is called more than once for one value.
 func Decode(data []byte, v any, limits Limits) error {
 	target := reflect.ValueOf(v)
 	if target.Kind() != reflect.Pointer || target.IsNil() {
@@ -81,8 +84,8 @@ func Decode(data []byte, v any, limits Limits) error {
 	}
 	fresh := reflect.New(target.Type().Elem())
 	if err := json.Unmarshal(data, fresh.Interface()); err != nil {
-		// What is left for encoding/json to refuse: numbers out of a type's
-		// range, bad base64, and what an UnmarshalJSON finds.
+		// Hardly anything is left for encoding/json to refuse: bad base64,
+		// and strings that should hold a number.
 		return unmarshalError(err)
 	}
 	target.Elem().Set(fresh.Elem())

@@ -91,7 +91,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"array for object":      {`{"map":[]}`, "map", "expected an object"},
 		"object for array":      {`{"list":{}}`, "list", "expected an array"},
 		"bool for string":       {`{"name":true}`, "name", "true is not allowed"},
-		"out of range":          {`{"list":[{"port":65536}]}`, "list.port", "does not fit"},
+		"out of range":          {`{"list":[{"port":65536}]}`, "list[0].port", "does not fit in uint16"},
 		"fraction for int":      {`{"age":1.5}`, "age", "does not fit"},
 		"short fixed array":     {`{"fixed":[1,2]}`, "fixed", "has 2 elements, expected 3"},
 		"long fixed array":      {`{"fixed":[1,2,3,4]}`, "fixed", "more than 3"},
@@ -124,7 +124,7 @@ func TestDecodeRefuses(t *testing.T) {
 		"too deep":              {`{"any":[[[[[]]]]]}`, "any[0][0][0][0]", "deeper than the limit of 5"},
 		"too long":              {`{"name":"` + strings.Repeat("x", 200) + `"}`, "", "limit of 200 bytes"},
 		"bad base64":            {`{"bytes":"!"}`, "", "illegal base64"},
-		"bad address":           {`{"list":[{"addr":"1.2.3"}]}`, "", ""},
+		"bad address":           {`{"list":[{"addr":"1.2.3"}]}`, "list[0].addr", "not a valid netip.Addr"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -160,8 +160,13 @@ func TestDecodeNestedUnmarshaler(t *testing.T) {
 	if err := strictjson.Decode([]byte(`{"a":{"port":3}}`), &m, strictjson.Limits{}); err != nil || m["a"].In.Port != 3 {
 		t.Errorf("got %+v, %v", m, err)
 	}
-	err := strictjson.Decode([]byte(`{"a":{"Port":3}}`), &m, strictjson.Limits{})
-	if e, ok := errors.AsType[*strictjson.Error](err); !ok || e.Path != "Port" {
+	var deep []struct{ M map[string]strict }
+	err := strictjson.Decode([]byte(`[{"M":{"a b":{"port":"x"}}}]`), &deep, strictjson.Limits{})
+	if e, ok := errors.AsType[*strictjson.Error](err); !ok || e.Path != `[0].M["a b"].port` {
+		t.Errorf("got %v", err)
+	}
+	err = strictjson.Decode([]byte(`{"a":{"Port":3}}`), &m, strictjson.Limits{})
+	if e, ok := errors.AsType[*strictjson.Error](err); !ok || e.Path != "a.Port" {
 		t.Errorf("got %v", err)
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding"
 	"encoding/json"
 	"reflect"
+	"strconv"
 	"strings"
 )
 
@@ -13,11 +14,11 @@ func receiver(t reflect.Type) (reflect.Type, bool) {
 	nullable := false
 	for t != nil {
 		switch {
-		case opaque(t):
-			return nil, true
 		case t.Kind() == reflect.Pointer:
 			nullable = true
 			t = t.Elem()
+		case opaque(t):
+			return t, true
 		case t.Kind() == reflect.Interface:
 			return nil, true
 		case t.Kind() == reflect.Slice, t.Kind() == reflect.Map:
@@ -31,8 +32,7 @@ func receiver(t reflect.Type) (reflect.Type, bool) {
 
 // opaque types decode themselves.
 func opaque(t reflect.Type) bool {
-	u := reflect.TypeFor[json.Unmarshaler]()
-	return t.Implements(u) || t.Kind() != reflect.Pointer && reflect.PointerTo(t).Implements(u)
+	return reflect.PointerTo(t).Implements(reflect.TypeFor[json.Unmarshaler]())
 }
 
 func isText(t reflect.Type) bool {
@@ -58,6 +58,20 @@ func isNumber(t reflect.Type) bool {
 	}
 	// json.Number is a string kind that takes numbers.
 	return t == reflect.TypeFor[json.Number]()
+}
+
+// inRange reports whether the number is one of type t.
+func inRange(t reflect.Type, number string) bool {
+	var err error
+	switch {
+	case t.Kind() >= reflect.Int && t.Kind() <= reflect.Int64:
+		_, err = strconv.ParseInt(number, 10, t.Bits())
+	case t.Kind() >= reflect.Uint && t.Kind() <= reflect.Uintptr:
+		_, err = strconv.ParseUint(number, 10, t.Bits())
+	case t.Kind() == reflect.Float32, t.Kind() == reflect.Float64:
+		_, err = strconv.ParseFloat(number, t.Bits())
+	}
+	return err == nil
 }
 
 func describe(t reflect.Type) string {

@@ -1,6 +1,7 @@
 package strictjson
 
 import (
+	"encoding"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -23,7 +24,7 @@ type walker struct {
 }
 
 func (w *walker) fail(format string, args ...any) error {
-	return &Error{Path: joinPath(w.path), Offset: w.pos, Problem: fmt.Sprintf(format, args...)}
+	return &Error{Path: joinPath(w.path), Offset: w.pos, Problem: fmt.Sprintf(format, args...), elems: slices.Clone(w.path)}
 }
 
 func (w *walker) document(t reflect.Type) error {
@@ -58,22 +59,28 @@ func (w *walker) peek() byte {
 func (w *walker) value(t reflect.Type) error {
 	w.space()
 	t, nullable := receiver(t)
+	if t != nil && opaque(t) {
+		return w.self(t)
+	}
 	switch c := w.peek(); {
 	case c == '{':
 		return w.object(t)
 	case c == '[':
 		return w.array(t)
 	case c == '"':
-		if err := w.fits(t, "a string", isStringLike); err != nil {
-			return err
-		}
-		_, err := w.text()
-		return err
+		return w.scalarText(t)
 	case c == '-' || c >= '0' && c <= '9':
+		start := w.pos
 		if err := w.fits(t, "a number", isNumber); err != nil {
 			return err
 		}
-		return w.number()
+		if err := w.number(); err != nil {
+			return err
+		}
+		if t != nil && !inRange(t, string(w.data[start:w.pos])) {
+			return w.fail("the number does not fit in %s", t.Kind())
+		}
+		return nil
 	case c == 't':
 		return w.literal(t, "true")
 	case c == 'f':
@@ -88,6 +95,43 @@ func (w *walker) value(t reflect.Type) error {
 	default:
 		return w.fail("a value cannot begin with %q", rune(c))
 	}
+}
+
+// self lets a type with its own UnmarshalJSON judge its part, so that what it
+// finds gets the path of that part.
+func (w *walker) self(t reflect.Type) error {
+	start := w.pos
+	if err := w.value(nil); err != nil {
+		return err
+	}
+	u, ok := reflect.New(t).Interface().(json.Unmarshaler)
+	if !ok {
+		return w.fail("%s cannot be decoded", t)
+	}
+	err := u.UnmarshalJSON(w.data[start:w.pos])
+	if e, ok := errors.AsType[*Error](err); ok {
+		return &Error{Path: joinPath(append(w.path, e.elems...)), Offset: start + e.Offset, Problem: e.Problem, elems: append(slices.Clone(w.path), e.elems...)}
+	}
+	if err != nil {
+		return w.fail("%s", err)
+	}
+	return nil
+}
+
+func (w *walker) scalarText(t reflect.Type) error {
+	if err := w.fits(t, "a string", isStringLike); err != nil {
+		return err
+	}
+	s, err := w.text()
+	if err != nil {
+		return err
+	}
+	if t != nil && isText(t) {
+		if u, ok := reflect.New(t).Interface().(encoding.TextUnmarshaler); ok && u.UnmarshalText([]byte(s)) != nil {
+			return w.fail("the text is not a valid %s", t)
+		}
+	}
+	return nil
 }
 
 func (w *walker) literal(t reflect.Type, word string) error {

@@ -1,0 +1,117 @@
+// Package guestconfig reads and writes the two configuration files that
+// initdata carries for the guest: aa.toml (attestation agent) and cdh.toml
+// (confidential data hub), as the guest components of Confidential Containers
+// define them.
+//
+// Coffer's guest honours a part of those files. A key it knows but does not
+// honour is an error that says so, unless its value is the one that changes
+// nothing; an unknown key is an error. A configuration that was measured must
+// not be half in force.
+package guestconfig
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/coffer-project/coffer/initdata"
+)
+
+// Config is what both files together say.
+type Config struct {
+	// URL is the key broker's base ("https://trustee.example:8080"), "" when
+	// neither file names one.
+	URL string
+	// RootPEM pins the broker's certificates; "" leaves them to the system's
+	// roots.
+	RootPEM string
+	Image   Image
+}
+
+// Image is the [image] table of cdh.toml.
+type Image struct {
+	// SecurityPolicy is a containers-policy.json document, SecurityPolicyURI
+	// a kbs:/// resource that holds one. At most one is set.
+	SecurityPolicy    string
+	SecurityPolicyURI string
+	// CredentialsURI is a kbs:/// resource that holds a docker auth.json.
+	CredentialsURI string
+	// ExtraRoots are PEM certificates to trust for registries besides the
+	// system's.
+	ExtraRoots []string
+	// Registries are exceptions for registries or parts of them.
+	Registries []Registry
+	// MaxConcurrentDownloads bounds parallel layer downloads of one image;
+	// 0: the default.
+	MaxConcurrentDownloads int
+}
+
+// Registry is one [[image.registry_config.registry]] entry.
+type Registry struct {
+	// Location is host[:port][/path].
+	Location string
+	// Insecure allows plain HTTP.
+	Insecure bool
+}
+
+// FromDocument reads both files of a document, of which either may be absent.
+// Where both name the broker they must agree: Coffer has one client for
+// tokens and resources. All problems are reported, each with its file and
+// key.
+func FromDocument(d *initdata.Document) (*Config, error) {
+	c := &Config{}
+	r := &reader{}
+	var aa, cdh broker
+	if text, ok := d.Data[initdata.KeyAA]; ok {
+		aa = parseAA(r.file(initdata.KeyAA, text))
+	}
+	if text, ok := d.Data[initdata.KeyCDH]; ok {
+		cdh = parseCDH(r.file(initdata.KeyCDH, text), &c.Image)
+	}
+	switch {
+	case aa.url != "" && cdh.url != "" && aa.url != cdh.url:
+		r.fail(initdata.KeyCDH+": kbc.url", "expected %.256q as in %s, got %.256q: the guest has one key broker", aa.url, initdata.KeyAA, cdh.url)
+	case aa.cert != "" && cdh.cert != "" && aa.cert != cdh.cert:
+		r.fail(initdata.KeyCDH+": kbc.kbs_cert", "differs from token_configs.kbs.cert in %s: the guest has one key broker", initdata.KeyAA)
+	}
+	c.URL, c.RootPEM = aa.url, aa.cert
+	if c.URL == "" {
+		c.URL = cdh.url
+	}
+	if c.RootPEM == "" {
+		// If one of the files pins the broker, it is pinned for both.
+		c.RootPEM = cdh.cert
+	}
+	if len(r.errs) > 0 {
+		return nil, errors.Join(r.errs...)
+	}
+	return c, nil
+}
+
+// broker is how one file names the key broker.
+type broker struct{ url, cert string }
+
+// maxProblems bounds an error report.
+const maxProblems = 32
+
+// reader collects problems.
+type reader struct{ errs []error }
+
+// fail adds a problem, up to maxProblems of them.
+func (r *reader) fail(where, format string, args ...any) {
+	switch n := len(r.errs); {
+	case n < maxProblems:
+		r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
+	case n == maxProblems:
+		r.errs = append(r.errs, errors.New("initdata: and more problems"))
+	}
+}
+
+// trimPEM makes certificates that differ only in the white space around them
+// equal, with one newline at the end.
+func trimPEM(s string) string {
+	if s = strings.TrimSpace(s); s == "" {
+		return ""
+	}
+	return s + "\n"
+}

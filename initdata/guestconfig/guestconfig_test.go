@@ -1,0 +1,271 @@
+package guestconfig
+
+import (
+	"crypto/ed25519"
+	"crypto/rand"
+	"crypto/x509"
+	"crypto/x509/pkix"
+	"encoding/pem"
+	"math/big"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/coffer-project/coffer/initdata"
+)
+
+// testCert is made once per run: nothing looks into it.
+var testCert = sync.OnceValue(func() string {
+	pub, priv, err := ed25519.GenerateKey(rand.Reader)
+	if err != nil {
+		panic(err)
+	}
+	tmpl := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: "test"}, NotAfter: time.Now().Add(time.Hour)}
+	der, err := x509.CreateCertificate(rand.Reader, tmpl, tmpl, pub, priv)
+	if err != nil {
+		panic(err)
+	}
+	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+})
+
+func document(aa, cdh string) *initdata.Document {
+	d := &initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA384, Data: map[string]string{}}
+	if aa != "" {
+		d.Data[initdata.KeyAA] = aa
+	}
+	if cdh != "" {
+		d.Data[initdata.KeyCDH] = cdh
+	}
+	return d
+}
+
+// stockAA and stockCDH have every key that the guest components know, at
+// values that change nothing where Coffer does not honour them.
+func stockAA() string {
+	return "[token_configs.kbs]\nurl = 'https://kbs:8080'\ncert = \"\"\"\n" + testCert() + "\n\"\"\"\ntee_key_algorithm = 'ECDH-ES+A256KW-P256'\nattestation_policy_selector = ''\n" +
+		"[eventlog_config]\ninit_pcr = 17\nenable_eventlog = false\n[log]\nlevel = 'info'\n"
+}
+
+func stockCDH() string {
+	return `
+socket = 'unix:///run/confidential-containers/cdh.sock'
+skip_sealed_secret_verification = false
+credentials = []
+[aa]
+aa_socket = 'unix:///run/confidential-containers/attestation-agent/attestation-agent.sock'
+[kbc]
+name = 'cc_kbc'
+url = 'https://kbs:8080/'
+kbs_cert = '''` + testCert() + `'''
+[image]
+work_dir = '/run/kata-containers/image/'
+image_security_policy_uri = 'kbs://kbs:8080/default/security-policy/main'
+authenticated_registry_credentials_uri = 'kbs:///default/credential/main'
+max_concurrent_layer_downloads_per_image = 3
+extra_root_certificates = ['''
+` + testCert() + `''']
+[image.registry_config]
+unqualified-search-registries = []
+[[image.registry_config.registry]]
+prefix = 'host.coffer.internal:5000'
+location = 'host.coffer.internal:5000'
+insecure = true
+blocked = false
+mirror = []
+[log]
+level = 'info'
+`
+}
+
+func stockConfig() Config {
+	return Config{
+		URL:     "https://kbs:8080",
+		RootPEM: testCert(),
+		Image: Image{
+			SecurityPolicyURI:      "kbs:///default/security-policy/main",
+			CredentialsURI:         "kbs:///default/credential/main",
+			ExtraRoots:             []string{testCert()},
+			Registries:             []Registry{{Location: "host.coffer.internal:5000", Insecure: true}},
+			MaxConcurrentDownloads: 3,
+		},
+	}
+}
+
+func TestFromDocument(t *testing.T) {
+	t.Parallel()
+	const kbs = "[token_configs.kbs]\nurl = \"https://kbs:8080\"\n"
+	const kbc = "[kbc]\nname = \"cc_kbc\"\nurl = \"https://kbs:8080\"\n"
+	for name, tc := range map[string]struct {
+		aa, cdh string
+		want    Config
+	}{
+		"nothing":     {"", "", Config{}},
+		"empty files": {"# nothing", "# nothing", Config{}},
+		"stock":       {stockAA(), stockCDH(), stockConfig()},
+		"only aa":     {kbs, "", Config{URL: "https://kbs:8080"}},
+		"only cdh":    {"", kbc, Config{URL: "https://kbs:8080"}},
+		"aa pins":     {kbs + "cert = '''" + testCert() + "'''", kbc, Config{URL: "https://kbs:8080", RootPEM: testCert()}},
+		"cdh pins":    {kbs, kbc + "kbs_cert = '''" + testCert() + "'''", Config{URL: "https://kbs:8080", RootPEM: testCert()}},
+		"inline policy": {"", "[image]\nimage_security_policy = '''{\"default\":[]}'''\nregistry_config = {registry = [{location = 'r:1'}]}\n", Config{
+			Image: Image{SecurityPolicy: `{"default":[]}`, Registries: []Registry{{Location: "r:1"}}},
+		}},
+	} {
+		got, err := FromDocument(document(tc.aa, tc.cdh))
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		if diff := cmp.Diff(tc.want, *got); diff != "" {
+			t.Errorf("%s: %s", name, diff)
+		}
+	}
+}
+
+func TestFromDocumentRefuses(t *testing.T) {
+	t.Parallel()
+	const kbs = "[token_configs.kbs]\nurl = \"https://kbs:8080\"\n"
+	const kbc = "[kbc]\nname = \"cc_kbc\"\nurl = \"https://kbs:8080\"\n"
+	const reg = "[[image.registry_config.registry]]\n"
+	for name, tc := range map[string]struct{ aa, cdh, want string }{
+		"aa syntax":           {"x", "", "aa.toml: line 1"},
+		"aa deep":             {"x = " + strings.Repeat("[", 1000), "", "aa.toml: line 1: nested"},
+		"aa unknown":          {"x = 1\n" + kbs, "", "aa.toml: x: unknown key"},
+		"aa unknown nested":   {kbs + "x = 1\n", "", "aa.toml: token_configs.kbs.x: unknown key"},
+		"aa coco_as":          {"[token_configs.coco_as]\nurl = 'http://as'\n", "", "aa.toml: token_configs.coco_as: is not honoured by Coffer's guest (its token comes from the key broker)"},
+		"aa no url":           {"[token_configs.kbs]\n", "", "aa.toml: token_configs.kbs.url: is missing"},
+		"aa http":             {"[token_configs.kbs]\nurl = 'http://kbs'\n", "", "aa.toml: token_configs.kbs.url: kbs: URL \"http://kbs\": expected https"},
+		"aa url type":         {"[token_configs.kbs]\nurl = 1\n", "", "token_configs.kbs.url: expected a string, got a number"},
+		"aa cert":             {kbs + "cert = 'x'\n", "", "token_configs.kbs.cert: kbs: root certificates"},
+		"aa cert path":        {kbs + "cert = '/etc/kbs.pem'\n", "", "is not PEM"},
+		"aa key algorithm":    {kbs + "tee_key_algorithm = 'RSA-OAEP-256'\n", "", "token_configs.kbs.tee_key_algorithm: is not honoured"},
+		"aa selector":         {kbs + "attestation_policy_selector = 'x'\n", "", "attestation_policy_selector: is not honoured"},
+		"aa eventlog":         {"[eventlog_config]\nenable_eventlog = true\n", "", "eventlog_config.enable_eventlog: is not honoured"},
+		"aa log":              {"[log]\nlevel = 'debug'\n", "", "log.level: is not honoured"},
+		"aa table":            {"token_configs = 1\n", "", "token_configs: expected a table, got a number"},
+		"cdh kbc name":        {"", "[kbc]\nname = 'offline_fs_kbc'\nurl = 'https://kbs'\n", `cdh.toml: kbc.name: expected "cc_kbc", got "offline_fs_kbc"`},
+		"cdh no kbc name":     {"", "[kbc]\nurl = 'https://kbs'\n", `cdh.toml: kbc.name: expected "cc_kbc", got ""`},
+		"cdh no url":          {"", "[kbc]\nname = 'cc_kbc'\nkbs_cert = '''" + testCert() + "'''\n", "kbc.url: is missing, though kbs_cert is set"},
+		"cdh skip":            {"", "skip_sealed_secret_verification = true\n", "sealed secrets are always verified"},
+		"cdh socket":          {"", "socket = 'unix:///tmp/x'\n", "socket: is not honoured"},
+		"cdh aa socket":       {"", "[aa]\naa_socket = 'unix:///tmp/x'\n", "aa.aa_socket: is not honoured"},
+		"cdh credentials":     {"", "[[credentials]]\nresource_uri = 'kbs:///a/b/c'\npath = '/x'\n", "credentials: is not honoured"},
+		"two urls":            {kbs, strings.Replace(kbc, "8080", "8081", 1), `kbc.url: expected "https://kbs:8080" as in aa.toml, got "https://kbs:8081"`},
+		"image unknown":       {"", "[image]\nx = 1\n", "cdh.toml: image.x: unknown key"},
+		"image work_dir":      {"", "[image]\nwork_dir = '/x'\n", "image.work_dir: is not honoured"},
+		"image sigstore":      {"", "[image]\nsigstore_config_uri = 'kbs:///a/b/c'\n", "only cosign signatures"},
+		"image proxy":         {"", "[image.image_pull_proxy]\nhttp_proxy = 'x'\n", "image.image_pull_proxy: is not honoured"},
+		"image registries":    {"", "[image]\nregistry_configuration_uri = 'kbs:///a/b/c'\n", "write registry_config into this file"},
+		"both policies":       {"", "[image]\nimage_security_policy = '{}'\nimage_security_policy_uri = 'kbs:///a/b/c'\n", "both set"},
+		"policy file":         {"", "[image]\nimage_security_policy_uri = 'file:///etc/policy.json'\n", "image_security_policy_uri: kbs: resource URI"},
+		"credentials file":    {"", "[image]\nauthenticated_registry_credentials_uri = '/root/auth.json'\n", "authenticated_registry_credentials_uri: kbs: resource URI"},
+		"roots":               {"", "[image]\nextra_root_certificates = ['x', 1]\n", "extra_root_certificates: entry 2: expected a string, got a number"},
+		"roots PEM":           {"", "[image]\nextra_root_certificates = ['x']\n", "extra_root_certificates: entry 1: kbs: root certificates"},
+		"roots type":          {"", "[image]\nextra_root_certificates = 'x'\n", "expected an array of strings, got a string"},
+		"roots many":          {"", "[image]\nextra_root_certificates = [" + strings.Repeat("'',", 65) + "]\n", "65 entries"},
+		"concurrency":         {"", "[image]\nmax_concurrent_layer_downloads_per_image = 0\n", "expected 1 to 32, got 0"},
+		"concurrency type":    {"", "[image]\nmax_concurrent_layer_downloads_per_image = 1.5\n", "expected a number"},
+		"registry search":     {"", "[image.registry_config]\nunqualified-search-registries = ['docker.io']\n", "images are named in full"},
+		"registry unknown":    {"", reg + "location = 'r'\nx = 1\n", "image.registry_config.registry.x: unknown key"},
+		"registry blocked":    {"", reg + "location = 'r'\nblocked = true\n", "blocked: is not honoured"},
+		"registry prefix":     {"", reg + "location = 'r'\nprefix = 'q'\n", "prefix: is not honoured"},
+		"registry mirror":     {"", reg + "location = 'r'\n[[image.registry_config.registry.mirror]]\nlocation = 'm'\n", "mirror: is not honoured"},
+		"registry none":       {"", reg + "insecure = true\n", `location: expected host[:port][/path], got ""`},
+		"registry url":        {"", reg + "location = 'https://r'\n", "location: expected host"},
+		"registry space":      {"", reg + "location = 'r x'\n", "location: expected host"},
+		"registry twice":      {"", reg + "location = 'r'\n" + reg + "location = 'r'\n", "occurs twice"},
+		"registry insecure":   {"", reg + "location = 'r'\ninsecure = 'yes'\n", "insecure: expected true or false, got a string"},
+		"registry type":       {"", "[image.registry_config]\nregistry = 1\n", "expected an array of tables, got a number"},
+		"registry entries":    {"", "[image.registry_config]\nregistry = [1]\n", "expected an array of tables, got one with a number"},
+		"registries too many": {"", strings.Repeat(reg+"location = 'r'\n", 65), "65 entries"},
+	} {
+		got, err := FromDocument(document(tc.aa, tc.cdh))
+		if err == nil || got != nil || !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, %v; want an error with %q", name, got, err, tc.want)
+		}
+	}
+}
+
+func TestAllProblemsAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := FromDocument(document("x = 1\ny = 2\n", "z = 3\n"))
+	want := "initdata: aa.toml: x: unknown key\ninitdata: aa.toml: y: unknown key\ninitdata: cdh.toml: z: unknown key"
+	if err == nil || err.Error() != want {
+		t.Errorf("got %v, want %s", err, want)
+	}
+}
+
+func TestTOML(t *testing.T) {
+	t.Parallel()
+	c := stockConfig()
+	aa, cdh, err := c.TOML()
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantAA := "[token_configs.kbs]\nurl = \"https://kbs:8080\"\ncert = '''\n" + testCert() + "'''\n"
+	wantCDH := "[kbc]\nname = \"cc_kbc\"\nurl = \"https://kbs:8080\"\nkbs_cert = '''\n" + testCert() + "'''\n\n[image]\n" +
+		"image_security_policy_uri = \"kbs:///default/security-policy/main\"\n" +
+		"authenticated_registry_credentials_uri = \"kbs:///default/credential/main\"\n" +
+		"extra_root_certificates = [\n'''\n" + testCert() + "''',\n]\nmax_concurrent_layer_downloads_per_image = 3\n\n" +
+		"[[image.registry_config.registry]]\nlocation = \"host.coffer.internal:5000\"\ninsecure = true\n"
+	if diff := cmp.Diff(wantAA, aa); diff != "" {
+		t.Error(diff)
+	}
+	if diff := cmp.Diff(wantCDH, cdh); diff != "" {
+		t.Error(diff)
+	}
+	if aa, cdh, err := (Config{}).TOML(); err != nil || aa != "" || cdh != "" {
+		t.Errorf("empty: %q, %q, %v", aa, cdh, err)
+	}
+	policy := Config{Image: Image{SecurityPolicy: "{\n \"default\": [{\"type\": \"reject\"}]\n}\n"}}
+	if _, cdh, err := policy.TOML(); err != nil || cdh != "[image]\nimage_security_policy = '''\n"+policy.Image.SecurityPolicy+"'''\n" {
+		t.Errorf("policy: %q, %v", cdh, err)
+	}
+}
+
+func TestTOMLRefuses(t *testing.T) {
+	t.Parallel()
+	for name, c := range map[string]Config{
+		"http":           {URL: "http://x"},
+		"cert alone":     {RootPEM: testCert()},
+		"cert":           {URL: "https://x", RootPEM: "x"},
+		"URI":            {Image: Image{CredentialsURI: "auth.json"}},
+		"not canonical":  {Image: Image{CredentialsURI: "kbs://host/a/b/c"}},
+		"both policies":  {Image: Image{SecurityPolicy: "{}", SecurityPolicyURI: "kbs:///a/b/c"}},
+		"utf8":           {Image: Image{SecurityPolicy: "\xff"}},
+		"concurrency":    {Image: Image{MaxConcurrentDownloads: -1}},
+		"registry":       {Image: Image{Registries: []Registry{{}}}},
+		"empty registry": {Image: Image{Registries: []Registry{{Insecure: true}}}},
+	} {
+		if aa, cdh, err := c.TOML(); err == nil {
+			t.Errorf("%s: written as %q and %q", name, aa, cdh)
+		}
+	}
+}
+
+func FuzzFromDocument(f *testing.F) {
+	f.Add(stockAA(), stockCDH())
+	f.Add("token_configs.kbs.url = 'https://x'", "[[image.registry_config.registry]]\nlocation='a/b'\ninsecure=true")
+	f.Fuzz(func(t *testing.T, aa, cdh string) {
+		c, err := FromDocument(document(aa, cdh))
+		if (c == nil) == (err == nil) {
+			t.Fatalf("got %v, %v", c, err)
+		}
+		if err != nil {
+			return
+		}
+		a, h, err := c.TOML()
+		if err != nil {
+			t.Fatalf("%v\n%+v", err, c)
+		}
+		back, err := FromDocument(document(a, h))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if diff := cmp.Diff(c, back); diff != "" {
+			t.Fatal(diff)
+		}
+	})
+}

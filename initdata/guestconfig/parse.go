@@ -1,0 +1,218 @@
+package guestconfig
+
+import (
+	"strings"
+	"unicode"
+
+	"github.com/coffer-project/coffer/kbs"
+)
+
+// Values that mean the same as an absent key, as the guest components'
+// documentation and examples write them.
+const (
+	defaultKeyAlgorithm = "ECDH-ES+A256KW-P256"
+	defaultCDHSocket    = "unix:///run/confidential-containers/cdh.sock"
+	defaultAASocket     = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
+	defaultWorkDir      = "/run/kata-containers/image/"
+	defaultLogLevel     = "info"
+	defaultPCR          = int64(17)
+	// kbcName is the only key broker client that is not a stub.
+	kbcName = "cc_kbc"
+)
+
+// Limits of lists and numbers.
+const (
+	maxRegistries   = 64
+	maxExtraRoots   = 64
+	maxLocation     = 512
+	maxConcurrency  = 32
+	whyNoSockets    = "its parts share one process and no socket"
+	whyNoLogLevel   = "logging is set by the measured kernel command line"
+	whyNoEventLog   = "runtime measurements are not recorded yet"
+	whyNoSimpleSign = "only cosign signatures are checked"
+)
+
+// parseAA reads aa.toml.
+func parseAA(t *table) broker {
+	var b broker
+	tokens := t.sub("token_configs")
+	tokens.notYet("coco_as", "its token comes from the key broker")
+	k := tokens.sub("kbs")
+	b.url, b.cert = k.brokerURL("url"), k.pem("cert")
+	k.notYet("tee_key_algorithm", "only "+defaultKeyAlgorithm+" is implemented", defaultKeyAlgorithm)
+	k.notYet("attestation_policy_selector", "the trustee chooses the policy", "")
+	k.needURL(b, "url", "cert")
+	k.done()
+	tokens.done()
+	log := t.sub("eventlog_config")
+	log.notYet("enable_eventlog", whyNoEventLog, false)
+	log.notYet("init_pcr", whyNoEventLog, defaultPCR)
+	log.done()
+	t.logTable()
+	t.done()
+	return b
+}
+
+// parseCDH reads cdh.toml.
+func parseCDH(t *table, image *Image) broker {
+	var b broker
+	t.notYet("socket", whyNoSockets, defaultCDHSocket)
+	t.notYet("skip_sealed_secret_verification", "sealed secrets are always verified", false)
+	t.notYet("credentials", "secrets are fetched when they are used", []any{}, []map[string]any{})
+	aa := t.sub("aa")
+	aa.notYet("aa_socket", whyNoSockets, defaultAASocket)
+	aa.done()
+	k := t.sub("kbc")
+	if k.left != nil {
+		if name := k.str("name"); name != kbcName {
+			t.r.fail(k.where("name"), "expected %q, got %.64q: the guest has no other key broker client", kbcName, name)
+		}
+	}
+	b.url, b.cert = k.brokerURL("url"), k.pem("kbs_cert")
+	k.needURL(b, "url", "kbs_cert")
+	k.done()
+	parseImage(t.sub("image"), image)
+	t.logTable()
+	t.done()
+	return b
+}
+
+func parseImage(t *table, image *Image) {
+	image.SecurityPolicy = t.str("image_security_policy")
+	image.SecurityPolicyURI = t.resource("image_security_policy_uri")
+	if image.SecurityPolicy != "" && image.SecurityPolicyURI != "" {
+		t.r.fail(t.where("image_security_policy"), "and image_security_policy_uri are both set: keep one")
+	}
+	image.CredentialsURI = t.resource("authenticated_registry_credentials_uri")
+	image.ExtraRoots = t.strs("extra_root_certificates")
+	if n := len(image.ExtraRoots); n > maxExtraRoots {
+		t.r.fail(t.where("extra_root_certificates"), "has %d entries, the limit is %d", n, maxExtraRoots)
+		image.ExtraRoots = nil
+	}
+	for i, s := range image.ExtraRoots {
+		if _, err := kbs.ParseRoots([]byte(s)); err != nil {
+			t.r.fail(t.where("extra_root_certificates"), "entry %d: %v", i+1, err)
+		}
+		image.ExtraRoots[i] = trimPEM(s)
+	}
+	if n, ok := take1[int64](t, "max_concurrent_layer_downloads_per_image", "a number"); ok {
+		if n < 1 || n > maxConcurrency {
+			t.r.fail(t.where("max_concurrent_layer_downloads_per_image"), "expected 1 to %d, got %d", maxConcurrency, n)
+		} else {
+			image.MaxConcurrentDownloads = int(n)
+		}
+	}
+	t.notYet("work_dir", "images are kept in the guest's memory", defaultWorkDir)
+	t.notYet("sigstore_config_uri", whyNoSimpleSign)
+	t.notYet("sigstore_config", whyNoSimpleSign)
+	t.notYet("registry_configuration_uri", "write registry_config into this file")
+	t.notYet("image_pull_proxy", "proxies are not implemented yet")
+	image.Registries = parseRegistries(t.sub("registry_config"))
+	t.done()
+}
+
+// parseRegistries reads the part of containers-registries.conf that concerns
+// plain HTTP.
+func parseRegistries(t *table) []Registry {
+	t.notYet("unqualified-search-registries", "images are named in full", []any{})
+	t.notYet("short-name-mode", "images are named in full")
+	t.notYet("credential-helpers", "credentials come from authenticated_registry_credentials_uri", []any{})
+	entries := t.tables("registry")
+	if n := len(entries); n > maxRegistries {
+		t.r.fail(t.where("registry"), "has %d entries, the limit is %d", n, maxRegistries)
+		entries = nil
+	}
+	var out []Registry
+	seen := map[string]bool{}
+	for _, e := range entries {
+		reg := Registry{Location: e.str("location"), Insecure: e.boolean("insecure")}
+		e.notYet("prefix", "a registry cannot stand in for another yet", reg.Location)
+		e.notYet("blocked", "the pod policy names the images", false)
+		e.notYet("mirror", "mirrors are not implemented yet", []any{}, []map[string]any{})
+		e.done()
+		switch {
+		case !validLocation(reg.Location):
+			t.r.fail(e.where("location"), "expected host[:port][/path], got %q", clip(reg.Location))
+		case seen[reg.Location]:
+			t.r.fail(e.where("location"), "%q occurs twice", reg.Location)
+		}
+		seen[reg.Location] = true
+		out = append(out, reg)
+	}
+	t.done()
+	return out
+}
+
+// validLocation refuses what is clearly no location. The reference grammar
+// proper is applied to image names, which locations are compared with.
+func validLocation(s string) bool {
+	host, _, _ := strings.Cut(s, "/")
+	return host != "" && len(s) <= maxLocation && !strings.Contains(s, "://") && !strings.Contains(s, "@") &&
+		!strings.HasSuffix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII || r <= ' ' || r == 0x7f })
+}
+
+// clip shortens a part of the document for a message.
+func clip(s string) string {
+	if len(s) > 64 {
+		return strings.ToValidUTF8(s[:64], "") + "…"
+	}
+	return s
+}
+
+// logTable reads [log], which both files have.
+func (t *table) logTable() {
+	log := t.sub("log")
+	log.notYet("level", whyNoLogLevel, defaultLogLevel)
+	log.done()
+}
+
+// brokerURL reads a broker's URL, without a trailing slash.
+func (t *table) brokerURL(key string) string {
+	s := t.str(key)
+	if s == "" {
+		return ""
+	}
+	if err := kbs.CheckURL(s); err != nil {
+		t.r.fail(t.where(key), "%v", err)
+	}
+	return strings.TrimRight(s, "/")
+}
+
+// pem reads certificates.
+func (t *table) pem(key string) string {
+	s := trimPEM(t.str(key))
+	if s == "" {
+		return ""
+	}
+	if _, err := kbs.ParseRoots([]byte(s)); err != nil {
+		t.r.fail(t.where(key), "%v", err)
+	}
+	return s
+}
+
+// needURL refuses a broker's table that names no broker.
+func (t *table) needURL(b broker, url, cert string) {
+	if t.left == nil || b.url != "" {
+		return
+	}
+	if b.cert != "" {
+		t.r.fail(t.where(url), "is missing, though %s is set", cert)
+		return
+	}
+	t.r.fail(t.where(url), "is missing")
+}
+
+// resource reads a URI of the key broker. The guest components accept files
+// as well; a file of the guest image would not be the owner's word.
+func (t *table) resource(key string) string {
+	s := t.str(key)
+	if s == "" {
+		return ""
+	}
+	u, err := kbs.ParseResourceURI(s)
+	if err != nil {
+		t.r.fail(t.where(key), "%v", err)
+		return ""
+	}
+	return u.String()
+}

@@ -1,0 +1,349 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"maps"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/container"
+	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/image"
+	"github.com/coffer-project/coffer/internal/guest/volume"
+	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/pull"
+	"github.com/coffer-project/coffer/podpolicy"
+	"github.com/coffer-project/coffer/secret"
+)
+
+// maxAccounts bounds /etc/passwd and /etc/group of an image.
+const maxAccounts = 1 << 20
+
+// CreateContainer implements the protocol.
+func (a *Agent) CreateContainer(ctx context.Context, req *agentapi.CreateContainerRequest) (*agentapi.CreateContainerResponse, error) {
+	resp, err := a.createContainer(ctx, req)
+	return resp, a.fail(ctx, "CreateContainer", err)
+}
+
+func (a *Agent) createContainer(ctx context.Context, req *agentapi.CreateContainerRequest) (*agentapi.CreateContainerResponse, error) {
+	id := req.GetContainerId()
+	if err := checkID("container_id", id); err != nil {
+		return nil, err
+	}
+	hash, err := requestHash(req)
+	if err != nil {
+		return nil, err
+	}
+	for {
+		sb, err := a.theSandbox()
+		if err != nil {
+			return nil, err
+		}
+		c, mine := a.reserve(id, hash)
+		if mine {
+			err := a.create(ctx, sb, c, req)
+			if err != nil {
+				a.mu.Lock()
+				delete(a.containers, id)
+				a.mu.Unlock()
+			}
+			c.unlock()
+			return c.response, err
+		}
+		// An earlier call has it, perhaps one of a host that has gone.
+		if err := c.lock(ctx); err != nil {
+			return nil, err
+		}
+		c.unlock()
+		select {
+		case <-c.created:
+		default:
+			continue // it failed: it is our turn
+		}
+		if c.request != hash {
+			return nil, &podpolicy.Refusal{Rule: podpolicy.RuleContainerID, Path: "id", Expected: "an id that is not in use, or the request that made it",
+				Got: "another request", Help: "delete that container first"}
+		}
+		return c.response, nil
+	}
+}
+
+// reserve returns the container with the id; a new one is the caller's, with
+// its turn held.
+func (a *Agent) reserve(id string, hash [32]byte) (c *ctr, mine bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if c := a.containers[id]; c != nil {
+		return c, false
+	}
+	c = &ctr{id: id, request: hash, turn: make(chan struct{}, 1), created: make(chan struct{}), execs: map[string]*proc{}}
+	a.containers[id] = c
+	return c, true
+}
+
+// create admits, attests, pulls, configures and makes the container. When it
+// fails, nothing of it is left.
+func (a *Agent) create(ctx context.Context, sb *sandbox, c *ctr, req *agentapi.CreateContainerRequest) (err error) {
+	admission, err := sb.guard.Admit(containerProposal(req))
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			if derr := sb.guard.Deleted(c.id, ""); derr != nil {
+				a.log.WarnContext(ctx, "forget a container that failed", "container", c.id, "error", derr)
+			}
+		}
+	}()
+	if err := a.attest(ctx, sb); err != nil {
+		return err
+	}
+	img, err := a.pull(ctx, sb, c.id, admission.Image())
+	if err != nil {
+		return err
+	}
+	passwd, group, err := accounts(img.Root)
+	if err != nil {
+		return failed(fmt.Errorf("image %s: %w", img.Digest, err))
+	}
+	ic := img.Config.Config
+	config, err := admission.Configure(podpolicy.ImageConfig{
+		Digest: string(img.Digest), Entrypoint: ic.Entrypoint, Cmd: ic.Cmd, Env: ic.Env, User: ic.User,
+		WorkingDir: ic.WorkingDir, StopSignal: ic.StopSignal, Passwd: passwd, Group: group,
+	})
+	if err != nil {
+		return err
+	}
+	c.resolved = map[string]string{}
+	env, err := environment(config.Env, func(v podpolicy.EnvVar) (string, error) {
+		value, err := resolve(ctx, sb.hub, v)
+		c.resolved[v.Name] = value
+		return value, err
+	})
+	if err != nil {
+		return err
+	}
+	if err := a.build(ctx, sb, c, config, env, img); err != nil {
+		return err
+	}
+	c.response = &agentapi.CreateContainerResponse{ManifestDigest: string(img.ManifestDigest)}
+	close(c.created)
+	return nil
+}
+
+// pull gets the admitted image.
+func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpolicy.ImageRef) (*image.Image, error) {
+	ref, err := oci.ParseReference(admitted.String())
+	if err != nil {
+		return nil, invalid("image: %w", err)
+	}
+	if ref.Digest == "" && sb.guard.Sealed() {
+		return nil, failed(fmt.Errorf("image %s: a sealed pod's image has a digest", ref))
+	}
+	policy, registry, err := sb.imageConfig(ctx)
+	if err != nil {
+		return nil, err
+	}
+	fetcher, closeFetcher, err := a.o.NewFetcher(registry, ref)
+	if err != nil {
+		return nil, failed(fmt.Errorf("image %s: %w", ref, err))
+	}
+	defer closeFetcher()
+	img, err := a.o.Images.Pull(ctx, image.Request{
+		Ref: ref, Fetcher: fetcher, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
+		Progress: a.progress(id, string(ref.Digest)),
+	})
+	if err != nil {
+		if ctx.Err() == nil && refusalOf(err) == nil {
+			err = failed(err)
+		}
+		return nil, err
+	}
+	return img, nil
+}
+
+// progressSteps is how many events a pull gives at most, so that one does not
+// push the others out of the log.
+const progressSteps = 50
+
+func (a *Agent) progress(id, digest string) func(pull.Progress) {
+	last := int64(-1)
+	return func(p pull.Progress) {
+		step := int64(0)
+		if p.Total > 0 {
+			step = p.Done * progressSteps / p.Total
+		}
+		if step <= last {
+			return
+		}
+		last = step
+		a.events.add(&agentapi.Event{Body: &agentapi.Event_Pull{Pull: &agentapi.PullProgress{
+			ContainerId: id, Digest: digest, DoneBytes: uint64(max(p.Done, 0)), TotalBytes: uint64(max(p.Total, 0)),
+		}}})
+	}
+}
+
+// accounts reads the image's user and group files beneath its root.
+func accounts(dir string) (passwd, group []byte, err error) {
+	root, err := os.OpenRoot(dir)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer root.Close() //nolint:errcheck // a directory
+	read := func(name string) ([]byte, error) {
+		// Nonblocking: an image may have a FIFO by that name.
+		f, err := root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil, nil
+		}
+		if err != nil {
+			return nil, fmt.Errorf("/%s: %w", name, err)
+		}
+		defer f.Close() //nolint:errcheck // read only
+		if st, err := f.Stat(); err != nil || !st.Mode().IsRegular() {
+			return nil, fmt.Errorf("/%s: not a regular file", name)
+		}
+		b, err := io.ReadAll(io.LimitReader(f, maxAccounts+1))
+		if err == nil && len(b) > maxAccounts {
+			err = fmt.Errorf("/%s: larger than %d bytes", name, maxAccounts)
+		}
+		return b, err
+	}
+	if passwd, err = read("etc/passwd"); err != nil {
+		return nil, nil, err
+	}
+	group, err = read("etc/group")
+	return passwd, group, err
+}
+
+// environment writes variables as KEY=VALUE; secrets are had from resolve.
+func environment(vars []podpolicy.EnvVar, resolve func(podpolicy.EnvVar) (string, error)) ([]string, error) {
+	env := make([]string, 0, len(vars))
+	for _, v := range vars {
+		value := v.Value
+		if v.Sealed != "" || v.Resource != "" {
+			var err error
+			if value, err = resolve(v); err != nil {
+				return nil, err
+			}
+		}
+		env = append(env, v.Name+"="+value)
+	}
+	return env, nil
+}
+
+// resolve fetches the value of a variable that is a secret.
+func resolve(ctx context.Context, hub *datahub.Hub, v podpolicy.EnvVar) (string, error) {
+	var value secret.Bytes
+	var err error
+	if v.Sealed != "" {
+		value, err = hub.Unseal(ctx, v.Sealed)
+	} else {
+		value, err = hub.Resource(ctx, v.Resource)
+	}
+	if err != nil {
+		err = fmt.Errorf("env.%s: %w", v.Name, err)
+		if refusalOf(err) == nil && ctx.Err() == nil {
+			err = failed(err)
+		}
+		return "", err
+	}
+	return datahub.EnvValue(v.Name, value)
+}
+
+// build makes the container from a decided configuration.
+func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.ContainerConfig, env []string, img *image.Image) (err error) {
+	root, err := a.o.Images.Mount(img, c.id)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, a.o.Images.Unmount(c.id))
+		}
+	}()
+	mounts, dirs, err := a.mounts(p)
+	defer func() {
+		for _, d := range dirs {
+			_ = d.Close() // the container's mounts keep what they hold
+		}
+	}()
+	if err != nil {
+		return err
+	}
+	c.config = container.Config{
+		Rootfs: root, Args: p.Args, Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
+		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
+		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: mounts,
+		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, ShmDir: "", WithoutDeviceRules: a.o.WithoutDeviceRules,
+	}
+	spec, err := container.Spec(c.config)
+	if err != nil {
+		return failed(err)
+	}
+	c.c, err = a.o.Runtime.Create(ctx, c.id, spec, container.IO{Terminal: p.Terminal, Stdin: p.Stdin})
+	if err != nil {
+		return failed(err)
+	}
+	c.init = newProc(c.id, "")
+	c.init.attach(c.c.Init, sb.guard.Stream(c.id, "", podpolicy.Stdout))
+	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
+	c.stop = stop
+	go a.watch(sb, c, c.init, c.c.Init)
+	go func() {
+		err := c.c.WatchOOM(watching, func() {
+			a.events.add(&agentapi.Event{Body: &agentapi.Event_Oom{Oom: &agentapi.OOM{ContainerId: c.id}}})
+		})
+		if err != nil && watching.Err() == nil {
+			a.log.Warn("watch memory", "container", c.id, "error", err)
+		}
+	}()
+	return nil
+}
+
+// mounts makes the container's volumes and returns where they are. The
+// directories must stay open until the container is made.
+func (a *Agent) mounts(p *podpolicy.ContainerConfig) (mounts []container.Mount, dirs []*volume.Directory, err error) {
+	for _, m := range p.Mounts {
+		ephemeral := false
+		switch m.Kind {
+		case podpolicy.VolumeEphemeral:
+			ephemeral = true
+			err = a.o.Volumes.Ephemeral(m.Volume, m.SizeBytes)
+		case podpolicy.VolumeFiles:
+			err = a.o.Volumes.Files(m.Volume)
+		default:
+			err = failed(fmt.Errorf("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind))
+		}
+		if err != nil {
+			return nil, dirs, err
+		}
+		dir, err := a.o.Volumes.Open(m.Volume, m.SubPath, ephemeral)
+		if err != nil {
+			return nil, dirs, failed(err)
+		}
+		dirs = append(dirs, dir)
+		mounts = append(mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: ephemeral})
+	}
+	for _, name := range slices.Sorted(maps.Keys(podFiles())) {
+		path := podFiles()[name]
+		if slices.ContainsFunc(p.Mounts, func(m podpolicy.MountConfig) bool { return m.Path == path || m.Path == "/etc" }) {
+			continue // the policy has its own
+		}
+		mounts = append(mounts, container.Mount{Source: filepath.Join(a.o.PodDir, name), Path: path, ReadOnly: p.ReadOnlyRoot})
+	}
+	return mounts, dirs, nil
+}
+
+// podFiles are the files every container has from its pod.
+func podFiles() map[string]string {
+	return map[string]string{"hosts": "/etc/hosts", "hostname": "/etc/hostname", "resolv.conf": "/etc/resolv.conf"}
+}

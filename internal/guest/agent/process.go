@@ -1,0 +1,492 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/container"
+	"github.com/coffer-project/coffer/internal/guest/reaper"
+	"github.com/coffer-project/coffer/podpolicy"
+)
+
+// ctr is a container. Its turn is held by whoever changes it.
+type ctr struct {
+	id      string
+	request [32]byte
+	turn    chan struct{}
+
+	// Set once it is created, under the turn; read after created is closed.
+	created  chan struct{}
+	response *agentapi.CreateContainerResponse
+	config   container.Config
+	resolved map[string]string // values of secrets by variable
+	c        *container.Container
+	init     *proc
+	stop     context.CancelFunc // ends what watches it
+
+	mu    sync.Mutex
+	execs map[string]*proc
+}
+
+// proc is a container's first process, or a command in it.
+type proc struct {
+	container, exec string
+	stdin           *input
+	stdout, stderr  *output
+	config          *podpolicy.ExecConfig // a command's
+
+	mu       sync.Mutex
+	process  *container.Process // nil until a command is started
+	starting bool
+
+	done   chan struct{} // closed when it has ended and status is set
+	status reaper.Status
+	reason string
+}
+
+func newProc(containerID, exec string) *proc {
+	return &proc{container: containerID, exec: exec, stdin: newInput(), stdout: newOutput(), stderr: newOutput(), done: make(chan struct{})}
+}
+
+func (p *proc) get() *container.Process {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.process
+}
+
+func (p *proc) String() string {
+	if p.exec == "" {
+		return fmt.Sprintf("container %q", p.container)
+	}
+	return fmt.Sprintf("command %q in container %q", p.exec, p.container)
+}
+
+func (p *proc) ended() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+// attach gives the process's streams their ends.
+func (p *proc) attach(process *container.Process, outputAllowed bool) {
+	p.mu.Lock()
+	p.process = process
+	p.mu.Unlock()
+	p.stdin.start(process.Stdin)
+	p.stdout.start(process.Stdout, outputAllowed)
+	p.stderr.start(process.Stderr, outputAllowed)
+}
+
+// closeIO ends the streams whatever is left in them.
+func (p *proc) closeIO() {
+	p.stdout.close()
+	p.stderr.close()
+	if process := p.get(); process != nil {
+		process.CloseIO()
+	}
+}
+
+// checkID keeps identifiers usable as names of files and arguments of
+// programs: they begin with a letter or digit.
+func checkID(field, id string) error {
+	ok := id != "" && len(id) <= 64
+	for i, r := range id {
+		letter := r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9'
+		ok = ok && (letter || i > 0 && (r == '.' || r == '_' || r == '-'))
+	}
+	if !ok {
+		return invalid("%s: expected 1 to 64 characters of [a-zA-Z0-9._-], a letter or digit first, got %q", field, clip(id))
+	}
+	return nil
+}
+
+// lookup returns a container that was created.
+func (a *Agent) lookup(id string) (*ctr, *sandbox, error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.sandbox == nil {
+		return nil, nil, noSandbox()
+	}
+	c := a.containers[id]
+	if c == nil {
+		return nil, nil, notFound("container %q is not known", clip(id))
+	}
+	select {
+	case <-c.created:
+		return c, a.sandbox, nil
+	default:
+		return nil, nil, notFound("container %q is being created", id)
+	}
+}
+
+// find returns a process, its container and the sandbox; an empty exec is the
+// container's own.
+func (a *Agent) find(id, exec string) (*proc, *ctr, *sandbox, error) {
+	c, sb, err := a.lookup(id)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	if exec == "" {
+		return c.init, c, sb, nil
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	p := c.execs[exec]
+	if p == nil {
+		return nil, nil, nil, notFound("command %q in container %q is not known", clip(exec), id)
+	}
+	return p, c, sb, nil
+}
+
+// process is find for streams.
+func (a *Agent) process(id, exec string) (*proc, *podpolicy.Guard, error) {
+	p, _, sb, err := a.find(id, exec)
+	if err != nil {
+		return nil, nil, err
+	}
+	return p, sb.guard, nil
+}
+
+func (c *ctr) lock(ctx context.Context) error {
+	select {
+	case <-c.turn:
+		return nil
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+func (c *ctr) unlock() { c.turn <- struct{}{} }
+
+// watch records the end of a process that has been started.
+func (a *Agent) watch(sb *sandbox, c *ctr, p *proc, process *container.Process) {
+	<-process.Done()
+	status := process.Status()
+	reason := "exited"
+	if status.Signal != 0 {
+		reason = "signalled"
+	}
+	if p.exec == "" {
+		if kills, err := c.c.OOMKills(); err == nil && kills > 0 && status.Signal == unix.SIGKILL {
+			reason = "oom"
+		}
+		// With a shared PID namespace the kernel leaves the others running.
+		if err := c.c.KillAll(); err != nil {
+			a.log.Warn("kill what is left of a container", "container", c.id, "error", err)
+		}
+	}
+	a.end(sb, p, status, reason)
+}
+
+// end makes the end of a process known.
+func (a *Agent) end(sb *sandbox, p *proc, status reaper.Status, reason string) {
+	if err := sb.guard.Exited(p.container, p.exec, status.Code); err != nil {
+		// It was never started: killed while it waited.
+		a.log.Debug("process ended", "process", p.String(), "note", err)
+	}
+	p.status, p.reason = status, reason
+	close(p.done)
+	a.events.add(&agentapi.Event{Body: &agentapi.Event_Exit{Exit: &agentapi.Exit{
+		ContainerId: p.container, ExecId: p.exec, ExitCode: uint32(status.Code), //nolint:gosec // 0 to 255
+	}}})
+}
+
+// startFailed is the exit code of what could not be started, as shells have it.
+const startFailed = 126
+
+// Start implements the protocol.
+func (a *Agent) Start(ctx context.Context, req *agentapi.StartRequest) (*agentapi.StartResponse, error) {
+	p, c, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = a.start(ctx, p, c, sb)
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "Start", err)
+	}
+	return &agentapi.StartResponse{Pid: uint32(p.get().PID)}, nil //nolint:gosec // a process id is positive
+}
+
+func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	p.mu.Lock()
+	again := p.starting
+	p.mu.Unlock()
+	if again {
+		if p.get() == nil {
+			return failed(fmt.Errorf("%s could not be started", p))
+		}
+		return nil // the call is repeated
+	}
+	if p.ended() {
+		return failed(fmt.Errorf("%s ended before it was started", p))
+	}
+	if err := sb.guard.Started(p.container, p.exec); err != nil {
+		return err
+	}
+	p.mu.Lock()
+	p.starting = true
+	p.mu.Unlock()
+	// From here on it must be brought to its end, whatever happens to the call.
+	if p.exec == "" {
+		err := c.c.Start(ctx)
+		if err != nil {
+			_ = c.c.KillAll()
+		}
+		return err
+	}
+	process, err := c.exec(ctx, p)
+	if err != nil {
+		a.end(sb, p, reaper.Status{Code: startFailed, At: a.o.Now()}, "exited")
+		p.stdin.start(nil)
+		p.stdout.start(nil, false)
+		p.stderr.start(nil, false)
+		return failed(err)
+	}
+	p.attach(process, p.config.Output)
+	go a.watch(sb, c, p, process)
+	return nil
+}
+
+func (c *ctr) exec(ctx context.Context, p *proc) (*container.Process, error) {
+	e := p.config
+	config := c.config
+	config.UID, config.GID, config.Groups = e.User.UID, e.User.GID, e.User.Groups
+	config.Capabilities, config.NoNewPrivileges = e.Capabilities, e.NoNewPrivileges
+	env, err := environment(e.Env, func(v podpolicy.EnvVar) (string, error) {
+		if value, ok := c.resolved[v.Name]; ok {
+			return value, nil
+		}
+		return "", fmt.Errorf("env.%s: its value was not fetched with the container's", v.Name)
+	})
+	if err != nil {
+		return nil, err
+	}
+	process, err := container.ExecProcess(config, e.Args, env, e.Cwd, e.Terminal)
+	if err != nil {
+		return nil, err
+	}
+	return c.c.Exec(ctx, p.exec, process, container.IO{Terminal: e.Terminal, Stdin: e.Stdin})
+}
+
+// Exec implements the protocol.
+func (a *Agent) Exec(ctx context.Context, req *agentapi.ExecRequest) (*agentapi.ExecResponse, error) {
+	if err := a.prepareExec(ctx, req); err != nil {
+		return nil, a.fail(ctx, "Exec", err)
+	}
+	return &agentapi.ExecResponse{}, nil
+}
+
+func (a *Agent) prepareExec(ctx context.Context, req *agentapi.ExecRequest) error {
+	if err := checkID("exec_id", req.GetExecId()); err != nil {
+		return err
+	}
+	c, sb, err := a.lookup(req.GetContainerId())
+	if err != nil {
+		return err
+	}
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	config, err := sb.guard.Exec(c.id, execProposal(req))
+	if err != nil {
+		return err
+	}
+	p := newProc(c.id, config.ID)
+	p.config = config
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.execs[config.ID] = p
+	return nil
+}
+
+// Signal implements the protocol.
+func (a *Agent) Signal(ctx context.Context, req *agentapi.SignalRequest) (*agentapi.SignalResponse, error) {
+	if err := a.signal(req); err != nil {
+		return nil, a.fail(ctx, "Signal", err)
+	}
+	return &agentapi.SignalResponse{}, nil
+}
+
+func (a *Agent) signal(req *agentapi.SignalRequest) error {
+	p, c, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err != nil {
+		return err
+	}
+	if p.ended() {
+		return notFound("%s has ended", p)
+	}
+	if err := sb.guard.Signal(p.container, p.exec, req.GetSignal()); err != nil {
+		return err
+	}
+	sig := unix.Signal(req.GetSignal())
+	if req.GetAll() && p.exec == "" {
+		return c.c.SignalAll(sig)
+	}
+	process := p.get()
+	if process == nil {
+		return failed(fmt.Errorf("%s is not started", p))
+	}
+	if err := process.Signal(sig); errors.Is(err, reaper.ErrExited) {
+		return notFound("%s has ended", p)
+	} else if err != nil {
+		return err
+	}
+	return nil
+}
+
+// Resize implements the protocol.
+func (a *Agent) Resize(ctx context.Context, req *agentapi.ResizeRequest) (*agentapi.ResizeResponse, error) {
+	p, _, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Resize(p.container, p.exec)
+	}
+	if err == nil {
+		switch process := p.get(); {
+		case process == nil:
+			err = failed(fmt.Errorf("%s is not started", p))
+		case req.GetWidth() > 0xffff || req.GetHeight() > 0xffff:
+			err = invalid("width, height: expected at most 65535, got %d, %d", req.GetWidth(), req.GetHeight())
+		default:
+			err = process.Resize(uint16(req.GetWidth()), uint16(req.GetHeight()))
+		}
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "Resize", err)
+	}
+	return &agentapi.ResizeResponse{}, nil
+}
+
+// CloseStdin implements the protocol. While a STDIN stream is open, standard
+// input ends with that stream, so that nothing on its way is lost.
+func (a *Agent) CloseStdin(ctx context.Context, req *agentapi.CloseStdinRequest) (*agentapi.CloseStdinResponse, error) {
+	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = p.stdin.close()
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "CloseStdin", err)
+	}
+	return &agentapi.CloseStdinResponse{}, nil
+}
+
+// Wait implements the protocol.
+func (a *Agent) Wait(ctx context.Context, req *agentapi.WaitRequest) (*agentapi.WaitResponse, error) {
+	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err != nil {
+		return nil, a.fail(ctx, "Wait", err)
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return nil, a.fail(ctx, "Wait", ctx.Err())
+	}
+	return &agentapi.WaitResponse{
+		ExitCode: uint32(p.status.Code), ExitedAt: p.status.At.UnixNano(), Reason: p.reason, //nolint:gosec // 0 to 255
+	}, nil
+}
+
+// Update implements the protocol.
+func (a *Agent) Update(ctx context.Context, req *agentapi.UpdateRequest) (*agentapi.UpdateResponse, error) {
+	c, sb, err := a.lookup(req.GetContainerId())
+	if err == nil {
+		var limits *podpolicy.Resources
+		if limits, err = sb.guard.Update(c.id, resources(req.GetResources())); err == nil {
+			err = c.c.Update(container.Limits(*limits))
+		}
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "Update", err)
+	}
+	return &agentapi.UpdateResponse{}, nil
+}
+
+// Stats implements the protocol.
+func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
+	c, _, err := a.lookup(req.GetContainerId())
+	var s container.Stats
+	if err == nil {
+		s, err = c.c.Stats()
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "Stats", err)
+	}
+	return &agentapi.StatsResponse{MemoryBytes: s.MemoryBytes, MemoryLimitBytes: s.MemoryLimitBytes, CpuUsageNs: s.CPUUsageNS, Pids: s.PIDs}, nil
+}
+
+// Delete implements the protocol. What runs cannot be deleted; what is gone
+// already is NOT_FOUND, which a host that repeats the call takes as done.
+func (a *Agent) Delete(ctx context.Context, req *agentapi.DeleteRequest) (*agentapi.DeleteResponse, error) {
+	p, c, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = a.delete(ctx, p, c, sb)
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "Delete", err)
+	}
+	resp := &agentapi.DeleteResponse{}
+	if p.ended() {
+		resp.ExitCode, resp.ExitedAt = uint32(p.status.Code), p.status.At.UnixNano() //nolint:gosec // 0 to 255
+	}
+	return resp, nil
+}
+
+func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
+	if err := c.lock(ctx); err != nil {
+		return err
+	}
+	defer c.unlock()
+	p.mu.Lock()
+	running := p.starting && !p.ended()
+	p.mu.Unlock()
+	if running {
+		return failed(fmt.Errorf("%s is running; end it by a signal first", p))
+	}
+	if p.exec != "" {
+		if err := sb.guard.Deleted(c.id, p.exec); err != nil {
+			return err
+		}
+		p.closeIO()
+		c.mu.Lock()
+		delete(c.execs, p.exec)
+		c.mu.Unlock()
+		return nil
+	}
+	if err := a.remove(ctx, c); err != nil {
+		return err
+	}
+	if err := sb.guard.Deleted(c.id, ""); err != nil {
+		return err
+	}
+	a.mu.Lock()
+	delete(a.containers, c.id)
+	a.mu.Unlock()
+	return nil
+}
+
+// remove takes a container off the machine.
+func (a *Agent) remove(ctx context.Context, c *ctr) error {
+	if err := c.c.Delete(ctx); err != nil {
+		return err
+	}
+	c.stop()
+	<-c.init.done
+	c.init.closeIO()
+	c.mu.Lock()
+	for _, p := range c.execs {
+		p.closeIO()
+	}
+	c.mu.Unlock()
+	return a.o.Images.Unmount(c.id)
+}

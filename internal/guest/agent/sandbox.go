@@ -1,0 +1,348 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/initdata/guestconfig"
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/attestation"
+	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/oci/signature"
+	"github.com/coffer-project/coffer/podpolicy"
+)
+
+// sandbox is the pod, once it exists. It is not changed, but for the network.
+type sandbox struct {
+	request [sha256.Size]byte
+	// proven: the evidence names the initdata in force. Then the guest
+	// attests before the first container.
+	proven  bool
+	guard   *podpolicy.Guard
+	hub     *datahub.Hub
+	trustee string
+	image   guestconfig.Image
+	config  *podpolicy.SandboxConfig
+	// pidNamespace is the shared one's path, or empty.
+	pidNamespace string
+
+	once      chan struct{} // holds one token: the right to set the fields below
+	attested  bool
+	signature *signature.Policy
+	registry  *RegistryConfig
+}
+
+// CreateSandbox implements the protocol.
+func (a *Agent) CreateSandbox(ctx context.Context, req *agentapi.CreateSandboxRequest) (*agentapi.CreateSandboxResponse, error) {
+	resp, err := a.createSandbox(ctx, req)
+	return resp, a.fail(ctx, "CreateSandbox", err)
+}
+
+func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRequest) (*agentapi.CreateSandboxResponse, error) {
+	hash, err := requestHash(req)
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-a.turn:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+	defer func() { a.turn <- struct{}{} }()
+	a.mu.Lock()
+	old := a.sandbox
+	a.mu.Unlock()
+	if old != nil {
+		if old.request == hash {
+			return &agentapi.CreateSandboxResponse{Sealed: old.guard.Sealed()}, nil
+		}
+		return nil, &podpolicy.Refusal{Rule: podpolicy.RuleSandboxOnce, Path: "sandbox_id", Expected: "the sandbox that exists, proposed as before",
+			Got: "another proposal", Help: "a pod VM holds one sandbox for its life; start another VM"}
+	}
+	facts, err := a.o.Attestation.Facts(ctx)
+	if err != nil {
+		return nil, err
+	}
+	// Nothing of the initdata is looked at before it is the one launched with.
+	raw, err := checkInitdata(facts, req.GetInitdata())
+	if err != nil {
+		return nil, err
+	}
+	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1)}
+	sb.once <- struct{}{}
+	broker := BrokerConfig{Attester: a.o.Attestation.Attester()}
+	if raw != nil {
+		if err := sb.readInitdata(raw, &broker); err != nil {
+			return nil, err
+		}
+		if !sb.proven {
+			a.log.WarnContext(ctx, "initdata is in force but nothing proves it: this guest has no TEE")
+		}
+	} else {
+		sb.guard = podpolicy.NewUnsealedGuard()
+		broker.URL, broker.RootPEM = req.GetUnsealedTrustee().GetUrl(), req.GetUnsealedTrustee().GetCaPem()
+	}
+	if err := a.openHub(sb, broker); err != nil {
+		return nil, err
+	}
+	if sb.config, err = sb.guard.Sandbox(sandboxProposal(req)); err != nil {
+		return nil, err
+	}
+	if err := a.setUpMachine(ctx, sb); err != nil {
+		return nil, err
+	}
+	a.mu.Lock()
+	a.sandbox = sb
+	a.mu.Unlock()
+	a.log.InfoContext(ctx, "sandbox created", "sealed", sb.guard.Sealed(), "proven", sb.proven, "trustee", sb.trustee)
+	return &agentapi.CreateSandboxResponse{Sealed: sb.guard.Sealed()}, nil
+}
+
+// checkInitdata holds what the host sent against what the machine was launched
+// with, and returns the raw document: nil for an unsealed pod.
+func checkInitdata(facts attestation.Facts, gz []byte) ([]byte, error) {
+	refuse := func(expected, got, help string) error {
+		return &podpolicy.Refusal{Rule: RuleInitdata, Path: "initdata", Expected: expected, Got: got, Help: help}
+	}
+	field := hex.EncodeToString(facts.InitData)
+	if len(gz) == 0 {
+		if facts.Sealed() {
+			return nil, refuse("initdata with digest "+field, "none (no digest)", "send the initdata that the machine was launched with")
+		}
+		return nil, nil
+	}
+	raw, err := initdata.Decompress(gz, initdata.MaxBytes)
+	if err != nil {
+		return nil, &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "initdata", Expected: "one gzip member", Got: clip(err.Error())}
+	}
+	alg, digest, err := initdata.Digest(raw)
+	if err != nil {
+		// A document that was tampered with until it is not one any more: say
+		// what its digest would have to be, too.
+		sum := sha256.Sum256(raw)
+		return nil, refuse("initdata with digest "+field, fmt.Sprintf("a document that is not valid (%s; its sha256 is %x)", clip(err.Error()), sum), "send the initdata that the machine was launched with")
+	}
+	if facts.TEE == "" {
+		return raw, nil // development without a TEE: there is nothing to compare
+	}
+	got := fmt.Sprintf("%s %x", alg, digest)
+	switch {
+	case !facts.Sealed():
+		return nil, refuse("no initdata: the launch evidence has the digest "+field, got, "launch the machine with the digest of this initdata (SNP: HOST_DATA)")
+	case !initdata.MatchesField(digest, facts.InitData):
+		return nil, refuse("initdata with digest "+field, got, "the initdata was changed after the launch, or belongs to another machine")
+	}
+	return raw, nil
+}
+
+// readInitdata takes the policy and the guest's configuration from a document
+// that belongs to this machine. It must be complete: an owner who wrote
+// initdata without a pod policy would otherwise get none enforced.
+func (sb *sandbox) readInitdata(raw []byte, broker *BrokerConfig) error {
+	bad := func(path, expected string, err error) error {
+		return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "initdata." + path, Expected: expected, Got: clip(err.Error())}
+	}
+	doc, err := initdata.Parse(raw)
+	if err != nil {
+		return bad("", "a valid document", err)
+	}
+	if _, ok := doc.Data[initdata.KeyPolicyRego]; ok {
+		return bad(initdata.KeyPolicyRego, "no such entry", errors.New("a policy for Kata's agent, which this guest does not enforce; write "+initdata.KeyPodPolicy))
+	}
+	text, ok := doc.Data[initdata.KeyPodPolicy]
+	if !ok {
+		return bad(initdata.KeyPodPolicy, "a pod policy", errors.New("no such entry"))
+	}
+	policy, err := podpolicy.Parse([]byte(text))
+	if err != nil {
+		return bad(initdata.KeyPodPolicy, "a valid pod policy", err)
+	}
+	config, err := guestconfig.FromDocument(doc)
+	if err != nil {
+		return bad("", "valid aa.toml and cdh.toml", err)
+	}
+	sb.guard = podpolicy.NewGuard(policy)
+	sb.image = config.Image
+	broker.URL, broker.RootPEM, broker.InitData = config.URL, config.RootPEM, raw
+	return nil
+}
+
+// openHub opens the data hub. A pod without a key broker has one that fails.
+func (a *Agent) openHub(sb *sandbox, config BrokerConfig) error {
+	if config.URL == "" {
+		sb.hub = datahub.New(nil)
+		return nil
+	}
+	broker, err := a.o.NewBroker(config)
+	if err != nil {
+		return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "trustee", Expected: "a key broker that can be asked", Got: clip(err.Error())}
+	}
+	sb.hub, sb.trustee = datahub.New(broker), config.URL
+	return nil
+}
+
+// setUpMachine makes the machine the pod's.
+func (a *Agent) setUpMachine(ctx context.Context, sb *sandbox) error {
+	m, c := a.o.Machine, sb.config
+	if err := m.Ready(ctx); err != nil {
+		return err
+	}
+	if c.Hostname != "" {
+		if err := m.SetHostname(c.Hostname); err != nil {
+			return fmt.Errorf("hostname %q: %w", c.Hostname, err)
+		}
+	}
+	for name, value := range c.Sysctls {
+		if err := m.SetSysctl(name, value); err != nil {
+			return fmt.Errorf("sysctl %s: %w", name, err)
+		}
+	}
+	if err := a.applyNetwork(ctx, c.Hostname, c.Network); err != nil {
+		return err
+	}
+	if c.SharePID {
+		var err error
+		if sb.pidNamespace, err = m.SharedPIDs(); err != nil {
+			return fmt.Errorf("shared PID namespace: %w", err)
+		}
+	}
+	return nil
+}
+
+func (a *Agent) applyNetwork(ctx context.Context, hostname string, c podpolicy.NetworkConfig) error {
+	config, err := network.FromPolicy(c)
+	if err != nil {
+		return err
+	}
+	if err := a.o.Machine.ApplyNetwork(ctx, config); err != nil {
+		return fmt.Errorf("network: %w", err)
+	}
+	files := network.Files{Hostname: hostname, Servers: c.DNS.Servers, Searches: c.DNS.Searches, Options: c.DNS.Options}
+	for _, i := range config.Interfaces {
+		for _, p := range i.Addresses {
+			if !slices.Contains(files.Addresses, p.Addr()) {
+				files.Addresses = append(files.Addresses, netip.Addr(p.Addr()))
+			}
+		}
+	}
+	for _, h := range c.Hosts {
+		files.Hosts = append(files.Hosts, network.HostEntry(h))
+	}
+	return a.o.Machine.WriteNetworkFiles(a.o.PodDir, files)
+}
+
+// UpdateNetwork implements the protocol.
+func (a *Agent) UpdateNetwork(ctx context.Context, req *agentapi.UpdateNetworkRequest) (*agentapi.UpdateNetworkResponse, error) {
+	sb, err := a.theSandbox()
+	if err == nil {
+		var config *podpolicy.NetworkConfig
+		if config, err = sb.guard.UpdateNetwork(networkProposal(req.GetNetwork())); err == nil {
+			err = a.applyNetwork(ctx, sb.config.Hostname, *config)
+		}
+	}
+	if err != nil {
+		return nil, a.fail(ctx, "UpdateNetwork", err)
+	}
+	return &agentapi.UpdateNetworkResponse{}, nil
+}
+
+// attest proves to the trustee what this guest is, once, before the pod's
+// first container. A pod that is not sealed by evidence need not.
+func (a *Agent) attest(ctx context.Context, sb *sandbox) error {
+	if !sb.proven {
+		return nil
+	}
+	return sb.under(ctx, func() error {
+		if sb.attested {
+			return nil
+		}
+		err := sb.hub.Attest(ctx)
+		if errors.Is(err, datahub.ErrNoBroker) {
+			return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "initdata.aa.toml", Expected: "token_configs.kbs.url, the trustee to attest to", Got: "nothing",
+				Help: "a sealed pod attests before its first container"}
+		}
+		if err == nil || refusalOf(err) != nil {
+			a.events.add(&agentapi.Event{Body: &agentapi.Event_Attested{Attested: &agentapi.Attested{Granted: err == nil, Trustee: sb.trustee}}})
+		}
+		if err != nil {
+			return fmt.Errorf("attestation to %s: %w", sb.trustee, err)
+		}
+		sb.attested = true
+		return nil
+	})
+}
+
+// under runs f alone.
+func (sb *sandbox) under(ctx context.Context, f func() error) error {
+	select {
+	case <-sb.once:
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+	defer func() { sb.once <- struct{}{} }()
+	return f()
+}
+
+// imageConfig gets, once, what decides about images: the signature policy and
+// the registries' credentials.
+func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, RegistryConfig, error) {
+	err := sb.under(ctx, func() error {
+		if sb.registry != nil {
+			return nil
+		}
+		policy, err := sb.signaturePolicy(ctx)
+		if err != nil {
+			return fmt.Errorf("image signature policy: %w", err)
+		}
+		registry := RegistryConfig{Image: sb.image, Unsealed: !sb.guard.Sealed()}
+		if uri := sb.image.CredentialsURI; uri != "" {
+			credentials, err := sb.hub.Resource(ctx, uri)
+			if err != nil {
+				return fmt.Errorf("registry credentials: %w", err)
+			}
+			registry.Credentials = credentials
+		}
+		sb.signature, sb.registry = policy, &registry
+		return nil
+	})
+	if err != nil {
+		return nil, RegistryConfig{}, err
+	}
+	return sb.signature, *sb.registry, nil
+}
+
+// signaturePolicy: without one in initdata, the digest that the pod policy
+// pins is what vouches for an image.
+func (sb *sandbox) signaturePolicy(ctx context.Context) (*signature.Policy, error) {
+	text := []byte(sb.image.SecurityPolicy)
+	if uri := sb.image.SecurityPolicyURI; uri != "" {
+		policy, err := sb.hub.Resource(ctx, uri)
+		if err != nil {
+			return nil, err
+		}
+		text = policy.Expose()
+	}
+	if len(bytes.TrimSpace(text)) == 0 {
+		if sb.image.SecurityPolicyURI != "" {
+			return nil, fmt.Errorf("%s is empty", sb.image.SecurityPolicyURI)
+		}
+		return signature.InsecureAcceptAnything(), nil
+	}
+	return signature.ParsePolicy(text)
+}
+
+// requestHash tells a repeated request from another one.
+func requestHash(m proto.Message) ([sha256.Size]byte, error) {
+	raw, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	return sha256.Sum256(raw), err
+}

@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/protoadapt"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/podpolicy"
+)
+
+// Rules of the agent itself, beside those of podpolicy.
+const (
+	// RuleInitdata: initdata and launch evidence belong together.
+	RuleInitdata = "initdata.digest"
+	// RuleInitdataContent: initdata must be complete and understood.
+	RuleInitdataContent = "initdata.content"
+	// RuleTrustee: the trustee must accept the guest.
+	RuleTrustee = "trustee.denied"
+)
+
+// coded is an error with its code at the protocol's edge.
+type coded struct {
+	code codes.Code
+	err  error
+}
+
+func (e *coded) Error() string { return e.err.Error() }
+func (e *coded) Unwrap() error { return e.err }
+
+func invalid(format string, args ...any) error {
+	return &coded{codes.InvalidArgument, fmt.Errorf(format, args...)}
+}
+
+func notFound(format string, args ...any) error {
+	return &coded{codes.NotFound, fmt.Errorf(format, args...)}
+}
+
+func failed(err error) error { return &coded{codes.FailedPrecondition, err} }
+
+func noSandbox() error {
+	return &podpolicy.Refusal{Rule: podpolicy.RuleSandboxRequired, Expected: "a sandbox", Got: "nothing", Help: "call CreateSandbox first"}
+}
+
+// fail turns an error into what goes over the wire, and tells the log and the
+// event stream of refusals. It is the only way out for errors.
+func (a *Agent) fail(ctx context.Context, call string, err error) error {
+	if err == nil {
+		return nil
+	}
+	if r := refusalOf(err); r != nil {
+		a.log.WarnContext(ctx, "proposal refused", "call", call, "rule", r.Rule, "path", r.Path, "expected", r.Expected, "got", r.Got)
+		public := a.public(ctx, r)
+		a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: public}})
+		st := status.New(codes.PermissionDenied, publicText(public))
+		if detailed, derr := st.WithDetails(protoadapt.MessageV1Of(public)); derr == nil {
+			st = detailed
+		}
+		return st.Err()
+	}
+	a.log.WarnContext(ctx, "call failed", "call", call, "error", err)
+	return status.Error(codeOf(ctx, err), err.Error())
+}
+
+func codeOf(ctx context.Context, err error) codes.Code {
+	if c, ok := errors.AsType[*coded](err); ok {
+		return c.code
+	}
+	switch {
+	case errors.Is(err, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded):
+		return codes.DeadlineExceeded
+	case errors.Is(err, context.Canceled) || ctx.Err() != nil:
+		return codes.Canceled
+	case errors.Is(err, os.ErrNotExist):
+		return codes.NotFound
+	}
+	return codes.Internal
+}
+
+// refusalOf finds the refusal in an error; a trustee's denial is one too.
+func refusalOf(err error) *podpolicy.Refusal {
+	if r, ok := errors.AsType[*podpolicy.Refusal](err); ok {
+		return r
+	}
+	denied, ok := errors.AsType[*kbs.StatusError](err)
+	if !ok || denied.Status >= 500 || denied.Status == 429 {
+		return nil
+	}
+	r := &podpolicy.Refusal{Rule: RuleTrustee, Got: clip(err.Error())}
+	if why := denied.Info.Reason; why != nil {
+		r.Path, r.Expected, r.Got, r.Help = clip(why.Claim), clip(why.Expected), clip(why.Got), clip(why.Help)
+		if why.Rule != "" {
+			r.Help = strings.TrimSpace("rule " + clip(why.Rule) + " of the trustee; " + r.Help)
+		}
+	}
+	return r
+}
+
+// public is what the host may know. Of a simulated guest it is everything; of
+// a real one rule and path. What the host knows anyway, because it launched the
+// machine with it, is never hidden from it.
+func (a *Agent) public(ctx context.Context, r *podpolicy.Refusal) *agentapi.Refusal {
+	p := &agentapi.Refusal{Rule: r.Rule, Path: r.Path}
+	facts, err := a.o.Attestation.Facts(ctx)
+	if r.Rule == RuleInitdata || err == nil && facts.Simulated {
+		p.Expected, p.Got, p.Help = r.Expected, r.Got, r.Help
+	}
+	// Protobuf strings must be UTF-8, or the message cannot be sent at all.
+	for _, s := range []*string{&p.Rule, &p.Path, &p.Expected, &p.Got, &p.Help} {
+		*s = strings.ToValidUTF8(*s, "\uFFFD")
+	}
+	return p
+}
+
+func publicText(r *agentapi.Refusal) string {
+	full := podpolicy.Refusal{Rule: r.GetRule(), Path: r.GetPath(), Expected: r.GetExpected(), Got: r.GetGot(), Help: r.GetHelp()}
+	return strings.Replace(full.Error(), "refused by the pod policy", "refused", 1)
+}
+
+// clip bounds text from elsewhere before it is kept or logged.
+func clip(s string) string {
+	const limit = 1024
+	if len(s) > limit {
+		return strings.ToValidUTF8(s[:limit], "") + "…"
+	}
+	return s
+}

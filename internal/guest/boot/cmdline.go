@@ -1,0 +1,78 @@
+package boot
+
+import (
+	"fmt"
+	"strings"
+)
+
+// maxCmdline is x86's COMMAND_LINE_SIZE with room to spare.
+const maxCmdline = 4096
+
+// TEE is how the guest is to find its environment.
+type TEE string
+
+// Values of coffer.tee.
+const (
+	// TEEAuto takes the hardware's environment, else the software TEE's port.
+	TEEAuto TEE = "auto"
+	// TEESoft takes the software TEE's port.
+	TEESoft TEE = "soft"
+	// TEENone runs without evidence: development only.
+	TEENone TEE = "none"
+)
+
+// Cmdline is what the kernel command line tells the agent. It is part of the
+// launch measurement, so what it says was said by whoever made the reference
+// value, not by the host.
+type Cmdline struct {
+	TEE TEE
+	// Development permits what must never run for real: no TEE.
+	Development bool
+	// Debug turns the agent's debug messages on.
+	Debug bool
+}
+
+// ParseCmdline reads the parameters that start with "coffer." and leaves the
+// kernel's own alone. A coffer parameter that is unknown, repeated or has a
+// value of the wrong kind is an error: a mistyped one must not weaken a guest.
+func ParseCmdline(s string) (Cmdline, error) {
+	c := Cmdline{TEE: TEEAuto}
+	if len(s) > maxCmdline {
+		return c, fmt.Errorf("kernel command line: %d bytes, at most %d are read", len(s), maxCmdline)
+	}
+	seen := map[string]bool{}
+	for field := range strings.FieldsSeq(s) {
+		if !strings.HasPrefix(field, "coffer.") {
+			continue
+		}
+		name, value, hasValue := strings.Cut(field, "=")
+		if seen[name] {
+			return c, fmt.Errorf("kernel command line: %s is given twice", name)
+		}
+		seen[name] = true
+		switch name {
+		case "coffer.tee":
+			switch t := TEE(value); t {
+			case TEEAuto, TEESoft, TEENone:
+				c.TEE = t
+			default:
+				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, soft or none, got %q", value)
+			}
+		case "coffer.development", "coffer.debug":
+			if hasValue {
+				return c, fmt.Errorf("kernel command line: %s takes no value, got %q", name, value)
+			}
+			if name == "coffer.debug" {
+				c.Debug = true
+			} else {
+				c.Development = true
+			}
+		default:
+			return c, fmt.Errorf("kernel command line: unknown parameter %s", name)
+		}
+	}
+	if c.TEE == TEENone && !c.Development {
+		return c, fmt.Errorf("kernel command line: coffer.tee=none is for development and needs coffer.development next to it")
+	}
+	return c, nil
+}

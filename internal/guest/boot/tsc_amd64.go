@@ -1,0 +1,4 @@
+package boot
+
+// tsc reads the time stamp counter.
+func tsc() uint64

@@ -1,0 +1,153 @@
+package container
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// cpuPeriod is the accounting period of a CPU limit, in microseconds.
+const cpuPeriod = 100_000
+
+// Stats are a container's figures.
+type Stats struct {
+	MemoryBytes uint64
+	// MemoryLimitBytes is 0 where there is none.
+	MemoryLimitBytes uint64
+	CPUUsageNS       uint64
+	PIDs             uint64
+}
+
+// Limits bound a container; 0 leaves a limit as it is.
+type Limits struct {
+	MemoryBytes uint64
+	// CPUMillis are thousandths of a CPU.
+	CPUMillis uint32
+	PIDs      uint32
+}
+
+// Stats reads the cgroup. A figure whose controller is not there is 0.
+func (c *Container) Stats() (Stats, error) {
+	var s Stats
+	if _, err := os.Stat(c.cgroup); err != nil {
+		return s, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	var errs []error
+	number := func(name string) uint64 {
+		raw, err := os.ReadFile(filepath.Join(c.cgroup, name))
+		if errors.Is(err, os.ErrNotExist) {
+			return 0
+		}
+		text := strings.TrimSpace(string(raw))
+		if err != nil || text == "max" {
+			errs = append(errs, err)
+			return 0
+		}
+		n, err := strconv.ParseUint(text, 10, 64)
+		errs = append(errs, err)
+		return n
+	}
+	s.MemoryBytes = number("memory.current")
+	s.MemoryLimitBytes = number("memory.max")
+	s.PIDs = number("pids.current")
+	usage, err := c.keyed("cpu.stat", "usage_usec")
+	errs = append(errs, err)
+	s.CPUUsageNS = usage * 1000
+	if err := errors.Join(errs...); err != nil {
+		return s, fmt.Errorf("container %s: %w", c.ID, err)
+	}
+	return s, nil
+}
+
+// keyed reads one line of a flat keyed file; 0 if the file is not there.
+func (c *Container) keyed(name, key string) (uint64, error) {
+	raw, err := os.ReadFile(filepath.Join(c.cgroup, name))
+	if errors.Is(err, os.ErrNotExist) {
+		return 0, nil
+	}
+	if err != nil {
+		return 0, err
+	}
+	for line := range strings.Lines(string(raw)) {
+		if value, ok := strings.CutPrefix(line, key+" "); ok {
+			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+		}
+	}
+	return 0, nil
+}
+
+// Update changes limits of a running container.
+func (c *Container) Update(l Limits) error {
+	var errs []error
+	set := func(name, value string) {
+		if err := os.WriteFile(filepath.Join(c.cgroup, name), []byte(value), 0); err != nil {
+			errs = append(errs, err)
+		}
+	}
+	if l.MemoryBytes != 0 {
+		set("memory.max", strconv.FormatUint(l.MemoryBytes, 10))
+	}
+	if l.CPUMillis != 0 {
+		set("cpu.max", fmt.Sprintf("%d %d", cpuQuota(l.CPUMillis), cpuPeriod))
+	}
+	if l.PIDs != 0 {
+		set("pids.max", strconv.FormatUint(uint64(l.PIDs), 10))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return fmt.Errorf("limits of container %s: %w", c.ID, err)
+	}
+	return nil
+}
+
+// cpuQuota is the share of cpuPeriod in microseconds, at least the kernel's
+// minimum of one millisecond.
+func cpuQuota(millis uint32) uint64 { return max(uint64(millis)*cpuPeriod/1000, 1000) }
+
+// OOMKills is how many of the container's processes the kernel has killed for
+// want of memory.
+func (c *Container) OOMKills() (uint64, error) { return c.keyed("memory.events", "oom_kill") }
+
+// WatchOOM calls f for each time the kernel has killed for want of memory,
+// until ctx ends or the container is deleted. It is woken by the kernel.
+func (c *Container) WatchOOM(ctx context.Context, f func()) error {
+	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
+	if err != nil {
+		return fmt.Errorf("watch memory of container %s: %w", c.ID, err)
+	}
+	events := os.NewFile(uintptr(fd), "inotify")
+	defer events.Close() //nolint:errcheck // nothing is written
+	path := filepath.Join(c.cgroup, "memory.events")
+	if _, err := unix.InotifyAddWatch(fd, path, unix.IN_MODIFY); err != nil {
+		if errors.Is(err, os.ErrNotExist) {
+			return nil // no memory controller: nothing to tell
+		}
+		return fmt.Errorf("watch %s: %w", path, err)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = events.Close() })
+	defer stop()
+	var seen uint64
+	buf := make([]byte, 4096)
+	for {
+		kills, err := c.OOMKills()
+		if err != nil {
+			return err
+		}
+		if kills > seen {
+			seen = kills
+			f()
+		}
+		// The removal of the file is an event too (IN_IGNORED).
+		if _, err := events.Read(buf); err != nil {
+			return context.Cause(ctx)
+		}
+		if _, err := os.Stat(path); err != nil {
+			return nil
+		}
+	}
+}

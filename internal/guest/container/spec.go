@@ -1,0 +1,212 @@
+package container
+
+import (
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// Config is what a container is, in the guest's terms: everything in it was
+// decided by the pod policy or by this package.
+type Config struct {
+	// Rootfs is the directory that becomes its root.
+	Rootfs string
+	Args   []string
+	Env    []string // KEY=VALUE
+	Cwd    string
+	UID    uint32
+	GID    uint32
+	Groups []uint32
+	// Capabilities are names such as CAP_NET_BIND_SERVICE.
+	Capabilities    []string
+	NoNewPrivileges bool
+	ReadOnlyRoot    bool
+	// Unconfined leaves the system call filter out.
+	Unconfined bool
+	Terminal   bool
+	Mounts     []Mount
+	Limits     Limits
+	// PIDNamespace is the path of the namespace to join; empty: its own.
+	PIDNamespace string
+	// ShmDir is the pod's shared memory directory; empty: its own, 64 MiB.
+	ShmDir string
+	// WithoutDeviceRules leaves the device cgroup open. For tests only, on
+	// machines that may not load the filter.
+	WithoutDeviceRules bool
+}
+
+// Mount puts a directory or file of the guest into the container.
+type Mount struct {
+	Source   string
+	Path     string
+	ReadOnly bool
+	// Exec permits programs on it.
+	Exec bool
+}
+
+// Kernel interfaces that reach beyond the container, hidden or read only.
+// The lists are those of the OCI runtimes in common use.
+var (
+	maskedPaths = []string{
+		"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware",
+		// The agent's own: reports and modules are no business of a container.
+		"/sys/kernel/config", "/sys/class/virtio-ports", "/sys/kernel/security",
+	}
+	readonlyPaths = []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
+)
+
+// Spec builds the runtime's configuration. It has nothing that c does not
+// name, apart from the fixed set of kernel file systems.
+func Spec(c Config) (*specs.Spec, error) {
+	caps, err := capabilities(c.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	spec := &specs.Spec{
+		Version: "1.0.2",
+		Root:    &specs.Root{Path: c.Rootfs, Readonly: c.ReadOnlyRoot},
+		Process: process(c, caps),
+		Mounts:  append(kernelMounts(c.ShmDir), bindMounts(c.Mounts)...),
+		Linux: &specs.Linux{
+			// No network, UTS or IPC namespace: the virtual machine is the
+			// pod, and its containers share these.
+			Namespaces: []specs.LinuxNamespace{
+				{Type: specs.MountNamespace},
+				{Type: specs.PIDNamespace, Path: c.PIDNamespace},
+				{Type: specs.CgroupNamespace},
+			},
+			MaskedPaths:   maskedPaths,
+			ReadonlyPaths: readonlyPaths,
+			Resources:     resources(c),
+		},
+	}
+	if !c.Unconfined {
+		spec.Linux.Seccomp = defaultSeccomp(c.Capabilities)
+	}
+	return spec, nil
+}
+
+// ExecProcess builds the configuration of another process in the container
+// that c describes; args, env, cwd and terminal are the process's own.
+func ExecProcess(c Config, args, env []string, cwd string, terminal bool) (*specs.Process, error) {
+	caps, err := capabilities(c.Capabilities)
+	if err != nil {
+		return nil, err
+	}
+	c.Args, c.Env, c.Cwd, c.Terminal = args, env, cwd, terminal
+	return process(c, caps), nil
+}
+
+func process(c Config, caps []string) *specs.Process {
+	p := &specs.Process{
+		Terminal:        c.Terminal,
+		User:            specs.User{UID: c.UID, GID: c.GID, AdditionalGids: c.Groups},
+		Args:            c.Args,
+		Env:             c.Env,
+		Cwd:             c.Cwd,
+		NoNewPrivileges: c.NoNewPrivileges,
+		Capabilities: &specs.LinuxCapabilities{
+			Bounding: caps, Permitted: caps, Effective: caps,
+		},
+	}
+	if p.Cwd == "" {
+		p.Cwd = "/"
+	}
+	if c.UID != 0 {
+		// As with setuid(2), a user who is not root starts with none in
+		// force; file capabilities may bring back what is in the bounding set.
+		p.Capabilities.Permitted, p.Capabilities.Effective = nil, nil
+	}
+	return p
+}
+
+// kernelMounts are the file systems every container has.
+func kernelMounts(shm string) []specs.Mount {
+	mounts := []specs.Mount{
+		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
+		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
+		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+	}
+	if shm == "" {
+		return append(mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
+			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}})
+	}
+	return append(mounts, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: shm,
+		Options: []string{"bind", "nosuid", "noexec", "nodev"}})
+}
+
+// bindMounts sorts by depth, so that a mount does not hide an earlier one.
+func bindMounts(in []Mount) []specs.Mount {
+	sorted := slices.SortedStableFunc(slices.Values(in), func(a, b Mount) int {
+		return strings.Count(a.Path, "/") - strings.Count(b.Path, "/")
+	})
+	var out []specs.Mount
+	for _, m := range sorted {
+		options := []string{"bind", "nosuid", "nodev", "private"}
+		if !m.Exec {
+			options = append(options, "noexec")
+		}
+		if m.ReadOnly {
+			options = append(options, "ro")
+		}
+		out = append(out, specs.Mount{Destination: m.Path, Type: "bind", Source: m.Source, Options: options})
+	}
+	return out
+}
+
+func resources(c Config) *specs.LinuxResources {
+	r := &specs.LinuxResources{}
+	if !c.WithoutDeviceRules {
+		// The runtime adds the harmless ones (null, zero, terminals, …).
+		r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+	}
+	if n := c.Limits.MemoryBytes; n != 0 {
+		limit := int64(min(n, 1<<62)) //nolint:gosec // bounded
+		r.Memory = &specs.LinuxMemory{Limit: &limit}
+	}
+	if n := c.Limits.CPUMillis; n != 0 {
+		quota, period := int64(cpuQuota(n)), uint64(cpuPeriod) //nolint:gosec // at most 2^32*100
+		r.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
+	}
+	if n := c.Limits.PIDs; n != 0 {
+		limit := int64(n)
+		r.Pids = &specs.LinuxPids{Limit: &limit}
+	}
+	return r
+}
+
+// knownCapabilities are those of Linux 6.12 (include/uapi/linux/capability.h).
+var knownCapabilities = func() map[string]bool {
+	return maps.Collect(func(yield func(string, bool) bool) {
+		for name := range strings.FieldsSeq(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE
+			CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN
+			MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID
+			SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
+			SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`) {
+			if !yield("CAP_"+name, true) {
+				return
+			}
+		}
+	})
+}
+
+// capabilities checks names and gives them in one order.
+func capabilities(names []string) ([]string, error) {
+	if len(names) == 0 {
+		return nil, nil
+	}
+	known := knownCapabilities()
+	for _, n := range names {
+		if !known[n] {
+			return nil, fmt.Errorf("capability %q: not known; names are written CAP_NET_BIND_SERVICE", n)
+		}
+	}
+	return slices.Compact(slices.Sorted(slices.Values(names))), nil
+}

@@ -1,0 +1,219 @@
+// Package image keeps the pod's images in the guest's own memory and gives
+// each container a root file system of its own on top of one.
+//
+// An image is pulled once and unpacked to one directory; containers get an
+// overlay with a private writable layer, so that a restarted container starts
+// from the image and two containers of one image do not see each other.
+package image
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/crypt"
+	"github.com/coffer-project/coffer/oci/layer"
+	"github.com/coffer-project/coffer/oci/pull"
+	"github.com/coffer-project/coffer/oci/signature"
+)
+
+// reserve is left free on the image store, for what containers write.
+const reserve = 16 << 20
+
+// Request says what to pull and how it is checked.
+type Request struct {
+	// Ref names the image. Without a digest its tag is resolved first, which
+	// only an unsealed pod may ask for: the caller sees to that.
+	Ref     oci.Reference
+	Fetcher oci.Fetcher
+	Policy  *signature.Policy
+	Keys    crypt.KeySource
+	// Concurrency is how many layers are fetched at once; 0: the default.
+	Concurrency int
+	// Progress may be nil.
+	Progress func(pull.Progress)
+}
+
+// Image is an image that was pulled.
+type Image struct {
+	// Digest is the one that was asked for, of an index or of a manifest;
+	// ManifestDigest is the platform manifest that was unpacked.
+	Digest, ManifestDigest oci.Digest
+	Config                 *oci.ImageConfig
+	// Root is the unpacked image. It must not be written.
+	Root string
+}
+
+// Store keeps images and root file systems. It is safe for concurrent use.
+type Store struct {
+	dir string
+	log *slog.Logger
+
+	mu     sync.Mutex
+	images map[oci.Digest]*entry
+}
+
+// entry is an image or the attempt to get it. Its turn is held while pulling.
+type entry struct {
+	turn  chan struct{}
+	image *Image
+}
+
+// NewStore keeps images below dir, which should be a tmpfs of its own: its
+// free space bounds what is pulled.
+func NewStore(dir string, log *slog.Logger) (*Store, error) {
+	for _, sub := range []string{"images", "spool", "containers"} {
+		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
+			return nil, fmt.Errorf("image store: %w", err)
+		}
+	}
+	return &Store{dir: dir, log: log, images: map[oci.Digest]*entry{}}, nil
+}
+
+// Pull returns the image, from the network the first time. Requests for the
+// same digest wait for each other. An image that was verified stays: the
+// signature policy and the keys of a pod do not change while it lives.
+func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
+	ref := req.Ref
+	if ref.Digest == "" {
+		desc, err := req.Fetcher.Resolve(ctx, ref)
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", ref, err)
+		}
+		ref = ref.WithDigest(desc.Digest)
+	}
+	s.mu.Lock()
+	e := s.images[ref.Digest]
+	if e == nil {
+		e = &entry{turn: make(chan struct{}, 1)}
+		e.turn <- struct{}{}
+		s.images[ref.Digest] = e
+	}
+	s.mu.Unlock()
+	select {
+	case <-e.turn:
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	defer func() { e.turn <- struct{}{} }()
+	if e.image != nil {
+		return e.image, nil
+	}
+	img, err := s.pull(ctx, ref, req)
+	if err != nil {
+		return nil, err
+	}
+	e.image = img
+	return img, nil
+}
+
+func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Image, error) {
+	free, err := s.free()
+	if err != nil {
+		return nil, err
+	}
+	if free <= reserve {
+		return nil, fmt.Errorf("image %s: the guest's image store has %d MiB left; give the pod more memory", ref, free>>20)
+	}
+	dest := filepath.Join(s.dir, "images", strings.ReplaceAll(string(ref.Digest), ":", "-"))
+	pulled, err := pull.Pull(ctx, pull.Options{
+		Ref: ref, Fetcher: req.Fetcher, Policy: req.Policy, Keys: req.Keys,
+		Dest: dest, Spool: filepath.Join(s.dir, "spool"),
+		Limits: pull.Limits{
+			Compressed: free - reserve, Unpacked: layer.Limits{Bytes: free - reserve},
+			Concurrency: req.Concurrency,
+		},
+		Progress: req.Progress,
+	})
+	if err != nil {
+		if errors.Is(err, unix.ENOSPC) {
+			err = fmt.Errorf("%w; the guest's image store had %d MiB left: give the pod more memory", err, free>>20)
+		}
+		return nil, err
+	}
+	return &Image{Digest: ref.Digest, ManifestDigest: pulled.ManifestDigest, Config: pulled.Config, Root: dest}, nil
+}
+
+// free is the room left on the store's file system, in bytes.
+func (s *Store) free() (int64, error) {
+	var st unix.Statfs_t
+	if err := unix.Statfs(s.dir, &st); err != nil {
+		return 0, fmt.Errorf("image store: %w", err)
+	}
+	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // far below 2^63
+}
+
+// Mount makes a container's root file system: the image with a writable layer
+// on top. The id must be a valid container id. It is removed by [Store.Unmount].
+func (s *Store) Mount(img *Image, id string) (_ string, err error) {
+	dir := filepath.Join(s.dir, "containers", id)
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		return "", fmt.Errorf("root of container %s: %w", id, err)
+	}
+	defer func() {
+		if err != nil {
+			_ = os.RemoveAll(dir)
+		}
+	}()
+	upper, work, root := filepath.Join(dir, "upper"), filepath.Join(dir, "work"), filepath.Join(dir, "root")
+	for _, d := range []string{upper, work, root} {
+		if err := os.Mkdir(d, 0o755); err != nil {
+			return "", fmt.Errorf("root of container %s: %w", id, err)
+		}
+	}
+	// The root directory's owner and mode come from the upper layer.
+	if err := copyAttributes(img.Root, upper); err != nil {
+		return "", fmt.Errorf("root of container %s: %w", id, err)
+	}
+	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", img.Root, upper, work)
+	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+		return "", fmt.Errorf("root of container %s: mount overlay: %w", id, err)
+	}
+	return root, nil
+}
+
+// Unmount removes a container's root file system and all it has written. One
+// that is not there is no error.
+func (s *Store) Unmount(id string) error {
+	dir := filepath.Join(s.dir, "containers", id)
+	err := unix.Unmount(filepath.Join(dir, "root"), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, fs.ErrNotExist) {
+		return fmt.Errorf("root of container %s: unmount: %w", id, err)
+	}
+	if err := os.RemoveAll(dir); err != nil {
+		return fmt.Errorf("root of container %s: %w", id, err)
+	}
+	return nil
+}
+
+func copyAttributes(from, to string) error {
+	var st unix.Stat_t
+	if err := unix.Stat(from, &st); err != nil {
+		return err
+	}
+	if err := unix.Chown(to, int(st.Uid), int(st.Gid)); err != nil {
+		return err
+	}
+	return unix.Chmod(to, st.Mode&0o7777)
+}
+
+// TmpfsSize is how large the image store may be in a machine with this much
+// memory: three quarters of it, and never so much that less than 96 MiB
+// stay for the kernel, the agent and the workload's own memory.
+func TmpfsSize(memory uint64) uint64 {
+	const rest = 96 << 20
+	size := memory / 4 * 3
+	if memory > rest && memory-size < rest {
+		size = memory - rest
+	}
+	return size
+}

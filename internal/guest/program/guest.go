@@ -1,0 +1,136 @@
+package program
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"os"
+	"runtime/debug"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/coffer-project/coffer/internal/guest/agent"
+	"github.com/coffer-project/coffer/internal/guest/boot"
+	"github.com/coffer-project/coffer/internal/guest/reaper"
+)
+
+// gcPercent trades a little time for memory: what the agent does not use is
+// the workload's.
+const gcPercent = 50
+
+// goodbye is how long a host that has called Shutdown may stay.
+const goodbye = time.Second
+
+// guest is the state of a guest from boot to end.
+type guest struct {
+	log   *slog.Logger
+	boot  boot.Guest
+	reap  *reaper.Reaper
+	level slog.LevelVar
+
+	mu    sync.Mutex
+	marks []boot.Mark
+
+	drivers     chan struct{} // closed when driversErr is set
+	driversErr  error
+	driversOnce sync.Once
+}
+
+// Guest is PID 1. It boots, serves, and ends the machine; it does not return.
+// A panic is not recovered from: it ends PID 1, and with it the machine.
+func Guest() {
+	debug.SetGCPercent(gcPercent)
+	g := &guest{reap: reaper.New(time.Now), drivers: make(chan struct{})}
+	g.mark("start")
+	g.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &g.level}))
+	if err := g.run(context.Background()); err != nil {
+		g.log.Error("the guest ends", "error", err)
+	}
+	boot.PowerOff(g.log, g.reap.Idle)
+}
+
+func (g *guest) mark(name string) {
+	m := boot.NewMark(name)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.marks = append(g.marks, m)
+}
+
+func (g *guest) allMarks() []boot.Mark {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return slices.Clone(g.marks)
+}
+
+// phases runs boot phases and keeps their marks.
+func (g *guest) phases(ctx context.Context, phases []boot.Phase) error {
+	marks, err := boot.Run(ctx, g.log, phases)
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.marks = append(g.marks, marks...)
+	return err
+}
+
+// loadDrivers loads them once and returns how that ended.
+func (g *guest) loadDrivers(ctx context.Context) error {
+	g.driversOnce.Do(func() {
+		g.driversErr = g.phases(ctx, boot.DriverPhases())
+		close(g.drivers)
+	})
+	return g.driversErr
+}
+
+func (g *guest) run(ctx context.Context) error {
+	ctx, end := context.WithCancelCause(ctx)
+	defer end(nil)
+	if err := g.phases(ctx, boot.GuestPhases(&g.boot)); err != nil {
+		return err
+	}
+	if g.boot.Cmdline.Debug {
+		g.level.Set(slog.LevelDebug)
+	}
+	go func() { _ = g.reap.Run(ctx) }()
+	// A hardware TEE is a driver, and must be found before a host is answered.
+	if g.boot.Cmdline.TEE == boot.TEEAuto {
+		if err := g.loadDrivers(ctx); err != nil {
+			return err
+		}
+	}
+	a, err := build(parts{
+		log: g.log, cmdline: g.boot.Cmdline, bootID: g.boot.BootID, marks: g.allMarks, reaper: g.reap,
+		dir: "/run/coffer", etc: "/etc", crun: "/usr/bin/crun",
+		ready: func(ctx context.Context) error {
+			select {
+			case <-g.drivers:
+				return g.driversErr
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		},
+		end: func() { time.AfterFunc(goodbye, func() { end(agent.ErrShutdown) }) },
+	})
+	if err != nil {
+		return err
+	}
+	g.mark("agent")
+	transport, err := findTransport(ctx, g.loadDrivers)
+	if err != nil {
+		return err
+	}
+	g.mark("ready")
+	go func() {
+		if err := g.loadDrivers(ctx); err != nil {
+			end(err)
+		}
+	}()
+	err = a.Serve(ctx, transport)
+	if cause := context.Cause(ctx); cause != nil {
+		err = cause
+	}
+	if errors.Is(err, agent.ErrShutdown) {
+		g.log.Info("the guest ends", "reason", err)
+		return nil
+	}
+	return err
+}

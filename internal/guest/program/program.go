@@ -1,0 +1,172 @@
+// Package program is the agent as a program: it puts the parts together, as
+// PID 1 of a guest or as a plain process for tests.
+package program
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/guest/agent"
+	"github.com/coffer-project/coffer/internal/guest/attestation"
+	"github.com/coffer-project/coffer/internal/guest/boot"
+	"github.com/coffer-project/coffer/internal/guest/container"
+	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/image"
+	"github.com/coffer-project/coffer/internal/guest/machine"
+	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/internal/guest/reaper"
+	"github.com/coffer-project/coffer/internal/guest/serial"
+	"github.com/coffer-project/coffer/internal/guest/volume"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/registry"
+	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/snp/snpattest"
+	"github.com/coffer-project/coffer/tee/softtee/softport"
+)
+
+// Version is the agent's, as it names itself.
+const Version = "0.1.0-dev"
+
+// HostName is by what name a guest reaches its own host. An unsealed pod may
+// pull from there by plain HTTP: the host decides what runs in it anyway.
+const HostName = "host.coffer.internal"
+
+// parts are what an agent is put together from.
+type parts struct {
+	log     *slog.Logger
+	cmdline boot.Cmdline
+	bootID  [16]byte
+	marks   func() []boot.Mark
+	reaper  *reaper.Reaper
+	// dir is a tmpfs; etc is where the agent's resolver files are.
+	dir, etc string
+	crun     string
+	ready    func(ctx context.Context) error
+	end      func()
+}
+
+// build makes the agent. The image store gets a tmpfs of its own.
+func build(p parts) (*agent.Agent, error) {
+	dirs := map[string]string{}
+	for _, name := range []string{"runtime", "bundles", "images", "volumes", "pod"} {
+		dirs[name] = filepath.Join(p.dir, name)
+		if err := os.MkdirAll(dirs[name], 0o711); err != nil {
+			return nil, err
+		}
+	}
+	memory, err := machine.Memory()
+	if err != nil {
+		return nil, fmt.Errorf("size of memory: %w", err)
+	}
+	size := fmt.Sprintf("mode=0700,size=%d", image.TmpfsSize(memory))
+	if err := unix.Mount("tmpfs", dirs["images"], "tmpfs", unix.MS_NODEV, size); err != nil {
+		return nil, fmt.Errorf("mount the image store: %w", err)
+	}
+	crun, err := container.NewCrun(container.Options{
+		Path: p.crun, StateDir: dirs["runtime"], BundleDir: dirs["bundles"],
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer", Reaper: p.reaper, Logger: p.log,
+	})
+	if err != nil {
+		return nil, err
+	}
+	images, err := image.NewStore(dirs["images"], p.log)
+	if err != nil {
+		return nil, err
+	}
+	volumes, err := volume.NewManager(dirs["volumes"])
+	if err != nil {
+		return nil, err
+	}
+	return agent.New(agent.Options{
+		Logger: p.log, Now: time.Now, Build: Version, BootID: p.bootID, Marks: p.marks,
+		Attestation: newAttestation(p.cmdline),
+		Machine: machine.New(machine.Options{
+			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
+		}),
+		Runtime: crun, Images: images, Volumes: volumes, PodDir: dirs["pod"],
+		NewBroker:  func(c agent.BrokerConfig) (datahub.Broker, error) { return newBroker(c, p.log) },
+		NewFetcher: newFetcher,
+	})
+}
+
+// newAttestation looks for hardware through configfs-tsm, and for the software
+// TEE at its port.
+func newAttestation(cmdline boot.Cmdline) *attestation.Source {
+	finder := serial.System()
+	return attestation.New(attestation.Options{
+		Cmdline: cmdline,
+		Hardware: func(context.Context) (tee.Attester, error) {
+			if _, err := os.Stat("/dev/sev-guest"); errors.Is(err, os.ErrNotExist) {
+				return nil, nil
+			}
+			return snpattest.New()
+		},
+		HasSoft: func() bool { return finder.Has(softport.PortName) },
+		Soft: func() tee.Attester {
+			return softport.New(func(ctx context.Context) (io.ReadWriteCloser, error) {
+				port, err := finder.Open(ctx, softport.PortName)
+				if err != nil {
+					return nil, err
+				}
+				return &wholePort{port.Conn(), port}, nil
+			})
+		},
+	})
+}
+
+// wholePort closes the port with its connection.
+type wholePort struct {
+	*serial.Conn
+	port *serial.Port
+}
+
+func (w *wholePort) Close() error { return errors.Join(w.Conn.Close(), w.port.Close()) }
+
+func newBroker(c agent.BrokerConfig, log *slog.Logger) (datahub.Broker, error) {
+	return kbs.NewClient(kbs.ClientOptions{
+		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, InitData: c.InitData,
+		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader,
+	})
+}
+
+func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, UserAgent: "coffer-agent/" + Version}
+	if c.Credentials.Len() > 0 {
+		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
+		if err != nil {
+			return nil, nil, fmt.Errorf("registry credentials: %w", err)
+		}
+		o.Credentials = credentials
+	}
+	for _, r := range c.Image.Registries {
+		if r.Insecure {
+			host, _, _ := strings.Cut(r.Location, "/")
+			o.PlainHTTP = append(o.PlainHTTP, host)
+		}
+	}
+	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
+		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)
+	}
+	client, err := registry.New(o)
+	if err != nil {
+		return nil, nil, err
+	}
+	repository, err := client.Repository(ref)
+	if err != nil {
+		client.Close()
+		return nil, nil, err
+	}
+	return repository, client.Close, nil
+}

@@ -1,0 +1,246 @@
+package volume_test
+
+import (
+	"archive/tar"
+	"bytes"
+	"crypto/sha256"
+	"errors"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/guest/guesttest"
+	"github.com/coffer-project/coffer/internal/guest/volume"
+)
+
+var env guesttest.Env
+
+func TestMain(m *testing.M) { guesttest.Main(m, &env) }
+
+type entry struct {
+	name, content string
+	kind          byte
+}
+
+func archive(t testing.TB, entries ...entry) *bytes.Buffer {
+	t.Helper()
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, e := range entries {
+		if e.kind == 0 {
+			e.kind = tar.TypeReg
+		}
+		h := &tar.Header{Name: e.name, Typeflag: e.kind, Size: int64(len(e.content)), Mode: 0o600}
+		if e.kind != tar.TypeReg {
+			h.Size, h.Linkname = 0, e.content
+		}
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if h.Size > 0 {
+			if _, err := w.Write([]byte(e.content)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	return &b
+}
+
+// rule accepts files up to a size and remembers digests.
+type rule struct {
+	maxSize int64
+	digests map[string][sha256.Size]byte
+	final   error
+}
+
+func (r *rule) File(name string, size int64) (uint32, error) {
+	if size > r.maxSize {
+		return 0, errors.New(name + " is too large")
+	}
+	return 0o640, nil
+}
+
+func (r *rule) Content(name string, _ int64, digest [sha256.Size]byte) error {
+	r.digests[name] = digest
+	return nil
+}
+
+func (r *rule) Commit() error { return r.final }
+
+func newRule() *rule { return &rule{maxSize: 100, digests: map[string][sha256.Size]byte{}} }
+
+// content reads a files volume as a container sees it.
+func content(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	got := map[string]string{}
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if strings.HasPrefix(e.Name(), "..") {
+			continue
+		}
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		got[e.Name()] = string(b)
+	}
+	return got
+}
+
+func TestPutReplacesAsAWhole(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Open("config", "", false); err == nil {
+		t.Error("a volume without content was opened")
+	}
+	r := newRule()
+	if err := m.Put(t.Context(), "config", 1, archive(t, entry{name: "./", kind: tar.TypeDir}, entry{name: "a", content: "1"}, entry{name: "./b", content: "2"}), r); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"a": "1", "b": "2"}, content(t, filepath.Join(dir, "config"))); diff != "" {
+		t.Error(diff)
+	}
+	if want := sha256.Sum256([]byte("1")); r.digests["a"] != want {
+		t.Errorf("digest of a: %x, want %x", r.digests["a"], want)
+	}
+	if st, err := os.Stat(filepath.Join(dir, "config/a")); err != nil || st.Mode() != 0o640 {
+		t.Errorf("mode: %v, %v", st.Mode(), err)
+	}
+	if err := m.Put(t.Context(), "config", 2, archive(t, entry{name: "b", content: "3"}, entry{name: "c", content: "4"}), newRule()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"b": "3", "c": "4"}
+	if diff := cmp.Diff(want, content(t, filepath.Join(dir, "config"))); diff != "" {
+		t.Error(diff)
+	}
+	// A set that is refused at the end leaves everything as it was.
+	refusing := newRule()
+	refusing.final = errors.New("token is missing")
+	if err := m.Put(t.Context(), "config", 3, archive(t, entry{name: "x", content: "y"}), refusing); err == nil || !strings.Contains(err.Error(), "token is missing") {
+		t.Errorf("error = %v", err)
+	}
+	if diff := cmp.Diff(want, content(t, filepath.Join(dir, "config"))); diff != "" {
+		t.Error(diff)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "config"))
+	if err != nil || len(entries) != 4 { // b, c, ..2, ..data
+		t.Errorf("leftovers: %v, %v", entries, err)
+	}
+}
+
+func TestPutRefuses(t *testing.T) {
+	t.Parallel()
+	for name, entries := range map[string][]entry{
+		"parent":    {{name: "../evil", content: "x"}},
+		"absolute":  {{name: "/etc/passwd", content: "x"}},
+		"directory": {{name: "a/b", content: "x"}},
+		"data link": {{name: "..data", content: "x"}},
+		"symlink":   {{name: "l", content: "/etc/passwd", kind: tar.TypeSymlink}},
+		"hard link": {{name: "l", content: "/etc/passwd", kind: tar.TypeLink}},
+		"device":    {{name: "d", kind: tar.TypeChar}},
+		"fifo":      {{name: "f", kind: tar.TypeFifo}},
+		"twice":     {{name: "a", content: "x"}, {name: "./a", content: "y"}},
+		"too large": {{name: "a", content: strings.Repeat("x", 101)}},
+	} {
+		dir := t.TempDir()
+		m, err := volume.NewManager(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Put(t.Context(), "config", 1, archive(t, entries...), newRule()); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+		if left, err := os.ReadDir(filepath.Join(dir, "config")); err != nil || len(left) != 0 {
+			t.Errorf("%s: left %v, %v", name, left, err)
+		}
+	}
+}
+
+func TestOpenFollowsNoLinks(t *testing.T) {
+	env.Need(t)
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Ephemeral("scratch", 1<<20); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "scratch"), unix.MNT_DETACH) })
+	if err := m.Ephemeral("scratch", 1<<20); err != nil { // the same again
+		t.Fatal(err)
+	}
+	d, err := m.Open("scratch", "a/b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer d.Close()
+	if err := os.WriteFile(filepath.Join(d.Path(), "f"), []byte("x"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(filepath.Join(dir, "scratch/a/b/f")); err != nil {
+		t.Error(err)
+	}
+	// A container plants a link where a later one mounts a sub path.
+	if err := os.Symlink("/", filepath.Join(dir, "scratch/evil")); err != nil {
+		t.Fatal(err)
+	}
+	for _, sub := range []string{"evil", "evil/etc", "../..", "/etc"} {
+		if d, err := m.Open("scratch", sub, true); err == nil {
+			t.Errorf("sub path %s was opened: %s", sub, d.Path())
+		}
+	}
+	if err := os.WriteFile(filepath.Join(dir, "scratch/big"), make([]byte, 2<<20), 0o600); err == nil {
+		t.Error("more was written than the volume's size")
+	}
+}
+
+func TestNames(t *testing.T) {
+	t.Parallel()
+	m, err := volume.NewManager(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", ".", "..", ".mounts", "a/b"} {
+		if err := m.Ephemeral(name, 0); err == nil {
+			t.Errorf("volume name %q was accepted", name)
+		}
+	}
+}
+
+// FuzzPut must leave nothing behind of an archive it refuses, and nothing
+// outside the volume in any case.
+func FuzzPut(f *testing.F) {
+	f.Add(archive(f, entry{name: "a", content: "1"}).Bytes())
+	f.Add(archive(f, entry{name: "l", content: "/etc/passwd", kind: tar.TypeSymlink}).Bytes())
+	f.Add([]byte("not a tar"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		dir := t.TempDir()
+		m, err := volume.NewManager(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		err = m.Put(t.Context(), "v", 1, bytes.NewReader(data), newRule())
+		entries, rerr := os.ReadDir(dir)
+		if rerr != nil || len(entries) != 2 { // the volume and the directory of mounts
+			t.Fatalf("entries %v, %v", entries, rerr)
+		}
+		if left, _ := os.ReadDir(filepath.Join(dir, "v")); err != nil && len(left) != 0 {
+			t.Fatalf("left %v after %v", left, err)
+		}
+	})
+}

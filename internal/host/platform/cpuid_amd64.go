@@ -1,0 +1,3 @@
+package platform
+
+func cpuid(leaf uint32) (eax, ebx, ecx, edx uint32)

@@ -1,0 +1,113 @@
+package sandbox
+
+import (
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"github.com/coffer-project/coffer/internal/guestimage/manifest"
+	"github.com/coffer-project/coffer/internal/host/vmm"
+	"github.com/coffer-project/coffer/tee/measure"
+)
+
+// MeasuredCPU is the CPU model of SNP guests, and the one the software TEE
+// measures. (A software guest runs on whatever its accelerator offers: there
+// is no VMSA that could hold it to the model.)
+const MeasuredCPU = "EPYC-v4"
+
+// Image is a guest image whose files have been compared with its manifest.
+type Image struct {
+	Dir      string
+	Manifest *manifest.Manifest
+	Kernel   []byte
+	Initrd   []byte
+	// Firmware is the machine's, and FirmwarePath where it was read.
+	Firmware     []byte
+	FirmwarePath string
+}
+
+// LoadImage reads the image in dir for a kind other than Auto. firmware is a
+// path; empty is the image's own or the host's SeaBIOS for software guests,
+// and an error for hardware, whose firmware the user has to bring.
+func LoadImage(dir string, kind Kind, firmware string) (*Image, error) {
+	m, err := manifest.Load(dir)
+	if err != nil {
+		return nil, err
+	}
+	i := &Image{Dir: dir, Manifest: m}
+	if i.Kernel, err = m.Kernel.Read(dir); err != nil {
+		return nil, err
+	}
+	if i.Initrd, err = m.Initrd.Read(dir); err != nil {
+		return nil, err
+	}
+	switch {
+	case firmware != "":
+		i.FirmwarePath = firmware
+	case kind.Hardware():
+		return nil, fmt.Errorf("firmware: a %s guest needs an OVMF built for it, and none was given (name it with --firmware)", kind)
+	case m.Firmware != nil:
+		i.FirmwarePath = filepath.Join(dir, m.Firmware.Name)
+		i.Firmware, err = m.Firmware.Read(dir)
+		return i, err
+	default:
+		if i.FirmwarePath, err = vmm.FindSeaBIOS(); err != nil {
+			return nil, err
+		}
+	}
+	i.Firmware, err = readFirmware(i.FirmwarePath)
+	return i, err
+}
+
+func readFirmware(path string) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, fmt.Errorf("firmware: %w", err)
+	}
+	defer f.Close() //nolint:errcheck // only read
+	data, err := io.ReadAll(io.LimitReader(f, measure.MaxFirmware+1))
+	if err != nil {
+		return nil, fmt.Errorf("firmware: %w", err)
+	}
+	if len(data) > measure.MaxFirmware {
+		return nil, fmt.Errorf("firmware %s: expected at most %d bytes, got more", path, measure.MaxFirmware)
+	}
+	return data, nil
+}
+
+// Cmdline is the kernel command line of a launch: the image's, then what
+// tells the guest which TEE it has. development lets a guest run without
+// evidence; it is measured like the rest.
+func Cmdline(base string, kind Kind, development bool) string {
+	words := []string{base}
+	switch kind {
+	case Soft:
+		words = append(words, "coffer.tee=soft")
+	case None:
+		words = append(words, "coffer.tee=none")
+		development = true // such a guest starts in no other way
+	default:
+		words = append(words, "coffer.tee=auto")
+	}
+	if development {
+		words = append(words, "coffer.development")
+	}
+	return strings.Join(words, " ")
+}
+
+// Launch is what a launch of the image is measured by.
+func (i *Image) Launch(kind Kind, vcpus int, development bool) measure.Launch {
+	return measure.Launch{
+		Firmware: i.Firmware, Kernel: i.Kernel, Initrd: i.Initrd,
+		Cmdline: Cmdline(i.Manifest.Cmdline, kind, development),
+		VCPUs:   vcpus, VCPUModel: MeasuredCPU,
+	}
+}
+
+// Explain names the inputs in which a launch differs from what the image's
+// manifest says: why a measurement is not the expected one.
+func Explain(launched, expected measure.Inputs) []measure.Change {
+	return measure.Diff(expected, launched)
+}

@@ -1,0 +1,71 @@
+package sandbox
+
+import (
+	"fmt"
+	"strings"
+
+	"github.com/coffer-project/coffer/internal/host/platform"
+)
+
+// Kind is how a sandbox's machine is protected.
+type Kind string
+
+const (
+	// Auto is SNP or TDX where the host has it, else Soft.
+	Auto Kind = "auto"
+	// Soft is the software TEE: the protocol of SEV-SNP without its
+	// protection, for development.
+	Soft Kind = "soft"
+	// SNP is AMD SEV-SNP.
+	SNP Kind = "snp"
+	// TDX is Intel TDX.
+	TDX Kind = "tdx"
+	// None has no evidence at all; only development guests accept it.
+	None Kind = "none"
+)
+
+// ParseKind reads a kind; empty is Auto.
+func ParseKind(s string) (Kind, error) {
+	switch k := Kind(s); k {
+	case "":
+		return Auto, nil
+	case Auto, Soft, SNP, TDX, None:
+		return k, nil
+	}
+	return "", fmt.Errorf("tee: expected auto, soft, snp, tdx or none, got %q", s)
+}
+
+// Hardware says whether a processor protects the machine.
+func (k Kind) Hardware() bool { return k == SNP || k == TDX }
+
+// Choose resolves Auto by the host's facts and says why. A kind that is named
+// must be there.
+func Choose(k Kind, f platform.Facts) (Kind, string, error) {
+	switch k {
+	case Soft, None:
+		return k, "asked for", nil
+	case SNP:
+		if f.SNP != nil {
+			return "", "", fmt.Errorf("tee snp: %w", f.SNP)
+		}
+		return k, "asked for", nil
+	case TDX:
+		if f.TDX != nil {
+			return "", "", fmt.Errorf("tee tdx: %w", f.TDX)
+		}
+		return k, "asked for", nil
+	case Auto, "":
+	default:
+		return "", "", fmt.Errorf("tee: expected auto, soft, snp, tdx or none, got %q", k)
+	}
+	switch {
+	case f.SNP == nil:
+		return SNP, "this host launches SEV-SNP guests", nil
+	case f.TDX == nil:
+		return TDX, "this host launches TDX guests", nil
+	}
+	return Soft, fmt.Sprintf("this host has no confidential hardware, the software TEE protects nothing: %s; %s",
+		oneLine(f.SNP), oneLine(f.TDX)), nil
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }

@@ -1,0 +1,183 @@
+// Package vmm runs virtual machines with QEMU.
+//
+// A [Machine] describes one in typed terms and renders itself to a command
+// line; [Start] runs it. Everything between the host program and the emulator
+// (monitor, console, virtio-serial ports, and kernel and initrd where their
+// bytes must be those that were checked) travels over inherited file
+// descriptors, so a machine leaves no socket and no file behind however it
+// ends. It ends with the context it was started in, with [VM.Close], and with
+// the process that started it.
+//
+// The emulator is confined by its own seccomp filter: it starts no program
+// and gains no privilege.
+package vmm
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"regexp"
+	"strings"
+)
+
+// Limits of a machine.
+const (
+	// MaxVCPUs is what a q35 machine takes without further options.
+	MaxVCPUs = 255
+	// MinMemoryMiB is less than any guest image boots with.
+	MinMemoryMiB = 64
+	// MaxMemoryMiB is 4 TiB.
+	MaxMemoryMiB = 4 << 20
+	// MaxCmdline is Linux's COMMAND_LINE_SIZE on x86 without the final NUL;
+	// the kernel cuts what is longer.
+	MaxCmdline = 2047
+	// MaxPorts bounds the virtio-serial ports of a machine.
+	MaxPorts = 16
+)
+
+// Accelerator is what executes the guest's instructions.
+type Accelerator string
+
+const (
+	// KVM is hardware virtualisation.
+	KVM Accelerator = "kvm"
+	// TCG is QEMU's translator: runs everywhere, ten to fifty times slower.
+	TCG Accelerator = "tcg"
+)
+
+// Input is a file that the machine starts with: exactly one of Path and File.
+type Input struct {
+	// Path is opened by the emulator.
+	Path string
+	// File is handed to the emulator, which reads it from the start. It must
+	// stay open until Start returns.
+	File *os.File
+}
+
+func (i Input) absent() bool { return i.Path == "" && i.File == nil }
+
+// Port is a virtio-serial port. The guest finds it by name in
+// /sys/class/virtio-ports/*/name.
+type Port struct {
+	Name string
+}
+
+// UserNetwork is a network card behind QEMU's user-mode stack: the guest
+// reaches whatever the host's user can, through addresses of its own.
+type UserNetwork struct {
+	MAC net.HardwareAddr
+}
+
+// Addresses of the user-mode network.
+const (
+	// GuestAddress is the guest's address with its prefix.
+	GuestAddress = "10.0.2.15/24"
+	// HostAddress is the gateway; connections to it reach the host's loopback.
+	HostAddress = "10.0.2.2"
+	// DNSAddress forwards to the host's resolver.
+	DNSAddress = "10.0.2.3"
+	userNet    = "10.0.2.0/24"
+	firstGuest = "10.0.2.15"
+)
+
+// Machine is one virtual machine. Its fields are what the guest's launch
+// depends on; nothing else does.
+type Machine struct {
+	// Name tells machines apart in process lists: [A-Za-z0-9._-], at most 64.
+	Name        string
+	Accelerator Accelerator
+	// CPU is a QEMU CPU model: "max" under TCG, "host" under KVM, or the
+	// model that was measured.
+	CPU       string
+	VCPUs     int
+	MemoryMiB int
+	// Firmware is always given: what runs must be what is measured.
+	Firmware Input
+	Kernel   Input
+	Initrd   Input
+	// Cmdline is the kernel's, byte for byte.
+	Cmdline string
+	// Confidential is nil for a machine that hardware does not protect.
+	Confidential Confidential
+	// Network is nil for a machine without one.
+	Network *UserNetwork
+	Ports   []Port
+}
+
+var (
+	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+	cpuRE  = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
+)
+
+// Validate reports everything that is wrong with the machine.
+func (m *Machine) Validate() error {
+	var problems []error
+	bad := func(field, expected string, got any, help string) {
+		problems = append(problems, fmt.Errorf("%s: expected %s, got %v (%s)", field, expected, got, help))
+	}
+	if !nameRE.MatchString(m.Name) {
+		bad("name", "1 to 64 characters of [A-Za-z0-9._-]", fmt.Sprintf("%q", m.Name), "choose another name")
+	}
+	if m.Accelerator != KVM && m.Accelerator != TCG {
+		bad("accelerator", "kvm or tcg", fmt.Sprintf("%q", m.Accelerator), "let internal/host/accel choose")
+	}
+	if !cpuRE.MatchString(m.CPU) {
+		bad("cpu", "a QEMU CPU model without properties", fmt.Sprintf("%q", m.CPU), "see qemu-system-x86_64 -cpu help")
+	}
+	if m.VCPUs < 1 || m.VCPUs > MaxVCPUs {
+		bad("vcpus", fmt.Sprintf("1 to %d", MaxVCPUs), m.VCPUs, "ask for fewer CPUs")
+	}
+	if m.MemoryMiB < MinMemoryMiB || m.MemoryMiB > MaxMemoryMiB {
+		bad("memory", fmt.Sprintf("%d to %d MiB", MinMemoryMiB, MaxMemoryMiB), m.MemoryMiB, "change the memory size")
+	}
+	for _, in := range []struct {
+		field string
+		input Input
+	}{{"firmware", m.Firmware}, {"kernel", m.Kernel}, {"initrd", m.Initrd}} {
+		switch {
+		case in.input.absent():
+			bad(in.field, "a file", "none", "every machine boots a kernel and an initrd with a firmware that is named")
+		case in.input.Path != "" && in.input.File != nil:
+			bad(in.field, "a path or an open file", "both", "give one of them")
+		}
+	}
+	if len(m.Cmdline) > MaxCmdline {
+		bad("cmdline", fmt.Sprintf("at most %d bytes", MaxCmdline), len(m.Cmdline), "Linux would cut it")
+	}
+	if strings.ContainsFunc(m.Cmdline, func(r rune) bool { return r < 0x20 || r == 0x7f }) {
+		bad("cmdline", "no control characters", fmt.Sprintf("%q", m.Cmdline), "remove them")
+	}
+	if m.Network != nil && (len(m.Network.MAC) != 6 || m.Network.MAC[0]&1 != 0) {
+		bad("network.mac", "a 48-bit unicast address", m.Network.MAC, "use MAC")
+	}
+	problems = append(problems, m.validatePorts()...)
+	if m.Confidential != nil {
+		if m.Accelerator != KVM {
+			bad("accelerator", "kvm, for a confidential machine", m.Accelerator, "use the software TEE on this host")
+		}
+		problems = append(problems, m.Confidential.validate()...)
+	}
+	if len(problems) == 0 {
+		return nil
+	}
+	return fmt.Errorf("machine %q: %w", m.Name, errors.Join(problems...))
+}
+
+func (m *Machine) validatePorts() []error {
+	var problems []error
+	if len(m.Ports) > MaxPorts {
+		problems = append(problems, fmt.Errorf("ports: expected at most %d, got %d", MaxPorts, len(m.Ports)))
+	}
+	seen := make(map[string]bool)
+	for i, p := range m.Ports {
+		switch {
+		case !nameRE.MatchString(p.Name):
+			problems = append(problems, fmt.Errorf("ports[%d].name: expected 1 to 64 characters of [A-Za-z0-9._-], got %q", i, p.Name))
+		case seen[p.Name]:
+			problems = append(problems, fmt.Errorf("ports[%d].name: %q is there twice; the guest finds a port by its name", i, p.Name))
+		}
+		seen[p.Name] = true
+	}
+	return problems
+}

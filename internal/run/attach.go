@@ -1,0 +1,272 @@
+package run
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
+	"golang.org/x/term"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+)
+
+// Machine is what attaching needs of a running guest.
+type Machine interface {
+	Agent() agentapi.AgentService
+	// Open opens a stream of the guest.
+	Open(ctx context.Context, header *agentapi.StreamHeader) (net.Conn, error)
+}
+
+// Stdio connects a container's process with the caller.
+type Stdio struct {
+	Stdin            *os.File
+	Stdout, Stderr   io.Writer
+	Terminal, Attach bool // Attach: connect Stdin
+	// Signals are those to forward, see CatchSignals; nil for none.
+	Signals <-chan os.Signal
+}
+
+// errInterrupted ends a run that was interrupted twice.
+var errInterrupted = errors.New("interrupted")
+
+// RunContainer starts a created container, connects its streams, forwards
+// signals, and returns its exit code when it has ended and its output is
+// drained.
+func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (int, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	// Opened before the start, so that nothing of the output is lost.
+	outputs, err := openOutputs(ctx, m, id, s)
+	if err != nil {
+		return 0, err
+	}
+	defer outputs.close()
+	if s.Attach {
+		stdin, err := m.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_STDIN, ContainerId: id})
+		if err != nil {
+			return 0, err
+		}
+		defer func() { _ = stdin.Close() }()
+		restore, err := rawTerminal(s)
+		if err != nil {
+			return 0, err
+		}
+		defer restore()
+		defer copyInput(stdin, s.Stdin)()
+	}
+	if _, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: id}); err != nil {
+		return 0, fmt.Errorf("start: %w", err)
+	}
+	stopSignals := forwardSignals(ctx, m, id, s, cancel)
+	defer stopSignals()
+	ended, err := m.Agent().Wait(ctx, &agentapi.WaitRequest{ContainerId: id})
+	if err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause
+		}
+		return 0, err
+	}
+	if err := outputs.drain(ctx); err != nil {
+		return 0, err
+	}
+	return int(ended.GetExitCode()), nil
+}
+
+// outputStreams are the container's output on its way to the caller.
+type outputStreams struct {
+	conns []net.Conn
+	group sync.WaitGroup
+}
+
+func openOutputs(ctx context.Context, m Machine, id string, s Stdio) (*outputStreams, error) {
+	o := &outputStreams{}
+	kinds := map[agentapi.StreamHeader_Kind]io.Writer{agentapi.StreamHeader_STDOUT: s.Stdout}
+	if !s.Terminal {
+		kinds[agentapi.StreamHeader_STDERR] = s.Stderr
+	}
+	for kind, w := range kinds {
+		conn, err := m.Open(ctx, &agentapi.StreamHeader{Kind: kind, ContainerId: id})
+		if err != nil {
+			o.close()
+			return nil, err
+		}
+		o.conns = append(o.conns, conn)
+		o.group.Go(func() {
+			if _, err := io.Copy(w, conn); err != nil {
+				// The caller's end is gone (a closed pipe): the container
+				// learns of it when it writes again.
+				_ = conn.Close()
+			}
+		})
+	}
+	return o, nil
+}
+
+func (o *outputStreams) close() {
+	for _, c := range o.conns {
+		_ = c.Close()
+	}
+}
+
+// drain waits until both streams have ended.
+func (o *outputStreams) drain(ctx context.Context) error {
+	done := make(chan struct{})
+	go func() { o.group.Wait(); close(done) }()
+	select {
+	case <-done:
+		return nil
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
+}
+
+// copyInput copies the caller's input into the stream until it ends or the
+// returned function is called; a pending read of a terminal is given up.
+func copyInput(stdin net.Conn, from *os.File) (stop func()) {
+	wake, waker, err := os.Pipe()
+	if err != nil {
+		return func() {}
+	}
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		buf := make([]byte, 32<<10)
+		for {
+			if !readable(from, wake) {
+				return
+			}
+			n, err := from.Read(buf)
+			if n > 0 {
+				if _, err := stdin.Write(buf[:n]); err != nil {
+					return
+				}
+			}
+			if err != nil {
+				_ = stdin.Close()
+				return
+			}
+		}
+	}()
+	return func() {
+		_ = waker.Close()
+		<-done
+		_ = wake.Close()
+	}
+}
+
+// readable waits until f can be read (true) or wake is closed (false).
+func readable(f, wake *os.File) bool {
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
+	for {
+		_, err := unix.Poll(fds, -1)
+		if errors.Is(err, unix.EINTR) {
+			continue
+		}
+		return err == nil && fds[1].Revents == 0
+	}
+}
+
+// rawTerminal hands the caller's terminal to the container's.
+func rawTerminal(s Stdio) (restore func(), err error) {
+	fd := int(s.Stdin.Fd())
+	if !s.Terminal || !term.IsTerminal(fd) {
+		return func() {}, nil
+	}
+	state, err := term.MakeRaw(fd)
+	if err != nil {
+		return nil, fmt.Errorf("terminal: %w", err)
+	}
+	return func() { _ = term.Restore(fd, state) }, nil
+}
+
+// forwarded are the signals that a container gets in the caller's place.
+var forwarded = []os.Signal{
+	syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP, syscall.SIGQUIT, syscall.SIGUSR1, syscall.SIGUSR2, syscall.SIGWINCH,
+}
+
+// CatchSignals takes the signals that RunContainer forwards away from the
+// process. stop gives them back.
+func CatchSignals() (signals <-chan os.Signal, stop func()) {
+	c := make(chan os.Signal, 16)
+	signal.Notify(c, forwarded...)
+	return c, func() { signal.Stop(c) }
+}
+
+// untilStarted lets an ending signal cancel what is done before the container
+// runs; the returned function ends that.
+func untilStarted(signals <-chan os.Signal, cancel context.CancelCauseFunc) (stop func()) {
+	started, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		for {
+			select {
+			case <-started:
+				return
+			case sig := <-signals:
+				if sig == syscall.SIGINT || sig == syscall.SIGTERM || sig == syscall.SIGHUP || sig == syscall.SIGQUIT {
+					cancel(errInterrupted)
+				}
+			}
+		}
+	}()
+	return func() {
+		close(started)
+		<-done
+	}
+}
+
+// forwardSignals sends the caller's signals to the container. A second
+// interrupt or termination ends the run: a process that is PID 1 of its
+// namespace ignores what it has no handler for.
+func forwardSignals(ctx context.Context, m Machine, id string, s Stdio, cancel context.CancelCauseFunc) (stop func()) {
+	ended, done := make(chan struct{}), make(chan struct{})
+	go func() {
+		defer close(done)
+		resize(ctx, m, id, s)
+		ends := 0
+		for {
+			var sig os.Signal
+			select {
+			case <-ctx.Done():
+				return
+			case <-ended:
+				return
+			case sig = <-s.Signals:
+			}
+			if sig == syscall.SIGWINCH {
+				resize(ctx, m, id, s)
+				continue
+			}
+			if sig == syscall.SIGINT || sig == syscall.SIGTERM {
+				if ends++; ends > 1 {
+					cancel(errInterrupted)
+					return
+				}
+			}
+			number, _ := sig.(syscall.Signal)
+			_, _ = m.Agent().Signal(ctx, &agentapi.SignalRequest{ContainerId: id, Signal: uint32(number)}) //nolint:gosec // a signal's number
+		}
+	}()
+	return func() {
+		close(ended)
+		<-done
+	}
+}
+
+func resize(ctx context.Context, m Machine, id string, s Stdio) {
+	if !s.Terminal {
+		return
+	}
+	width, height, err := term.GetSize(int(s.Stdin.Fd()))
+	if err != nil {
+		return
+	}
+	_, _ = m.Agent().Resize(ctx, &agentapi.ResizeRequest{ContainerId: id, Width: uint32(width), Height: uint32(height)}) //nolint:gosec // a terminal's size
+}

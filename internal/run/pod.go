@@ -1,0 +1,116 @@
+package run
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/initdata/guestconfig"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/podpolicy"
+)
+
+// InitdataOptions are what a pod's initdata is made of.
+type InitdataOptions struct {
+	// Policy is the pod policy document.
+	Policy []byte
+	// TrusteeURL as the guest reaches it, and the PEM that vouches for it.
+	TrusteeURL string
+	TrusteeCA  []byte
+	// ImagePolicy is a containers-policy.json, or the kbs:/// URI of one;
+	// empty accepts unsigned images (the policy pins their digests).
+	ImagePolicy string
+	// Credentials is the kbs:/// URI of a docker auth.json.
+	Credentials string
+	// RegistryRoots are PEM certificates the guest trusts for registries.
+	RegistryRoots []string
+	// PlainHTTP lists registries the guest may ask without TLS.
+	PlainHTTP []string
+}
+
+// Initdata is a document with its digest.
+type Initdata struct {
+	Raw       []byte
+	Algorithm string
+	Digest    []byte
+}
+
+// NewInitdata writes the document. Equal options give equal bytes.
+func NewInitdata(o InitdataOptions) (*Initdata, error) {
+	if _, err := podpolicy.Parse(o.Policy); err != nil {
+		return nil, err
+	}
+	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA)}
+	config.Image.CredentialsURI = o.Credentials
+	config.Image.ExtraRoots = o.RegistryRoots
+	for _, location := range o.PlainHTTP {
+		config.Image.Registries = append(config.Image.Registries, guestconfig.Registry{Location: location, Insecure: true})
+	}
+	switch {
+	case strings.HasPrefix(o.ImagePolicy, "kbs:///"):
+		config.Image.SecurityPolicyURI = o.ImagePolicy
+	case o.ImagePolicy != "":
+		if !json.Valid([]byte(o.ImagePolicy)) {
+			return nil, errors.New("image policy: expected a containers-policy.json document or a kbs:/// URI")
+		}
+		config.Image.SecurityPolicy = o.ImagePolicy
+	}
+	aa, cdh, err := config.TOML()
+	if err != nil {
+		return nil, fmt.Errorf("initdata: %w", err)
+	}
+	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: map[string]string{
+		initdata.KeyAA: aa, initdata.KeyCDH: cdh, initdata.KeyPodPolicy: string(o.Policy),
+	}}
+	raw, err := doc.Encode()
+	if err != nil {
+		return nil, fmt.Errorf("initdata: %w", err)
+	}
+	return OpenInitdata(raw)
+}
+
+// OpenInitdata reads a document and computes its digest.
+func OpenInitdata(raw []byte) (*Initdata, error) {
+	alg, digest, err := initdata.Digest(raw)
+	if err != nil {
+		return nil, err
+	}
+	return &Initdata{Raw: raw, Algorithm: alg, Digest: digest}, nil
+}
+
+// Resources lists the KBS resources a pod needs: what its policy and its
+// initdata name, and the keys of its images' layers.
+func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) ([]kbs.ResourceURI, error) {
+	names := slices.Clone(layerKeys)
+	for _, c := range policy.Containers {
+		for _, v := range c.Env {
+			if v.Resource != "" {
+				names = append(names, v.Resource)
+			}
+		}
+	}
+	if o.Credentials != "" {
+		names = append(names, o.Credentials)
+	}
+	if strings.HasPrefix(o.ImagePolicy, "kbs:///") {
+		names = append(names, o.ImagePolicy)
+	}
+	for _, field := range strings.FieldsFunc(o.ImagePolicy, func(r rune) bool { return r == '"' }) {
+		if strings.HasPrefix(field, "kbs:///") {
+			names = append(names, field)
+		}
+	}
+	slices.Sort(names)
+	var uris []kbs.ResourceURI
+	for _, n := range slices.Compact(names) {
+		uri, err := kbs.ParseResourceURI(n)
+		if err != nil {
+			return nil, err
+		}
+		uris = append(uris, uri)
+	}
+	return uris, nil
+}

@@ -1,0 +1,288 @@
+// Package run is `coffer run`: it pins an image, writes the policy and the
+// initdata, starts an attested virtual machine for it, and connects the
+// caller's terminal with the container. The caller is the owner and the host at
+// once, on a machine of their own.
+package run
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/cli/ui"
+	"github.com/coffer-project/coffer/internal/host/platform"
+	"github.com/coffer-project/coffer/internal/host/sandbox"
+	"github.com/coffer-project/coffer/kbs/admin"
+	"github.com/coffer-project/coffer/tee/measure"
+)
+
+// Version of the programs.
+const Version = "0.1.0"
+
+// Exit codes of a run whose container did not run.
+const (
+	exitFailed      = 125
+	exitInterrupted = 130
+)
+
+// GuestOptions say which guest is launched.
+type GuestOptions struct {
+	// Dir of the guest image.
+	Dir string
+	// Firmware replaces the image's; a path.
+	Firmware string
+	CPUs     int
+	// TEE is auto, soft, snp, tdx or none.
+	TEE string
+}
+
+// GuestLaunch reads a guest image and says what would be launched.
+func GuestLaunch(o GuestOptions) (*measure.Launch, sandbox.Kind, error) {
+	kind, err := sandbox.ParseKind(o.TEE)
+	if err != nil {
+		return nil, "", err
+	}
+	if kind, _, err = sandbox.Choose(kind, platform.Inspect()); err != nil && kind == "" {
+		// A measurement can be predicted on any host.
+		kind = sandbox.Kind(o.TEE)
+	}
+	image, err := sandbox.LoadImage(o.Dir, kind, o.Firmware)
+	if err != nil {
+		return nil, "", err
+	}
+	launch := image.Launch(kind, o.CPUs, false)
+	return &launch, kind, nil
+}
+
+// Run runs one container and returns its exit code. With an error the code says
+// why the container did not run.
+func Run(ctx context.Context, o Options) (code int, err error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	signals, giveBack := CatchSignals()
+	defer giveBack()
+	started := untilStarted(signals, cancel)
+	// Idempotent, for the paths that fail before the container starts.
+	stopEarly := func() {
+		if started != nil {
+			started()
+			started = nil
+		}
+	}
+	defer stopEarly()
+	defer func() {
+		switch {
+		case err == nil:
+		case errors.Is(context.Cause(ctx), errInterrupted):
+			code, err = exitInterrupted, errInterrupted
+		default:
+			code = exitFailed
+		}
+	}()
+	out := io.Writer(o.Stderr)
+	if o.Quiet {
+		out = io.Discard
+	}
+	u := ui.New(out)
+	defer u.Close()
+
+	kind, err := sandbox.ParseKind(o.Guest.TEE)
+	if err != nil {
+		return 0, err
+	}
+	kind, reason, err := sandbox.Choose(kind, platform.Inspect())
+	if err != nil {
+		return 0, err
+	}
+	o.Guest.TEE = string(kind)
+	o.announce(u, kind, reason)
+
+	u.Status("preparing %s", o.ImageName)
+	p, err := Prepare(ctx, o)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, p.Close()) }()
+	config, err := o.sandboxConfig(ctx, p, kind, u)
+	if err != nil {
+		return 0, err
+	}
+	sb, err := sandbox.Launch(ctx, *config)
+	if err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, sb.Close()) }()
+	if o.ShowAppraisal && p.Trustee != nil {
+		defer func() { o.appraisal(p.Trustee, time.Now()) }()
+	}
+	watching, stopWatching := context.WithCancel(ctx)
+	defer stopWatching()
+	go watch(watching, sb, u)
+	if err := CreateSandbox(ctx, sb, p); err != nil {
+		return 0, Explain(err, sb)
+	}
+	request := o.createRequest(p)
+	u.Status("attesting and pulling %s", p.Image.Ref)
+	if _, err := sb.Agent().CreateContainer(ctx, request); err != nil {
+		return 0, Explain(err, sb)
+	}
+	stopWatching()
+	u.Close()
+	stopEarly()
+	return RunContainer(ctx, sb, request.GetContainerId(), Stdio{
+		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Terminal: o.Flags.Terminal, Attach: o.Flags.Stdin, Signals: signals,
+	})
+}
+
+// announce says in plain words what protects the pod.
+func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
+	switch kind {
+	case sandbox.Soft:
+		u.Text("coffer: software TEE: nothing is confidential (%s)\n", reason)
+	case sandbox.None:
+		u.Text("coffer: no TEE: nothing is attested, no policy is in force, no secret is given\n")
+	}
+	if o.Unsealed {
+		u.Text("coffer: unsealed: no policy is in force; the host decides what runs, and no secret is given\n")
+	}
+}
+
+// sandboxConfig says what is launched; an embedded trustee is told what its
+// measurement will be.
+func (o Options) sandboxConfig(ctx context.Context, p *Prepared, kind sandbox.Kind, u *ui.UI) (*sandbox.Config, error) {
+	config := &sandbox.Config{
+		Image: o.Guest.Dir, TEE: kind, VCPUs: o.Guest.CPUs, MemoryMiB: o.MemoryMiB, Firmware: o.Guest.Firmware, Logger: o.Logger,
+		Progress: func(s sandbox.Stage) { u.Status("%s", s) },
+	}
+	if p.Initdata != nil {
+		config.InitDataDigest = p.Initdata.Digest
+	}
+	config.Processor = p.SoftTEE
+	if p.Trustee == nil || kind == sandbox.TDX || kind == sandbox.None {
+		return config, nil
+	}
+	launch, _, err := GuestLaunch(o.Guest)
+	if err != nil {
+		return nil, err
+	}
+	return config, RegisterLaunch(ctx, p.Trustee.Admin, *launch)
+}
+
+// RegisterLaunch predicts a launch's measurement and registers it.
+func RegisterLaunch(ctx context.Context, c *admin.Client, launch measure.Launch) error {
+	digest, err := measure.SNP(launch)
+	if err != nil {
+		return err
+	}
+	inputs := launch.Inputs()
+	raw, err := json.Marshal(inputs)
+	if err != nil {
+		return err
+	}
+	return RegisterMeasurement(ctx, c, hex.EncodeToString(digest[:]), raw, fmt.Sprintf("guest image, %d vcpus", inputs.VCPUs))
+}
+
+// CreateSandbox hands initdata and the network to the guest.
+func CreateSandbox(ctx context.Context, sb *sandbox.Sandbox, p *Prepared) error {
+	req := &agentapi.CreateSandboxRequest{SandboxId: sb.ID(), Network: sb.Network()}
+	if p.Initdata != nil {
+		gz, err := initdata.Compress(p.Initdata.Raw)
+		if err != nil {
+			return err
+		}
+		req.Initdata = gz
+	} else if p.TrusteeURL != "" {
+		req.UnsealedTrustee = &agentapi.UnsealedTrustee{Url: p.TrusteeURL, CaPem: string(p.TrusteeCA)}
+	}
+	_, err := sb.Agent().CreateSandbox(ctx, req)
+	return err
+}
+
+// createRequest selects the container; a sealed pod takes everything else from
+// its policy, an unsealed one from here.
+func (o Options) createRequest(p *Prepared) *agentapi.CreateContainerRequest {
+	req := &agentapi.CreateContainerRequest{
+		ContainerId: "main", Name: p.Container, Image: p.Image.Ref.String(), Terminal: o.Flags.Terminal, Stdin: o.Flags.Stdin,
+	}
+	if p.Initdata != nil {
+		return req
+	}
+	req.Name = "main"
+	config := p.Image.Config.Config
+	args := append([]string(nil), config.Entrypoint...)
+	if o.Flags.Args != nil {
+		args = append(args, *o.Flags.Args...)
+	} else {
+		args = append(args, config.Cmd...)
+	}
+	req.Args = &agentapi.StringList{Values: args}
+	env := append([]string(nil), config.Env...)
+	for k, v := range o.Flags.Env {
+		env = append(env, k+"="+v)
+	}
+	req.Env = &agentapi.StringList{Values: env}
+	if o.Flags.User != nil {
+		req.User = &agentapi.User{Uid: o.Flags.User.UID, Gid: o.Flags.User.GID, Groups: o.Flags.User.Groups}
+	}
+	if o.Flags.Cwd != "" {
+		req.Cwd = &o.Flags.Cwd
+	}
+	return req
+}
+
+// watch shows the pull's progress.
+func watch(ctx context.Context, sb *sandbox.Sandbox, u *ui.UI) {
+	for event, err := range sb.Events(ctx) {
+		if err != nil {
+			return
+		}
+		if pull := event.GetPull(); pull != nil && pull.GetTotalBytes() > 0 {
+			u.Status("pulling %.1f of %.1f MB", float64(pull.GetDoneBytes())/1e6, float64(pull.GetTotalBytes())/1e6)
+		}
+	}
+}
+
+// appraisal prints what the trustee decided about this run.
+func (o Options) appraisal(t *Trustee, before time.Time) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	verdicts, err := t.Admin.Verdicts(ctx, admin.VerdictQuery{Limit: 20})
+	if err != nil {
+		_, _ = fmt.Fprintf(o.Stderr, "coffer: appraisal: %v\n", err)
+		return
+	}
+	_ = before
+	_, _ = io.WriteString(o.Stderr, FormatVerdicts(verdicts))
+}
+
+// FormatVerdicts writes verdicts for a person, oldest first.
+func FormatVerdicts(verdicts []admin.Verdict) string {
+	var b strings.Builder
+	for i := len(verdicts) - 1; i >= 0; i-- {
+		v := verdicts[i]
+		outcome := "granted"
+		if !v.Granted {
+			outcome = "refused"
+		}
+		what := v.Kind
+		if v.Resource != "" {
+			what += " " + v.Resource
+		}
+		fmt.Fprintf(&b, "%s: %s", outcome, what)
+		if v.Simulated {
+			b.WriteString(" (simulated)")
+		}
+		if v.Reason != nil {
+			fmt.Fprintf(&b, ": %s", v.Reason)
+		}
+		b.WriteByte('\n')
+	}
+	return b.String()
+}

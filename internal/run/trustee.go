@@ -1,0 +1,136 @@
+package run
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
+	"time"
+
+	"github.com/coffer-project/coffer/internal/trustee"
+	"github.com/coffer-project/coffer/internal/trustee/config"
+	"github.com/coffer-project/coffer/kbs/admin"
+	"github.com/coffer-project/coffer/tee/softtee"
+)
+
+// trusteePort is tried first, so that the same pod gives the same initdata again.
+const trusteePort = 47991
+
+// measurementName is the reference value of SNP launch measurements.
+const measurementName = "snp_launch_measurement"
+
+// TrusteeOptions configure the embedded trustee.
+type TrusteeOptions struct {
+	// State is the directory it keeps its database, keys and authority in,
+	// beside those of the software TEE.
+	State string
+	// SoftTEE, when not nil, has its root configured as a development root,
+	// and the default policy tolerates that its evidence is simulated.
+	SoftTEE *softtee.Processor
+	Logger  *slog.Logger
+}
+
+// Trustee is a trustee inside this process, on loopback.
+type Trustee struct {
+	// GuestURL is its URL as guests reach it, URL as the host does.
+	GuestURL, URL string
+	// RootPEM vouches for it.
+	RootPEM []byte
+	Admin   *admin.Client
+
+	stop context.CancelFunc
+	done chan error
+}
+
+// SoftTEE opens the software TEE of a state directory.
+func SoftTEE(state string) (*softtee.Processor, error) {
+	p, err := softtee.LoadOrCreate(filepath.Join(state, "softtee"), rand.Reader, time.Now())
+	if err != nil {
+		return nil, fmt.Errorf("software TEE: %w", err)
+	}
+	return p, nil
+}
+
+// StartTrustee starts an embedded trustee.
+func StartTrustee(ctx context.Context, o TrusteeOptions) (*Trustee, error) {
+	c := config.Default()
+	c.StateDir = filepath.Join(o.State, "trustee")
+	c.TLS.Names = append(c.TLS.Names, HostName)
+	if err := os.MkdirAll(o.State, 0o700); err != nil {
+		return nil, err
+	}
+	if o.SoftTEE != nil {
+		root := filepath.Join(o.State, "softtee-root.pem")
+		if err := os.WriteFile(root, o.SoftTEE.RootPEM(), 0o600); err != nil {
+			return nil, err
+		}
+		c.TEE.SNP.DevelopmentRoots = []string{root}
+		c.Policy.AllowSimulated = true
+	}
+	logger := o.Logger
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	c.Listen = net.JoinHostPort("127.0.0.1", strconv.Itoa(trusteePort))
+	server, err := trustee.New(ctx, trustee.Options{Config: c, Logger: logger})
+	if err != nil {
+		c.Listen = "127.0.0.1:0"
+		if server, err = trustee.New(ctx, trustee.Options{Config: c, Logger: logger}); err != nil {
+			return nil, fmt.Errorf("embedded trustee: %w", err)
+		}
+	}
+	_, port, err := net.SplitHostPort(server.Addr())
+	if err != nil {
+		return nil, err
+	}
+	runCtx, stop := context.WithCancel(context.WithoutCancel(ctx))
+	t := &Trustee{
+		GuestURL: "https://" + net.JoinHostPort(HostName, port), URL: "https://" + net.JoinHostPort("127.0.0.1", port),
+		RootPEM: server.RootPEM(), stop: stop, done: make(chan error, 1),
+	}
+	go func() { t.done <- server.Run(runCtx) }()
+	if t.Admin, err = admin.New(admin.Options{URL: t.URL, RootPEM: t.RootPEM, Key: server.AdminKey(), Subject: "coffer"}); err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return t, nil
+}
+
+// Close stops the trustee; its state stays.
+func (t *Trustee) Close() error {
+	if t.Admin != nil {
+		t.Admin.Close()
+	}
+	t.stop()
+	if err := <-t.done; err != nil && !errors.Is(err, context.Canceled) {
+		return fmt.Errorf("embedded trustee: %w", err)
+	}
+	return nil
+}
+
+// RegisterMeasurement adds a launch measurement (hex) to the trustee's
+// reference values. inputs is the measure.Inputs document it was computed from.
+func RegisterMeasurement(ctx context.Context, c *admin.Client, digest string, inputs json.RawMessage, description string) error {
+	values, err := c.ReferenceValues(ctx)
+	if err != nil {
+		return err
+	}
+	value := admin.ReferenceValue{Name: measurementName}
+	for _, v := range values {
+		if v.Name == measurementName {
+			value = v
+		}
+	}
+	if slices.Contains(value.Values, any(digest)) {
+		return nil
+	}
+	value.Values = append(value.Values, digest)
+	value.Inputs, value.Description = inputs, description
+	return c.SetReferenceValue(ctx, value)
+}

@@ -1,0 +1,151 @@
+package config
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestDefaultIsValid(t *testing.T) {
+	t.Parallel()
+	c, err := Parse(nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(Default(), c); d != "" {
+		t.Error(d)
+	}
+	if w := c.Warnings(); len(w) != 0 {
+		t.Errorf("the default relaxes something: %v", w)
+	}
+}
+
+func TestAllProblemsAtOnce(t *testing.T) {
+	t.Parallel()
+	_, err := Parse([]byte(`
+listen = "nonsense"
+unknown = 1
+[log]
+level = "loud"
+[tls]
+certificate = "a.pem"
+[session]
+timeout = "-5m"
+[limits]
+body = 1
+surprise = true
+[tee.snp]
+check_revocation = true
+[tee.snp.minimum_tcb.Naples]
+snp = 1
+[attestation.selectors]
+x = "a/b"
+`))
+	if err == nil {
+		t.Fatal("want an error")
+	}
+	for _, want := range []string{"listen: expected", "unknown: unknown key", "log.level", "both or neither", "session.timeout", "limits.body: expected 65536 to 67108864, got 1",
+		"limits.surprise: unknown key", "check_revocation", "minimum_tcb", "attestation.selectors.x"} {
+		if !strings.Contains(err.Error(), want) {
+			t.Errorf("%v\nlacks %q", err, want)
+		}
+	}
+}
+
+func TestParseRefuses(t *testing.T) {
+	t.Parallel()
+	for name, text := range map[string]string{
+		"syntax":        "listen = ",
+		"type":          "listen = 5",
+		"duration":      "[session]\ntimeout = \"five\"",
+		"number":        "[session]\ntimeout = 5",
+		"no TEE":        "[tee.snp]\nenabled = false",
+		"plain http":    "listen = \"0.0.0.0:80\"\n[tls]\ninsecure_http = true",
+		"plain by name": "listen = \"localhost:80\"\n[tls]\ninsecure_http = true",
+		"duplicate":     "listen = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"",
+		"tcb":           "[tee.snp.minimum_tcb.Milan]\nsnp = 300",
+	} {
+		if _, err := Parse([]byte(text)); err == nil {
+			t.Errorf("%s: want an error", name)
+		} else if strings.Contains(err.Error(), "\n\n") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+func TestLoadResolvesPaths(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	file := filepath.Join(dir, "trustee.toml")
+	text := "state_dir = \"state\"\n[tee.snp]\ndevelopment_roots = [\"dev.pem\", \"/abs.pem\"]\n[policy]\nallow_simulated = true\n[session]\ntimeout = \"90s\"\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c, err := Load(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c.StateDir != filepath.Join(dir, "state") || c.TEE.SNP.DevelopmentRoots[0] != filepath.Join(dir, "dev.pem") || c.TEE.SNP.DevelopmentRoots[1] != "/abs.pem" {
+		t.Errorf("%+v", c)
+	}
+	if c.Session.Timeout.D() != 90*time.Second || len(c.Warnings()) != 2 {
+		t.Errorf("%+v, %v", c.Session, c.Warnings())
+	}
+	if _, err := Load(filepath.Join(dir, "missing.toml")); err == nil {
+		t.Error("missing file: want an error")
+	}
+}
+
+// TestExample: the shipped example is valid, has every key, and changes nothing.
+func TestExample(t *testing.T) {
+	t.Parallel()
+	data, err := os.ReadFile("../../../deploy/trustee/trustee.toml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := Parse(data)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := Default()
+	// Tables and lists that only the example has are empty.
+	if len(c.TEE.SNP.MinimumTCB) == 0 {
+		c.TEE.SNP.MinimumTCB = nil
+	}
+	if len(c.Attestation.Selectors) == 0 {
+		c.Attestation.Selectors = nil
+	}
+	for _, l := range []*[]string{&c.Admin.PublicKeys, &c.Token.KeyFiles, &c.TEE.SNP.DevelopmentRoots} {
+		if len(*l) == 0 {
+			*l = nil
+		}
+	}
+	if d := cmp.Diff(want, c); d != "" {
+		t.Error(d)
+	}
+	doc, err := os.ReadFile("../../../docs/trustee.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, key := range keys(t) {
+		if !strings.Contains(string(data), key[strings.LastIndex(key, ".")+1:]) {
+			t.Errorf("deploy/trustee/trustee.toml lacks %s", key)
+		}
+		if !strings.Contains(string(doc), "`"+key+"`") {
+			t.Errorf("docs/trustee.md lacks `%s`", key)
+		}
+	}
+}
+
+func FuzzParse(f *testing.F) {
+	f.Add([]byte("listen = \"127.0.0.1:0\"\n[tee.snp]\nenabled = true"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if c, err := Parse(data); err == nil && c.Validate() != nil {
+			t.Error("parsed but not valid")
+		}
+	})
+}

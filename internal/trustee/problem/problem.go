@@ -1,0 +1,148 @@
+// Package problem is the trustee's error answer: a status, the KBS error body
+// that the client gets, and a cause that only the log gets.
+package problem
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"math"
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/coffer-project/coffer/kbs"
+)
+
+// Variants of the KBS protocol's error types, as its reference implementation
+// names them, and ResourceNotFound, which it lacks.
+const (
+	Attestation      = "AttestationError"
+	TokenNotFound    = "TokenNotFound"
+	TokenVerifier    = "TokenVerifierError"
+	PolicyDeny       = "PolicyDeny"
+	ParsePolicy      = "ParsePolicyError"
+	PolicyEngine     = "PolicyEngineError"
+	InvalidPath      = "InvalidRequestPath"
+	PluginNotFound   = "PluginNotFound"
+	Serde            = "SerdeError"
+	AdminAccess      = "AdminAuthAccess"
+	ReferenceValue   = "RvpsError"
+	Storage          = "StorageBackendError"
+	ResourceNotFound = "ResourceNotFound"
+	Limit            = "LimitExceeded"
+)
+
+// Error is an answer other than success.
+type Error struct {
+	Status int
+	Info   kbs.ErrorInfo
+	// RetryAfter is sent where it is positive.
+	RetryAfter time.Duration
+	// Cause goes to the log only.
+	Cause error
+}
+
+// Error implements error; it includes the cause.
+func (e *Error) Error() string {
+	if e.Cause != nil {
+		return fmt.Sprintf("%d %s: %v", e.Status, e.Info.Detail, e.Cause)
+	}
+	return fmt.Sprintf("%d %s", e.Status, e.Info.Detail)
+}
+
+// Unwrap returns the cause.
+func (e *Error) Unwrap() error { return e.Cause }
+
+// New is an error with a detail for people.
+func New(status int, variant, format string, args ...any) *Error {
+	return &Error{Status: status, Info: kbs.ErrorInfo{Type: kbs.ErrorType(variant), Detail: fmt.Sprintf(format, args...)}}
+}
+
+// Denied is a 403 with its reasons; the first is the one in the body, all are
+// in the detail. Without reasons it still denies.
+func Denied(variant, what string, reasons ...kbs.Reason) *Error {
+	if len(reasons) == 0 {
+		return New(http.StatusForbidden, variant, "%s", what)
+	}
+	lines := make([]string, len(reasons))
+	for i, r := range reasons {
+		lines[i] = r.String()
+	}
+	e := New(http.StatusForbidden, variant, "%s: %s", what, strings.Join(lines, "; "))
+	e.Info.Reason = &reasons[0]
+	return e
+}
+
+// Internal is a failure of the trustee: 503 with a request to come again when
+// time ran out, else 500. The cause is not told.
+func Internal(variant string, cause error) *Error {
+	e := New(http.StatusInternalServerError, variant, "the trustee failed to process the request; its log has the cause")
+	if errors.Is(cause, context.DeadlineExceeded) || errors.Is(cause, context.Canceled) {
+		e = Busy(variant, "the request took too long")
+	}
+	e.Cause = cause
+	return e
+}
+
+// Busy is a 503 with a request to come again.
+func Busy(variant, detail string) *Error {
+	e := New(http.StatusServiceUnavailable, variant, "%s; try again", detail)
+	e.RetryAfter = 2 * time.Second
+	return e
+}
+
+// Write sends the error and logs it: failures of the trustee as errors, the
+// rest at debug level.
+func Write(ctx context.Context, log *slog.Logger, w http.ResponseWriter, e *Error) {
+	level := slog.LevelDebug
+	if e.Status >= http.StatusInternalServerError {
+		level = slog.LevelError
+	}
+	attrs := []slog.Attr{slog.Int("status", e.Status), slog.String("detail", e.Info.Detail)}
+	if e.Cause != nil {
+		attrs = append(attrs, slog.String("cause", e.Cause.Error()))
+	}
+	log.LogAttrs(ctx, level, "request failed", attrs...)
+	if e.RetryAfter > 0 {
+		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
+	}
+	JSON(w, e.Status, e.Info)
+}
+
+// JSON sends a document without HTML escaping and without caching.
+func JSON(w http.ResponseWriter, status int, doc any) {
+	w.Header().Set("Content-Type", "application/json")
+	w.Header().Set("Cache-Control", "no-store")
+	w.Header().Set("X-Content-Type-Options", "nosniff")
+	w.WriteHeader(status)
+	enc := json.NewEncoder(w)
+	enc.SetEscapeHTML(false)
+	// The header is out: a failure to write can only be the connection's.
+	_ = enc.Encode(doc)
+}
+
+// Body reads a request body of at most limit bytes.
+func Body(w http.ResponseWriter, r *http.Request, limit int) ([]byte, *Error) {
+	if r.ContentLength > int64(limit) {
+		return nil, tooLarge(limit)
+	}
+	data, err := io.ReadAll(http.MaxBytesReader(w, r.Body, int64(limit)))
+	if err == nil {
+		return data, nil
+	}
+	if _, ok := errors.AsType[*http.MaxBytesError](err); ok {
+		return nil, tooLarge(limit)
+	}
+	e := New(http.StatusBadRequest, Serde, "the request body could not be read")
+	e.Cause = err
+	return nil, e
+}
+
+func tooLarge(limit int) *Error {
+	return New(http.StatusRequestEntityTooLarge, Limit, "request body: expected at most %d bytes", limit)
+}

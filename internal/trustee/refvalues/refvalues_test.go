@@ -1,0 +1,103 @@
+package refvalues
+
+import (
+	"encoding/base64"
+	"encoding/json"
+	"fmt"
+	"strings"
+	"testing"
+	"time"
+)
+
+var now = time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
+
+func message(payload string) []byte {
+	return fmt.Appendf(nil, `{"version":"0.1.0","type":"sample","payload":%q}`, base64.StdEncoding.EncodeToString([]byte(payload)))
+}
+
+func TestParseMessage(t *testing.T) {
+	t.Parallel()
+	refs, err := ParseMessage(message(`{"b":["x", "y"],"a":7}`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(refs) != 2 || refs[0].Name != "a" || !refs[0].Scalar || refs[1].Scalar {
+		t.Fatalf("got %+v", refs)
+	}
+	if got := string(refs[0].Current(now)); got != "7" {
+		t.Errorf("a = %s", got)
+	}
+	if got := string(refs[1].Current(now)); got != `["x","y"]` {
+		t.Errorf("b = %s", got)
+	}
+	for name, bad := range map[string]string{
+		"not JSON":  `{`,
+		"unknown":   `{"type":"sample","payload":"e30=","provenance":""}`,
+		"trailing":  `{"type":"sample","payload":"e30="} 1`,
+		"type":      `{"type":"corim","payload":"e30="}`,
+		"version":   `{"version":"9","type":"sample","payload":"e30="}`,
+		"base64":    `{"type":"sample","payload":"***"}`,
+		"empty":     string(message(`{}`)),
+		"null":      string(message(`{"a":null}`)),
+		"no values": string(message(`{"a":[]}`)),
+		"name":      string(message(`{"a b":[1]}`)),
+		"too long":  string(message(`{"a":"` + strings.Repeat("x", MaxValue) + `"}`)),
+		"array":     string(message(`[1]`)),
+	} {
+		if _, err := ParseMessage([]byte(bad)); err == nil {
+			t.Errorf("%s: want an error", name)
+		}
+	}
+}
+
+func TestExpiry(t *testing.T) {
+	t.Parallel()
+	r := Reference{Name: "m", Entries: []Entry{
+		{Value: json.RawMessage(`"aa"`), Description: "guest 1.2, 2 vCPUs"},
+		{Value: json.RawMessage(`"bb"`), Expires: now},
+		{Value: json.RawMessage(`"cc"`), Expires: now.Add(time.Second)},
+	}}
+	if got := string(r.Current(now)); got != `["aa","cc"]` {
+		t.Errorf("current = %s", got)
+	}
+	if got, want := r.Describe(now), "[aa (guest 1.2, 2 vCPUs), cc]"; got != want {
+		t.Errorf("describe = %q, want %q", got, want)
+	}
+	r.Entries = r.Entries[1:2]
+	if got := string(r.Current(now)); got != "null" {
+		t.Errorf("all expired: current = %s", got)
+	}
+	if got := r.Describe(now); !strings.Contains(got, "expired 2026-09-01T00:00:00Z") {
+		t.Errorf("describe = %q", got)
+	}
+	if got := (Reference{}).Describe(now); !strings.Contains(got, "no value is registered") {
+		t.Errorf("describe = %q", got)
+	}
+}
+
+func TestDescribeIsBounded(t *testing.T) {
+	t.Parallel()
+	r := Reference{Name: "m"}
+	for i := range 100 {
+		r.Entries = append(r.Entries, Entry{Value: fmt.Appendf(nil, "%d", i)})
+	}
+	if got := r.Describe(now); !strings.Contains(got, "7, and 92 more]") {
+		t.Errorf("describe = %q", got)
+	}
+}
+
+func FuzzParseMessage(f *testing.F) {
+	f.Add(message(`{"b":["x"],"a":7}`))
+	f.Add([]byte(`{"type":"sample","payload":""}`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		refs, err := ParseMessage(data)
+		if err != nil {
+			return
+		}
+		for _, r := range refs {
+			if !json.Valid(r.Current(now)) {
+				t.Errorf("%q: current is no JSON: %s", r.Name, r.Current(now))
+			}
+		}
+	})
+}

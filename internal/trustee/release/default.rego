@@ -1,0 +1,152 @@
+# Coffer's resource policy where the operator has stored none: a resource is
+# released to a guest whose every part is affirmed, that is not simulated, and
+# whose initdata digest the resource's owner has registered for it.
+#
+# input: the verified token's claims (EAR).
+# data: plugin, resource-path, query and
+#   coffer.registered_initdata       digests registered for this path, lower-case
+#                                    hex, fitted to the evidence's field
+#   coffer.registered_description    the same for people
+#   coffer.allow_simulated           the trustee's configuration
+#
+# "allow" decides; "deny" only explains: {priority, rule, claim, expected, got,
+# help}, the lowest priority is shown first.
+package policy
+
+import rego.v1
+
+default allow := false
+
+allow if {
+	data.plugin == "resource"
+	input.submods.cpu0
+	every submod in input.submods {
+		acceptable(submod)
+	}
+	initdata_registered
+}
+
+evidence(submod) := submod["ear.veraison.annotated-evidence"]
+
+vector(submod) := submod["ear.trustworthiness-vector"]
+
+acceptable(submod) if {
+	evidence(submod).simulated == false
+	submod["ear.status"] == "affirming"
+}
+
+acceptable(submod) if simulation_tolerated(submod)
+
+# Of a simulated environment exactly the hardware value that stands for the
+# simulation is tolerated, and nothing else that is not affirming.
+simulation_tolerated(submod) if {
+	data.coffer.allow_simulated == true
+	evidence(submod).simulated == true
+	vector(submod).hardware == 32
+	every component, value in vector(submod) {
+		component_tolerated(component, value)
+	}
+}
+
+component_tolerated("hardware", 32)
+
+component_tolerated(component, value) if {
+	component != "hardware"
+	value >= -32
+	value <= 31
+}
+
+own_initdata := evidence(input.submods.cpu0).init_data
+
+initdata_empty if not own_initdata
+
+initdata_empty if regex.match(`^0*$`, own_initdata)
+
+initdata_registered if {
+	not initdata_empty
+	own_initdata in data.coffer.registered_initdata
+}
+
+# --- reasons ------------------------------------------------------------------
+
+path := concat("/", data["resource-path"])
+
+deny contains {
+	"priority": 10,
+	"rule": "resource.plugin",
+	"claim": "plugin",
+	"expected": "resource",
+	"got": data.plugin,
+	"help": "the built-in policy releases stored resources only: store a resource policy that knows this plugin",
+} if {
+	data.plugin != "resource"
+}
+
+deny contains {
+	"priority": 10,
+	"rule": "appraisal.submods",
+	"claim": "submods",
+	"expected": "an appraisal of cpu0",
+	"got": "none",
+	"help": "attest with a CPU environment as the primary one",
+} if {
+	not input.submods.cpu0
+}
+
+deny contains object.union(
+	{"priority": finding_priority(finding)},
+	object.remove(finding, ["affects"]),
+) if {
+	some submod in input.submods
+	not acceptable(submod)
+	some finding in submod["ear.coffer.findings"]
+	not excused(finding)
+}
+
+excused(finding) if {
+	data.coffer.allow_simulated == true
+	finding.rule == "evidence.simulated"
+}
+
+finding_priority(finding) := 20 if {
+	finding.affects == "hardware"
+} else := 30 if {
+	finding.affects == "executables"
+} else := 40
+
+# A policy of the operator's may leave no findings: then the vector speaks.
+deny contains {
+	"priority": 45,
+	"rule": "appraisal.status",
+	"claim": sprintf("submods.%s.ear.status", [name]),
+	"expected": "affirming",
+	"got": sprintf("%v, trustworthiness vector %v", [submod["ear.status"], json.marshal(object.get(submod, "ear.trustworthiness-vector", {}))]),
+	"help": "the attestation policy did not affirm the environment: see the trustee's verdict log for the claims",
+} if {
+	some name, submod in input.submods
+	not acceptable(submod)
+	count([f | some f in object.get(submod, "ear.coffer.findings", []); not excused(f)]) == 0
+}
+
+deny contains {
+	"priority": 50,
+	"rule": "initdata.sealed",
+	"claim": "init_data",
+	"expected": sprintf("an initdata digest registered for %s: %s", [path, data.coffer.registered_description]),
+	"got": "no initdata: the environment was launched without any",
+	"help": "an unsealed pod gets no secrets: launch it with initdata (`coffer run` without --unsealed, `coffer prepare`)",
+} if {
+	initdata_empty
+}
+
+deny contains {
+	"priority": 50,
+	"rule": "initdata.registered",
+	"claim": "init_data",
+	"expected": sprintf("an initdata digest registered for %s: %s", [path, data.coffer.registered_description]),
+	"got": own_initdata,
+	"help": "the pod's initdata is not the one its owner registered for this resource; if it is meant, the owner registers its digest (PUT /admin/v1/bindings)",
+} if {
+	not initdata_empty
+	not initdata_registered
+}

@@ -1,0 +1,43 @@
+// Package oci holds what every part of image handling shares: references,
+// digests, descriptors, and the decoders of manifests, indexes and image
+// configurations.
+//
+// Documents come from a registry that is not trusted. Every decoder has a size
+// limit, refuses what two readers could read differently (names that occur
+// twice, a manifest that is also an index), and names the field it refuses.
+// Names that are not known are ignored, as the OCI image specification v1.1
+// demands of readers.
+package oci
+
+import (
+	"context"
+	"errors"
+	"io"
+)
+
+// ErrNotFound is wrapped by a [Fetcher]'s errors when what was asked for does
+// not exist, as opposed to not being reachable.
+var ErrNotFound = errors.New("not found")
+
+// Fetcher reads the content of one repository. Implementations may be used by
+// several goroutines at once. What they return is untrusted: callers check
+// sizes and digests with [NewVerifier] or [ReadAll].
+type Fetcher interface {
+	// Resolve finds the descriptor of a manifest by the digest of ref, or else
+	// by its tag. It returns an error that wraps [ErrNotFound] when there is
+	// none.
+	Resolve(ctx context.Context, ref Reference) (Descriptor, error)
+	// Fetch opens the content that d names; the caller closes it. d.MediaType
+	// decides whether it is looked up as a manifest or as a blob.
+	Fetch(ctx context.Context, d Descriptor) (io.ReadCloser, error)
+}
+
+// Pusher writes content to one repository. Implementations may be used by
+// several goroutines at once.
+type Pusher interface {
+	// Push stores the content of r, which must be what d says. Content that
+	// exists already is left alone.
+	Push(ctx context.Context, d Descriptor, r io.Reader) error
+	// Tag lets tag name the manifest d, which has been pushed before.
+	Tag(ctx context.Context, d Descriptor, tag string) error
+}

@@ -1,0 +1,390 @@
+package layer
+
+import (
+	"archive/tar"
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"math"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+const (
+	whiteoutPrefix = ".wh."
+	// whiteoutMeta starts names that AUFS used for itself; only the opaque
+	// marker among them has a meaning.
+	whiteoutMeta   = whiteoutPrefix + whiteoutPrefix
+	whiteoutOpaque = whiteoutMeta + ".opq"
+
+	maxPath   = unix.PathMax
+	copyBytes = 128 << 10
+	readAhead = 256 << 10
+)
+
+// Unpacker unpacks the layers of an image onto one directory, lowest first. It
+// is for one goroutine, and nothing else may change the directory meanwhile.
+// It needs the right to change owners.
+type Unpacker struct {
+	tree   tree
+	limits Limits
+	stats  Stats
+	buf    []byte
+
+	// What follows is of the layer being unpacked.
+
+	ctx context.Context
+	// touched holds the paths that this layer has made and their parents:
+	// whiteouts hide what is below this layer, never what is in it. It is nil
+	// if there is nothing below.
+	touched map[string]struct{}
+	// dirTimes are set at the end, because making files changes them.
+	dirTimes []dirTime
+}
+
+type dirTime struct {
+	path string
+	at   time.Time
+}
+
+// NewUnpacker makes an unpacker for the open directory root, which stays the
+// caller's. The caller closes the unpacker.
+func NewUnpacker(root *os.File, limits Limits) (*Unpacker, error) {
+	limits = limits.WithDefaults()
+	t, err := newTree(root, limits.Depth)
+	if err != nil {
+		return nil, err
+	}
+	return &Unpacker{tree: t, limits: limits, buf: make([]byte, copyBytes)}, nil
+}
+
+// Close frees the unpacker's descriptors.
+func (u *Unpacker) Close() { u.tree.close() }
+
+// Stats counts what has been unpacked so far.
+func (u *Unpacker) Stats() Stats { return u.stats }
+
+// Apply unpacks the layer r above those before it. Bytes behind the end of the
+// tar archive may be left unread. Errors are [*Error]s or those of ctx; what
+// was unpacked until then stays there, for the caller to remove.
+func (u *Unpacker) Apply(ctx context.Context, r io.Reader) error {
+	u.ctx, u.touched, u.dirTimes = ctx, nil, nil
+	empty, err := u.tree.empty()
+	if err != nil {
+		return &Error{Err: err}
+	}
+	if !empty {
+		u.touched = make(map[string]struct{})
+	}
+	tr := tar.NewReader(bufio.NewReaderSize(r, readAhead))
+	for {
+		if err := ctx.Err(); err != nil {
+			return err
+		}
+		hdr, err := tr.Next()
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return &Error{Err: err}
+		}
+		if err := u.entry(hdr, tr); err != nil {
+			if ctx.Err() != nil {
+				return ctx.Err()
+			}
+			return &Error{Entry: hdr.Name, Err: err}
+		}
+	}
+	for _, d := range u.dirTimes {
+		if err := u.tree.setDirTime(d.path, d.at); err != nil {
+			return &Error{Entry: d.path, Err: err}
+		}
+	}
+	return nil
+}
+
+// entry unpacks one entry.
+func (u *Unpacker) entry(hdr *tar.Header, content io.Reader) error {
+	if hdr.Typeflag == tar.TypeXGlobalHeader {
+		return nil
+	}
+	u.stats.Entries++
+	if u.stats.Entries > u.limits.Entries {
+		return fmt.Errorf("%w of %d entries", ErrLimit, u.limits.Entries)
+	}
+	name, err := cleanPath(hdr.Name, u.limits.Depth)
+	if err != nil {
+		return err
+	}
+	if name == "" {
+		return u.rootEntry(hdr)
+	}
+	dir, base := split(name)
+	for component := range strings.SplitSeq(dir, "/") {
+		if strings.HasPrefix(component, whiteoutMeta) {
+			return nil // inside AUFS's own directories
+		}
+		if strings.HasPrefix(component, whiteoutPrefix) {
+			return fmt.Errorf("directory %q: names that start with %s are whiteouts and have no content", clip(component), whiteoutPrefix)
+		}
+	}
+	if rest, ok := strings.CutPrefix(base, whiteoutPrefix); ok {
+		return u.whiteoutFile(dir, base, rest)
+	}
+	if hdr.Typeflag == tar.TypeChar && hdr.Devmajor == 0 && hdr.Devminor == 0 {
+		return u.whiteout(dir, base) // overlayfs's form
+	}
+	if err := checkHeader(hdr); err != nil {
+		return err
+	}
+	parent, err := u.tree.parent(dir, u.touch)
+	if err != nil {
+		return err
+	}
+	if err := u.place(hdr, content, parent, name, base); err != nil {
+		return err
+	}
+	u.touch(name)
+	return nil
+}
+
+// place makes the file, directory, link or FIFO.
+func (u *Unpacker) place(hdr *tar.Header, content io.Reader, parent int, name, base string) error {
+	switch hdr.Typeflag {
+	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
+		return u.regular(hdr, content, parent, base)
+	case tar.TypeDir:
+		return u.directory(hdr, parent, name, base)
+	case tar.TypeSymlink:
+		if hdr.Linkname == "" {
+			return errors.New("symbolic link without a target")
+		}
+		if err := u.create(parent, base, func() error { return unix.Symlinkat(hdr.Linkname, parent, base) }); err != nil {
+			return fmt.Errorf("make symbolic link: %w", err)
+		}
+		if err := unix.Fchownat(parent, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
+			return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
+		}
+		u.stats.SkippedXattrs += countXattrs(hdr)
+		return setTime(parent, base, hdr.ModTime)
+	case tar.TypeLink:
+		return u.hardLink(hdr.Linkname, parent, name, base)
+	case tar.TypeFifo:
+		if err := u.create(parent, base, func() error { return unix.Mknodat(parent, base, unix.S_IFIFO|0o600, 0) }); err != nil {
+			return fmt.Errorf("make FIFO: %w", err)
+		}
+		u.stats.SkippedXattrs += countXattrs(hdr)
+		return setMeta(hdr, parent, base)
+	case tar.TypeChar, tar.TypeBlock:
+		return fmt.Errorf("device node %d:%d: layers may not bring device nodes; the container's /dev is made by its runtime: remove it from the image",
+			hdr.Devmajor, hdr.Devminor)
+	default:
+		return fmt.Errorf("tar entry type %q: expected a file, directory, link or FIFO", hdr.Typeflag)
+	}
+}
+
+func (u *Unpacker) rootEntry(hdr *tar.Header) error {
+	if hdr.Typeflag != tar.TypeDir {
+		return fmt.Errorf("the root of a layer must be a directory, got tar entry type %q", hdr.Typeflag)
+	}
+	if err := checkHeader(hdr); err != nil {
+		return err
+	}
+	if err := unix.Fchown(u.tree.root, hdr.Uid, hdr.Gid); err != nil {
+		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if err := unix.Fchmod(u.tree.root, mode(hdr)); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	skipped, err := setXattrs(u.tree.root, hdr)
+	u.stats.SkippedXattrs += skipped
+	u.dirTimes = append(u.dirTimes, dirTime{"", hdr.ModTime})
+	return err
+}
+
+func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base string) error {
+	if hdr.Size > u.limits.Bytes-u.stats.Bytes {
+		return fmt.Errorf("%w of %d bytes unpacked: the file has %d, %d were unpacked before it", ErrLimit, u.limits.Bytes, hdr.Size, u.stats.Bytes)
+	}
+	u.stats.Bytes += hdr.Size
+	var fd int
+	err := u.create(parent, base, func() (err error) {
+		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
+		return err
+	})
+	if err != nil {
+		return fmt.Errorf("make file: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := u.copy(fd, content); err != nil {
+		return err
+	}
+	// The order matters: a change of owner clears set-user-ID bits and
+	// capabilities, and all of these change no modification time.
+	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if err := unix.Fchmod(fd, mode(hdr)); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	skipped, err := setXattrs(fd, hdr)
+	u.stats.SkippedXattrs += skipped
+	if err != nil {
+		return err
+	}
+	return setTime(parent, base, hdr.ModTime)
+}
+
+func (u *Unpacker) copy(fd int, content io.Reader) error {
+	for {
+		n, rerr := content.Read(u.buf)
+		for p := u.buf[:n]; len(p) > 0; {
+			w, err := unix.Write(fd, p)
+			if err == unix.EINTR {
+				continue
+			}
+			if err != nil {
+				return fmt.Errorf("write: %w", err)
+			}
+			p = p[w:]
+		}
+		if rerr == io.EOF {
+			return nil
+		}
+		if rerr != nil {
+			return fmt.Errorf("read: %w", rerr)
+		}
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+	}
+}
+
+func (u *Unpacker) directory(hdr *tar.Header, parent int, name, base string) error {
+	err := unix.Mkdirat(parent, base, 0o700)
+	if err == unix.EEXIST {
+		var st unix.Stat_t
+		if err = unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			err = u.create(parent, base, func() error { return unix.Mkdirat(parent, base, 0o700) })
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("make directory: %w", err)
+	}
+	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("open directory: %w", err)
+	}
+	defer func() { _ = unix.Close(fd) }()
+	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
+		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
+	}
+	if err := unix.Fchmod(fd, mode(hdr)); err != nil {
+		return fmt.Errorf("set mode: %w", err)
+	}
+	skipped, err := setXattrs(fd, hdr)
+	u.stats.SkippedXattrs += skipped
+	u.dirTimes = append(u.dirTimes, dirTime{name, hdr.ModTime})
+	return err
+}
+
+func (u *Unpacker) hardLink(target string, parent int, name, base string) error {
+	to, err := cleanPath(target, u.limits.Depth)
+	if err != nil {
+		return fmt.Errorf("hard link target: %w", err)
+	}
+	if to == "" || to == name {
+		return fmt.Errorf("hard link to %q: expected another file of the image", clip(target))
+	}
+	dir, toBase := split(to)
+	from, err := u.tree.open(dir)
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", clip(target), err)
+	}
+	defer func() { _ = unix.Close(from) }()
+	err = u.create(parent, base, func() error { return unix.Linkat(from, toBase, parent, base, 0) })
+	if err != nil {
+		return fmt.Errorf("hard link to %q: %w", clip(target), err)
+	}
+	return nil
+}
+
+// create calls build and, if something is in the way, removes that and calls
+// it again: an entry replaces whatever has its name.
+func (u *Unpacker) create(parent int, base string, build func() error) error {
+	err := build()
+	if err != unix.EEXIST {
+		return err
+	}
+	if err := u.tree.remove(parent, base); err != nil {
+		return fmt.Errorf("replace what an earlier entry made: %w", err)
+	}
+	return build()
+}
+
+// touch notes that this layer has made name.
+func (u *Unpacker) touch(name string) {
+	if u.touched == nil {
+		return
+	}
+	for name != "" {
+		if _, known := u.touched[name]; known {
+			return // and so are its parents
+		}
+		u.touched[name] = struct{}{}
+		name, _ = split(name)
+	}
+}
+
+// cleanPath turns a tar name into a path below the root: leading slashes and
+// "." components are dropped, ".." is refused. The root itself is "".
+func cleanPath(name string, depth int) (string, error) {
+	if len(name) > maxPath {
+		return "", fmt.Errorf("path of %d bytes, at most %d are allowed", len(name), maxPath)
+	}
+	if strings.IndexByte(name, 0) >= 0 {
+		return "", errors.New("path has a NUL byte")
+	}
+	n := 0
+	for component := range strings.SplitSeq(name, "/") {
+		switch component {
+		case "", ".":
+		case "..":
+			return "", errors.New("path has a \"..\" component, which could lead out of the root")
+		default:
+			n++
+		}
+	}
+	if n > depth {
+		return "", fmt.Errorf("%w of %d path components", ErrLimit, depth)
+	}
+	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
+}
+
+func split(name string) (dir, base string) {
+	if i := strings.LastIndexByte(name, '/'); i >= 0 {
+		return name[:i], name[i+1:]
+	}
+	return "", name
+}
+
+// checkHeader refuses numbers that the kernel would misread.
+func checkHeader(hdr *tar.Header) error {
+	if !validID(hdr.Uid) || !validID(hdr.Gid) {
+		return fmt.Errorf("owner %d:%d: expected a user and a group from 0 to %d", hdr.Uid, hdr.Gid, uint32(math.MaxUint32-1))
+	}
+	if hdr.Size < 0 {
+		return fmt.Errorf("size %d: expected a number of bytes", hdr.Size)
+	}
+	return nil
+}
+
+// validID says whether id is a user or group; the greatest number means
+// "leave it as it is" to chown.
+func validID(id int) bool { return id >= 0 && int64(id) < math.MaxUint32 }

@@ -1,0 +1,94 @@
+package podpolicy
+
+// SandboxConfig is the pod as it will be.
+type SandboxConfig struct {
+	// Name and Namespace may be empty: the policy does not mention them.
+	Name, Namespace string
+	Hostname        string
+	SharePID        bool
+	Sysctls         map[string]string
+	Network         NetworkConfig
+}
+
+// NetworkConfig is a network whose form was checked. Interfaces, routes and
+// neighbours are the host's and untrusted; so are DNS and hosts unless the
+// policy pins them.
+type NetworkConfig struct {
+	Interfaces []Interface
+	Routes     []Route
+	Neighbours []Neighbour
+	DNS        DNSProposal
+	Hosts      []HostEntry
+}
+
+// ContainerConfig is a container as it will run: all that the builder of an
+// OCI spec needs, in terms of the pod. It shares no memory with a proposal.
+type ContainerConfig struct {
+	ID, Name        string
+	Role            Role
+	Image           ImageRef
+	Args            []string
+	Env             []EnvVar
+	Cwd             string
+	User            User
+	Capabilities    []string
+	NoNewPrivileges bool
+	ReadOnlyRoot    bool
+	Seccomp         Seccomp
+	// Mounts have parents before children.
+	Mounts   []MountConfig
+	Limits   Resources
+	Terminal bool
+	// Stdin: the process gets a standard input that the host writes.
+	Stdin    bool
+	SharePID bool
+}
+
+// EnvVar is a variable whose value is Value, or is to be fetched: Sealed is a
+// sealed secret and Resource a KBS URI. At most one of the three is not empty.
+type EnvVar struct {
+	Name, Value, Sealed, Resource string
+
+	// optional: a proposal's environment need not name it.
+	optional bool
+}
+
+// MountConfig is a mount with what its volume is.
+type MountConfig struct {
+	Path, Volume, SubPath string
+	ReadOnly              bool
+	Kind                  VolumeKind
+	// Medium and SizeBytes (0: none) are an ephemeral volume's.
+	Medium    Medium
+	SizeBytes uint64
+}
+
+// ExecConfig is a command as it will run in its container.
+type ExecConfig struct {
+	Container, ID   string
+	Args            []string
+	Env             []EnvVar
+	Cwd             string
+	User            User
+	Capabilities    []string
+	NoNewPrivileges bool
+	Terminal, Stdin bool
+	// Output: the host may read standard output and standard error.
+	Output bool
+}
+
+// ImageConfig is what the guest knows of an image after it has pulled, verified
+// and unpacked it.
+type ImageConfig struct {
+	// Digest is the index or platform manifest digest that was asked for and
+	// verified: it is compared with the policy's once more, so that what was
+	// checked is what is run.
+	Digest string
+	// Entrypoint to StopSignal are the members of the OCI image configuration.
+	Entrypoint, Cmd, Env []string
+	User, WorkingDir     string
+	StopSignal           string
+	// Passwd and Group are the contents of /etc/passwd and /etc/group of the
+	// unpacked image, opened beneath its root; nil when there are none.
+	Passwd, Group []byte
+}

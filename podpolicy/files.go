@@ -1,0 +1,149 @@
+package podpolicy
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"maps"
+	"slices"
+)
+
+// FilesUpdate is one version of a files volume on its way in. The caller writes
+// it to a place of its own and makes it visible, as a whole, after Commit. It is
+// for one goroutine.
+type FilesUpdate struct {
+	guard   *Guard
+	volume  string
+	version uint64
+	rule    Volume
+	// sizes of the files that File has let in; whole once Content was called.
+	sizes map[string]int64
+	whole map[string]bool
+	// hostBytes and bytes are sums of sizes.
+	hostBytes, bytes int64
+}
+
+// PutFiles decides a version of a files volume. Versions only grow.
+func (g *Guard) PutFiles(volume string, version uint64) (*FilesUpdate, error) {
+	return decide(g,
+		func(p *Policy) (*Policy, *Refusal) { return deriveFiles(p, volume) },
+		func(p *Policy, s *state) (*FilesUpdate, *state, *Refusal) {
+			if r := decidePutFiles(p, s, volume, version); r != nil {
+				return nil, nil, r
+			}
+			u := &FilesUpdate{guard: g, volume: volume, version: version, rule: p.Volumes[volume], sizes: map[string]int64{}, whole: map[string]bool{}}
+			return u, s, nil
+		})
+}
+
+func decidePutFiles(p *Policy, s *state, volume string, version uint64) *Refusal {
+	if r := needSandbox(s); r != nil {
+		return r
+	}
+	v, ok := p.Volumes[volume]
+	if !ok || v.Kind != VolumeFiles {
+		return refuse(RuleFilesVolume, "volume", "a files volume of the policy", quote(volume), "")
+	}
+	if last, ok := s.files[volume]; ok && version <= last {
+		return refuse(RuleFilesVersion, "version", fmt.Sprintf("more than %d", last), fmt.Sprint(version), "versions of a volume only grow; an old one is a replay")
+	}
+	return nil
+}
+
+// File lets one regular file in before its content is read: name is the plain
+// name in the archive, size its length in bytes. It returns the file's
+// permission bits. Anything in the archive that is no regular file must be
+// refused by the caller.
+func (u *FilesUpdate) File(name string, size int64) (mode uint32, err error) {
+	r := u.file(name, size)
+	if r != nil {
+		return 0, r
+	}
+	octal := defaultFileMode
+	if _, pinned := u.rule.Pinned[name]; !pinned && u.rule.Host != nil {
+		octal = orDefault(u.rule.Host.Mode, defaultFileMode)
+	}
+	return parseMode(octal)
+}
+
+func (u *FilesUpdate) file(name string, size int64) *Refusal {
+	path := keyPath("files", name)
+	_, pinned := u.rule.Pinned[name]
+	host := u.rule.Host
+	open := host != nil && (host.any || slices.Contains(host.Names, name))
+	if checkFileName(name) != nil || !pinned && !open {
+		return refuse(RuleFilesName, path, "a file that the policy names", quote(name), "")
+	}
+	if _, twice := u.sizes[name]; twice {
+		return refuse(RuleFilesName, path, "each file once", quote(name), "")
+	}
+	if len(u.sizes) >= 2*maxFiles {
+		return tooMany(RuleFilesName, "files", 2*maxFiles, len(u.sizes)+1)
+	}
+	limit, used := int64(maxFilesBytes), u.bytes
+	if !pinned {
+		limit, used = host.MaxBytes, u.hostBytes
+	}
+	if size < 0 || size > limit-used || size > maxFilesBytes-u.bytes {
+		return refuse(RuleFilesSize, path, fmt.Sprintf("at most %d bytes more", max(0, min(limit-used, maxFilesBytes-u.bytes))), fmt.Sprint(size), "")
+	}
+	u.sizes[name] = size
+	u.bytes += size
+	if !pinned {
+		u.hostBytes += size
+	}
+	return nil
+}
+
+// Content tells the SHA-256 and the length of what was read for a file that
+// File has let in.
+func (u *FilesUpdate) Content(name string, size int64, digest [sha256.Size]byte) error {
+	if r := u.content(name, size, digest); r != nil {
+		return r
+	}
+	return nil
+}
+
+func (u *FilesUpdate) content(name string, size int64, digest [sha256.Size]byte) *Refusal {
+	path := keyPath("files", name)
+	announced, ok := u.sizes[name]
+	if !ok || u.whole[name] {
+		return refuse(RuleFilesName, path, "a file that was announced", quote(name), "")
+	}
+	if size != announced {
+		return refuse(RuleFilesSize, path, fmt.Sprintf("%d bytes", announced), fmt.Sprint(size), "")
+	}
+	got := "sha256:" + hex.EncodeToString(digest[:])
+	if want, pinned := u.rule.Pinned[name]; pinned && got != want {
+		return refuse(RuleFilesDigest, path, want, got, "the policy pins another content")
+	}
+	u.whole[name] = true
+	return nil
+}
+
+// Commit ends the update: every file that the policy names must have come
+// whole, and no later version in the meantime.
+func (u *FilesUpdate) Commit() error {
+	return step(u.guard, func(p *Policy, s *state) (*state, *Refusal) {
+		if r := decidePutFiles(p, s, u.volume, u.version); r != nil {
+			return nil, r
+		}
+		for _, name := range slices.Sorted(maps.Keys(u.sizes)) {
+			if !u.whole[name] {
+				return nil, refuse(RuleFilesMissing, keyPath("files", name), "the whole content", "a part", "")
+			}
+		}
+		required := slices.Sorted(maps.Keys(u.rule.Pinned))
+		if u.rule.Host != nil {
+			required = append(required, u.rule.Host.Names...)
+		}
+		for _, name := range required {
+			if !u.whole[name] {
+				return nil, refuse(RuleFilesMissing, keyPath("files", name), "every file that the policy names", nothing, "a volume is replaced as a whole")
+			}
+		}
+		next := s.clone()
+		next.files[u.volume] = u.version
+		return next, nil
+	})
+}

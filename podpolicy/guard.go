@@ -1,0 +1,215 @@
+package podpolicy
+
+import (
+	"slices"
+	"sync"
+)
+
+// Guard holds a policy and the pod's state, and answers the host's proposals.
+// Every refusal it returns is a [*Refusal]. It is safe for concurrent use; each
+// call is one step.
+//
+// A container's life is Admit, pull, Configure, Started, Exited, Deleted; a
+// command's Exec, Started, Exited, Deleted. What is left out or out of order is
+// refused.
+type Guard struct {
+	unsealed bool
+
+	mu     sync.Mutex
+	policy *Policy
+	state  *state
+	// broken refuses everything: the policy is not valid.
+	broken *Refusal
+}
+
+// NewGuard holds the host to an owner's policy. With a policy that is not valid
+// every proposal is refused.
+func NewGuard(p *Policy) *Guard {
+	g := &Guard{policy: &Policy{}, state: newState()}
+	if p == nil {
+		g.broken = refuse(RulePolicyInvalid, "", "a policy", nothing, "")
+		return g
+	}
+	err := p.Validate()
+	if err == nil {
+		g.policy, err = p.clone()
+	}
+	if err != nil {
+		g.broken = refuse(RulePolicyInvalid, "", "a valid policy", quote(err.Error()), "")
+		return g
+	}
+	g.policy.normalise()
+	return g
+}
+
+// NewUnsealedGuard serves a pod for which no owner's policy is in force: from
+// each proposal it derives the policy that permits it, and decides by that. Form
+// and order are held to all the same.
+func NewUnsealedGuard() *Guard {
+	return &Guard{unsealed: true, policy: unsealedPolicy(), state: newState()}
+}
+
+// Sealed reports whether an owner's policy is in force.
+func (g *Guard) Sealed() bool { return !g.unsealed }
+
+// decide runs one decision under the lock. What a decision refuses has changed
+// nothing; derive, for unsealed pods, gives the policy it is decided by.
+func decide[T any](g *Guard, derive func(*Policy) (*Policy, *Refusal), f func(*Policy, *state) (T, *state, *Refusal)) (T, error) {
+	var none T
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.broken != nil {
+		return none, new(*g.broken)
+	}
+	policy := g.policy
+	if g.unsealed && derive != nil {
+		derived, r := derive(policy)
+		if r != nil {
+			return none, r
+		}
+		policy = derived
+	}
+	effect, next, r := f(policy, g.state)
+	if r != nil {
+		return none, r
+	}
+	g.policy = policy
+	if next != nil {
+		g.state = next
+	}
+	return effect, nil
+}
+
+// step is decide for transitions without an effect.
+func step(g *Guard, f func(*Policy, *state) (*state, *Refusal)) error {
+	_, err := decide(g, nil, func(p *Policy, s *state) (struct{}, *state, *Refusal) {
+		next, r := f(p, s)
+		return struct{}{}, next, r
+	})
+	return err
+}
+
+// Sandbox decides the pod. The same proposal again gives the same answer; any
+// other is refused.
+func (g *Guard) Sandbox(q SandboxProposal) (*SandboxConfig, error) {
+	return decide(g,
+		func(p *Policy) (*Policy, *Refusal) { return deriveSandbox(p, g.state, q) },
+		func(p *Policy, s *state) (*SandboxConfig, *state, *Refusal) { return decideSandbox(p, s, q) })
+}
+
+// UpdateNetwork decides a later network of the pod.
+func (g *Guard) UpdateNetwork(q NetworkProposal) (*NetworkConfig, error) {
+	return decide(g, nil, func(p *Policy, s *state) (*NetworkConfig, *state, *Refusal) {
+		config, r := decideUpdateNetwork(p, s, q)
+		return config, s, r
+	})
+}
+
+// Admission is a container that may be pulled and then configured.
+type Admission struct {
+	guard *Guard
+	id    string
+	// number of the admission: its id may be another's by the time it is used.
+	number uint64
+	ref    ImageRef
+}
+
+// Image is what to pull. Nothing else may be run in the container's name.
+func (a *Admission) Image() ImageRef { return a.ref }
+
+// Admit decides a container before its image is pulled: that the policy knows
+// it, that it is its turn, and all that does not depend on the image. When the
+// pull fails, the caller ends the admission by Deleted.
+func (g *Guard) Admit(q ContainerProposal) (*Admission, error) {
+	return decide(g,
+		func(p *Policy) (*Policy, *Refusal) { return deriveContainer(p, g.state, q) },
+		func(p *Policy, s *state) (*Admission, *state, *Refusal) {
+			if g.unsealed {
+				q = leaveToDerived(q)
+			}
+			ref, next, r := decideAdmit(p, s, q)
+			if r != nil {
+				return nil, nil, r
+			}
+			return &Admission{g, q.ID, next.admissions, ref}, next, nil
+		})
+}
+
+// Configure decides the container with the image that was pulled, once. What it
+// returns is the caller's.
+func (a *Admission) Configure(img ImageConfig) (*ContainerConfig, error) {
+	return decide(a.guard, nil, func(p *Policy, s *state) (*ContainerConfig, *state, *Refusal) {
+		return decideConfigure(p, s, a.id, a.number, img)
+	})
+}
+
+// Exec decides a command in a running container.
+func (g *Guard) Exec(container string, q ExecProposal) (*ExecConfig, error) {
+	return decide(g,
+		func(p *Policy) (*Policy, *Refusal) { return deriveExec(p, g.state, container, q), nil },
+		func(p *Policy, s *state) (*ExecConfig, *state, *Refusal) {
+			if g.unsealed {
+				q.Env, q.Cwd = nil, nil
+			}
+			return decideExec(p, s, container, q)
+		})
+}
+
+// Started is to be called before a container (exec empty) or command is
+// started; only when it returns nil, it may be. If the start then fails, the
+// caller reports that by Exited with a code that is not 0.
+func (g *Guard) Started(container, exec string) error {
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return decideStarted(p, s, container, exec) })
+}
+
+// Exited tells that a container (exec empty) or command has ended. The exit
+// code is the guest's own knowledge, 128 + signal for a signal.
+func (g *Guard) Exited(container, exec string, code int) error {
+	return step(g, func(_ *Policy, s *state) (*state, *Refusal) { return decideExited(s, container, exec, code) })
+}
+
+// Deleted forgets a container (exec empty) or command that does not run: one
+// that has ended, was never started, or whose admission failed.
+func (g *Guard) Deleted(container, exec string) error {
+	return step(g, func(_ *Policy, s *state) (*state, *Refusal) { return decideDeleted(s, container, exec) })
+}
+
+// Signal decides a signal (Linux number) to a running container or command.
+func (g *Guard) Signal(container, exec string, signal uint32) error {
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return s, decideSignal(p, s, container, exec, signal) })
+}
+
+// Resize decides a change of a terminal's size.
+func (g *Guard) Resize(container, exec string) error {
+	return step(g, func(_ *Policy, s *state) (*state, *Refusal) { return s, decideResize(s, container, exec) })
+}
+
+// Update decides other limits of a container, and returns all of them.
+func (g *Guard) Update(container string, q Resources) (*Resources, error) {
+	return decide(g, nil, func(p *Policy, s *state) (*Resources, *state, *Refusal) { return decideUpdate(p, s, container, q) })
+}
+
+// Stream decides whether the host may have a stream that it opens, and counts
+// it. A stream that is not allowed is to be accepted and drained, so that the
+// host learns nothing and the process never blocks.
+func (g *Guard) Stream(container, exec string, kind StreamKind) bool {
+	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
+		next, ok := decideStream(p, s, container, exec, kind)
+		return ok, next, nil
+	})
+	return err == nil && allowed
+}
+
+// PortForward reports whether the host may connect to a port of the container
+// through the agent.
+func (g *Guard) PortForward(container string, port uint16) bool {
+	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
+		i, ok := s.instances[container]
+		if !ok || i.phase != phaseRunning {
+			return false, s, nil
+		}
+		c := findContainer(p, i.name)
+		return c != nil && slices.Contains(c.Allow.PortForward, port), s, nil
+	})
+	return err == nil && allowed
+}

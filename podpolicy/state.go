@@ -1,0 +1,101 @@
+package podpolicy
+
+import "maps"
+
+// state is all that decisions depend on besides the policy. A decision never
+// changes the state it is given; it returns another.
+type state struct {
+	sandbox *sandboxState
+	// slots holds the one value that a slot has in this pod, once it has one.
+	slots map[Slot]string
+	// instances by container id, until they are deleted.
+	instances map[string]instance
+	// history by container name; it is never forgotten.
+	history map[string]history
+	// admissions counts them, so that each has a number.
+	admissions uint64
+	// files holds the version of each files volume that is complete.
+	files map[string]uint64
+}
+
+type sandboxState struct {
+	proposal SandboxProposal
+	config   *SandboxConfig
+}
+
+// phase of a container or command. It only grows.
+type phase int
+
+const (
+	phaseAdmitted phase = iota
+	phaseConfigured
+	phaseRunning
+	phaseExited
+)
+
+func (p phase) String() string {
+	switch p {
+	case phaseAdmitted:
+		return "admitted"
+	case phaseConfigured:
+		return "created"
+	case phaseRunning:
+		return "running"
+	default:
+		return "exited"
+	}
+}
+
+type instance struct {
+	// admission tells this instance from an earlier one with its id.
+	admission uint64
+	name      string
+	phase     phase
+	image     ImageRef
+	proposal  ContainerProposal
+	// config and stopSignal are set when it is configured.
+	config      *ContainerConfig
+	stopSignal  uint32
+	stdinOpened bool
+	execs       map[string]execution
+}
+
+type execution struct {
+	phase       phase
+	config      *ExecConfig
+	stdinOpened bool
+}
+
+// history of a container's name.
+type history struct {
+	starts int
+	// exitCode of the last run that ended; succeeded: of any, it was 0.
+	exitCode  int
+	succeeded bool
+}
+
+func newState() *state {
+	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}}
+}
+
+func (s *state) clone() *state {
+	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
+	for id, i := range c.instances {
+		i.execs = maps.Clone(i.execs)
+		c.instances[id] = i
+	}
+	return c
+}
+
+// withInstance returns the state in which id is i.
+func (s *state) withInstance(id string, i instance) *state {
+	c := s.clone()
+	c.instances[id] = i
+	return c
+}
+
+func (s *state) withExec(id, exec string, e execution) *state {
+	c := s.clone()
+	c.instances[id].execs[exec] = e
+	return c
+}

@@ -1,0 +1,170 @@
+// Package softport is the way from a guest to the software TEE: a small
+// request and response protocol over a virtio-serial port, in the place of
+// /dev/sev-guest.
+//
+// A frame is 20 bytes of header and then the payload; numbers are big-endian:
+//
+//	0  4  magic "CSTP"
+//	4  1  protocol version, 1
+//	5  1  kind
+//	6  2  zero
+//	8  8  identifier: a response repeats that of its request
+//	16 4  length of the payload
+//
+//	kind 1, guest to host: report request. Payload: 64 bytes of report data.
+//	kind 2, host to guest: report. Payload: the report (1184 bytes), then a
+//	        certificate table as hardware hosts supply it (see tee/snp).
+//	kind 3, host to guest: refusal. Payload: at most 512 bytes of text.
+//
+// Neither side trusts the other: lengths are checked against the kind before
+// anything is allocated. That a response comes from the software TEE and not
+// from somebody else on the host is not checked here, nor could it be: the
+// software TEE is development equipment, and its reports say so.
+package softport
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/coffer-project/coffer/tee/snp"
+)
+
+// PortName is the name of the virtio-serial port.
+const PortName = "org.coffer.softtee.0"
+
+// ReportDataSize is the size of the report data in bytes.
+const ReportDataSize = 64
+
+const (
+	magic      = "CSTP"
+	version    = 1
+	headerSize = 20
+
+	kindRequest = 1
+	kindReport  = 2
+	kindRefusal = 3
+
+	maxTable   = 64 << 10
+	maxRefusal = 512
+)
+
+// ErrFrame is wrapped by every error about a malformed frame. The stream cannot
+// be used after it.
+var ErrFrame = errors.New("softport: malformed frame")
+
+type frame struct {
+	kind    byte
+	id      uint64
+	payload []byte
+}
+
+// readFrame reads one frame, of a kind for which limits has a range.
+func readFrame(r io.Reader, limits map[byte][2]uint32) (frame, error) {
+	var head [headerSize]byte
+	if _, err := io.ReadFull(r, head[:]); err != nil {
+		return frame{}, err // io.EOF between frames
+	}
+	if string(head[:4]) != magic || head[4] != version {
+		return frame{}, fmt.Errorf("%w: expected %q version %d, got %q version %d", ErrFrame, magic, version, head[:4], head[4])
+	}
+	f := frame{kind: head[5], id: binary.BigEndian.Uint64(head[8:])}
+	limit, ok := limits[f.kind]
+	if !ok {
+		return frame{}, fmt.Errorf("%w: kind %d is not expected here", ErrFrame, f.kind)
+	}
+	if head[6] != 0 || head[7] != 0 {
+		return frame{}, fmt.Errorf("%w: reserved bytes are not zero", ErrFrame)
+	}
+	n := binary.BigEndian.Uint32(head[16:])
+	if n < limit[0] || n > limit[1] {
+		return frame{}, fmt.Errorf("%w: kind %d: expected a payload of %d to %d bytes, got %d", ErrFrame, f.kind, limit[0], limit[1], n)
+	}
+	f.payload = make([]byte, n)
+	if _, err := io.ReadFull(r, f.payload); err != nil {
+		if errors.Is(err, io.EOF) {
+			err = io.ErrUnexpectedEOF
+		}
+		return frame{}, err
+	}
+	return f, nil
+}
+
+func writeFrame(w io.Writer, f frame) error {
+	b := make([]byte, headerSize, headerSize+len(f.payload))
+	copy(b, magic)
+	b[4], b[5] = version, f.kind
+	binary.BigEndian.PutUint64(b[8:], f.id)
+	binary.BigEndian.PutUint32(b[16:], uint32(len(f.payload)))
+	_, err := w.Write(append(b, f.payload...))
+	return err
+}
+
+// Request is what a guest asks for.
+type Request struct {
+	ID         uint64
+	ReportData [ReportDataSize]byte
+}
+
+// ReadRequest reads the next request of a guest. It returns io.EOF where the
+// stream ends between requests.
+func ReadRequest(r io.Reader) (Request, error) {
+	f, err := readFrame(r, map[byte][2]uint32{kindRequest: {ReportDataSize, ReportDataSize}})
+	if err != nil {
+		return Request{}, err
+	}
+	return Request{ID: f.id, ReportData: [ReportDataSize]byte(f.payload)}, nil
+}
+
+func writeRequest(w io.Writer, q Request) error {
+	return writeFrame(w, frame{kind: kindRequest, id: q.ID, payload: q.ReportData[:]})
+}
+
+// WriteReport answers the request id with a report and its certificates.
+func WriteReport(w io.Writer, id uint64, report []byte, certs []snp.Certificate) error {
+	if len(report) != snp.ReportSize {
+		return fmt.Errorf("softport: report: expected %d bytes, got %d", snp.ReportSize, len(report))
+	}
+	table, err := snp.EncodeCertTable(certs)
+	if err != nil {
+		return err
+	}
+	if len(table) > maxTable {
+		return fmt.Errorf("softport: certificate table: expected at most %d bytes, got %d", maxTable, len(table))
+	}
+	payload := append(append([]byte(nil), report...), table...)
+	return writeFrame(w, frame{kind: kindReport, id: id, payload: payload})
+}
+
+// WriteRefusal answers the request id with a reason; text beyond 512 bytes is
+// cut.
+func WriteRefusal(w io.Writer, id uint64, reason string) error {
+	return writeFrame(w, frame{kind: kindRefusal, id: id, payload: []byte(reason[:min(len(reason), maxRefusal)])})
+}
+
+// response is what the host answered.
+type response struct {
+	id      uint64
+	report  []byte
+	certs   []snp.Certificate
+	refusal string
+}
+
+func readResponse(r io.Reader) (response, error) {
+	f, err := readFrame(r, map[byte][2]uint32{
+		kindReport:  {snp.ReportSize, snp.ReportSize + maxTable},
+		kindRefusal: {0, maxRefusal},
+	})
+	if err != nil {
+		return response{}, err
+	}
+	if f.kind == kindRefusal {
+		return response{id: f.id, refusal: string(f.payload)}, nil
+	}
+	certs, err := snp.ParseCertTable(f.payload[snp.ReportSize:])
+	if err != nil {
+		return response{}, fmt.Errorf("%w: %w", ErrFrame, err)
+	}
+	return response{id: f.id, report: f.payload[:snp.ReportSize], certs: certs}, nil
+}
