@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -120,7 +121,8 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	}
 	defer func() { err = errors.Join(err, sb.Close()) }()
 	if o.ShowAppraisal && p.Trustee != nil {
-		defer func() { o.appraisal(p.Trustee, time.Now()) }()
+		since := time.Now()
+		defer func() { o.appraisal(p.Trustee, since) }()
 	}
 	watching, stopWatching := context.WithCancel(ctx)
 	defer stopWatching()
@@ -251,15 +253,19 @@ func watch(ctx context.Context, sb *sandbox.Sandbox, u *ui.UI) {
 }
 
 // appraisal prints what the trustee decided about this run.
-func (o Options) appraisal(t *Trustee, before time.Time) {
+func (o Options) appraisal(t *Trustee, since time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
-	verdicts, err := t.Admin.Verdicts(ctx, admin.VerdictQuery{Limit: 20})
+	verdicts, err := t.Admin.Verdicts(ctx, admin.VerdictQuery{Limit: 100})
 	if err != nil {
 		_, _ = fmt.Fprintf(o.Stderr, "coffer: appraisal: %v\n", err)
 		return
 	}
-	_ = before
+	verdicts = slices.DeleteFunc(verdicts, func(v admin.Verdict) bool { return v.At.Before(since) })
+	if o.JSON {
+		_ = json.NewEncoder(o.Stderr).Encode(verdicts)
+		return
+	}
 	_, _ = io.WriteString(o.Stderr, FormatVerdicts(verdicts))
 }
 
