@@ -27,6 +27,8 @@ type Options struct {
 	Image     ImageOptions
 	Guest     GuestOptions
 	MemoryMiB int
+	// Transport is serial (or empty) or vsock.
+	Transport string
 	// Flags of the generated policy; Args is the command.
 	Flags podpolicy.Flags
 	// Policy replaces the generated one; Initdata brings a policy, the

@@ -162,6 +162,7 @@ func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
 func (o Options) sandboxConfig(ctx context.Context, p *Prepared, kind sandbox.Kind, u *ui.UI) (*sandbox.Config, error) {
 	config := &sandbox.Config{
 		Image: o.Guest.Dir, TEE: kind, VCPUs: o.Guest.CPUs, MemoryMiB: o.MemoryMiB, Firmware: o.Guest.Firmware, Logger: o.Logger,
+		Transport: sandbox.Transport(o.Transport),
 		Progress: func(s sandbox.Stage) { u.Status("%s", s) },
 	}
 	if p.Initdata != nil {

@@ -36,6 +36,8 @@ type Config struct {
 	Development bool
 	// Firmware is a path, see LoadImage.
 	Firmware string
+	// Transport carries the agent protocol; empty is Serial.
+	Transport Transport
 	// NoNetwork leaves the network card out.
 	NoNetwork bool
 	// Override is what the host changes beneath the manifest.
@@ -73,6 +75,18 @@ type Override struct {
 	HostData []byte
 }
 
+// Transport is what carries the agent protocol.
+type Transport string
+
+const (
+	// Serial is a virtio-serial port over an inherited socket: it needs
+	// nothing of the host.
+	Serial Transport = "serial"
+	// Vsock needs the host's /dev/vhost-vsock. It has not been run: no machine
+	// with that device was at hand.
+	Vsock Transport = "vsock"
+)
+
 // DefaultBootTimeout is generous: an emulated guest on a busy machine needs
 // most of a minute.
 const DefaultBootTimeout = 3 * time.Minute
@@ -109,6 +123,17 @@ func (c Config) prepare() (Config, error) {
 	}
 	if n := len(c.InitDataDigest); c.InitDataDigest != nil && n != 32 && n != 48 && n != 64 {
 		problems = append(problems, fmt.Errorf("initdata digest: expected 32, 48 or 64 bytes, got %d", n))
+	}
+	switch c.Transport {
+	case "":
+		c.Transport = Serial
+	case Serial:
+	case Vsock:
+		if facts := platform.Inspect(); facts.VhostVsock != nil {
+			problems = append(problems, fmt.Errorf("transport vsock: %w", facts.VhostVsock))
+		}
+	default:
+		problems = append(problems, fmt.Errorf("transport: expected serial or vsock, got %q", c.Transport))
 	}
 	if c.Logger == nil {
 		problems = append(problems, errors.New("logger: expected one, got nil"))

@@ -126,7 +126,11 @@ func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.
 		VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB,
 		Firmware: vmm.Input{Path: image.FirmwarePath},
 		Cmdline:  launched.Cmdline,
-		Ports:    []vmm.Port{{Name: channel.SerialPort}},
+	}
+	if c.Transport == Vsock {
+		m.VsockCID = cid(c.ID)
+	} else {
+		m.Ports = []vmm.Port{{Name: channel.SerialPort}}
 	}
 	if !c.NoNetwork {
 		m.Network = &vmm.UserNetwork{MAC: s.mac}

@@ -70,10 +70,6 @@ type Info struct {
 
 // greet waits for the agent and asks who it is.
 func (s *Sandbox) greet(ctx context.Context, c Config) error {
-	port, err := s.vm.Port(channel.SerialPort)
-	if err != nil {
-		return err
-	}
 	limit := fmt.Errorf("the guest agent did not answer within %s", c.BootTimeout)
 	ctx, cancel := context.WithTimeoutCause(ctx, c.BootTimeout, limit)
 	defer cancel()
@@ -87,7 +83,11 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 		case <-ctx.Done():
 		}
 	})
-	if s.session, err = channel.Dial(ctx, port); err != nil {
+	conn, err := s.connect(ctx, c)
+	if err != nil {
+		return s.bootError(err)
+	}
+	if s.session, err = channel.Dial(ctx, conn); err != nil {
 		return s.bootError(err)
 	}
 	c.Progress(StageAgent)

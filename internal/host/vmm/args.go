@@ -77,6 +77,9 @@ func (m *Machine) plan() (*plan, error) {
 	p.add("-chardev", options("socket", "id", "console", "fd", p.inherit(inherited{channel: consoleChannel})))
 	p.add("-serial", "chardev:console")
 	m.addPorts(p)
+	if m.VsockCID != 0 {
+		p.add("-device", options("vhost-vsock-pci", m.virtio("guest-cid", strconv.FormatUint(uint64(m.VsockCID), 10))...))
+	}
 	m.addNetwork(p)
 	p.add("-bios", p.path(m.Firmware))
 	p.add("-kernel", p.path(m.Kernel))

@@ -15,6 +15,7 @@ package vmm
 import (
 	"errors"
 	"fmt"
+	"math"
 	"net"
 	"os"
 	"regexp"
@@ -103,7 +104,15 @@ type Machine struct {
 	// Network is nil for a machine without one.
 	Network *UserNetwork
 	Ports   []Port
+	// VsockCID gives the machine a vsock device of that context id; 0: none.
+	// It needs the host's /dev/vhost-vsock and has only been run as a golden
+	// file.
+	VsockCID uint32
 }
+
+// MinVsockCID is the first context id that is a guest's: lower ones are
+// reserved (vsock(7)).
+const MinVsockCID = 3
 
 var (
 	nameRE = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$`)
@@ -150,6 +159,9 @@ func (m *Machine) Validate() error {
 	}
 	if m.Network != nil && (len(m.Network.MAC) != 6 || m.Network.MAC[0]&1 != 0) {
 		bad("network.mac", "a 48-bit unicast address", m.Network.MAC, "use MAC")
+	}
+	if m.VsockCID != 0 && (m.VsockCID < MinVsockCID || m.VsockCID == math.MaxUint32) {
+		bad("vsock_cid", "0 for none, or 3 to 4294967294", m.VsockCID, "the others are reserved")
 	}
 	problems = append(problems, m.validatePorts()...)
 	if m.Confidential != nil {

@@ -51,11 +51,14 @@ func TestGolden(t *testing.T) {
 	kvm.Accelerator, kvm.CPU = KVM, "host"
 	tdx := confidential(&TDX{MRConfigID: digest(32)})
 	tdx.CPU = "host"
+	vsock := machine()
+	vsock.VsockCID, vsock.Ports = 4711, vsock.Ports[1:]
 	for _, tc := range []struct {
 		name string
 		m    *Machine
 	}{
 		{"soft", machine()},
+		{"soft-vsock", vsock},
 		{"soft-kvm", kvm},
 		{"none", none},
 		{"snp", confidential(&SNP{CBitPos: 51, ReducedPhysBits: 1, HostData: [32]byte(firstBytes(digest(32)))})},
