@@ -163,7 +163,7 @@ func (o Options) sandboxConfig(ctx context.Context, p *Prepared, kind sandbox.Ki
 	config := &sandbox.Config{
 		Image: o.Guest.Dir, TEE: kind, VCPUs: o.Guest.CPUs, MemoryMiB: o.MemoryMiB, Firmware: o.Guest.Firmware, Logger: o.Logger,
 		Transport: sandbox.Transport(o.Transport),
-		Progress: func(s sandbox.Stage) { u.Status("%s", s) },
+		Progress:  func(s sandbox.Stage) { u.Status("%s", s) },
 	}
 	if p.Initdata != nil {
 		config.InitDataDigest = p.Initdata.Digest
