@@ -47,8 +47,9 @@ func (b *Broker) auth(w http.ResponseWriter, r *http.Request) (any, *problem.Err
 			Rule: "tee.enabled", Claim: "tee", Expected: "one of " + strings.Join(b.tees(), ", "), Got: string(req.TEE),
 			Help: "enable the environment in the trustee's configuration, or run on one that is",
 		}
-		b.record(ctx, store.Verdict{Kind: store.KindAttestation, TEE: string(req.TEE)}, http.StatusForbidden, &reason, "")
-		return nil, problem.Denied(problem.Attestation, "this trustee does not accept the environment", reason)
+		e := problem.Denied(problem.Attestation, "this trustee does not accept the environment", reason)
+		b.record(ctx, store.Verdict{Kind: store.KindAttestation, TEE: string(req.TEE)}, e.Status, &reason, e.Info.Detail)
+		return nil, e
 	}
 	var sr sessionRequest
 	if req.PolicySelector != "" {
