@@ -41,9 +41,15 @@ type guest struct {
 // A panic is not recovered from: it ends PID 1, and with it the machine.
 func Guest() {
 	debug.SetGCPercent(gcPercent)
-	g := &guest{reap: reaper.New(time.Now), drivers: make(chan struct{})}
+	g := &guest{drivers: make(chan struct{})}
 	g.mark("start")
 	g.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &g.level}))
+	reap, err := reaper.New(time.Now)
+	if err != nil {
+		// Without it nothing can be started; the kernel knows what to do.
+		panic(err)
+	}
+	g.reap = reap
 	if err := g.run(context.Background()); err != nil {
 		g.log.Error("the guest ends", "error", err)
 	}
