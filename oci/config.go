@@ -2,6 +2,7 @@ package oci
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 )
 
@@ -133,12 +134,17 @@ func (c *ContainerConfig) decode(raw json.RawMessage) error {
 		}
 	}
 	if len(c.Entrypoint) > maxArgs || len(c.Cmd) > maxArgs {
-		return fmt.Errorf("Entrypoint, Cmd: %d and %d arguments, at most %d are allowed in each", len(c.Entrypoint), len(c.Cmd), maxArgs)
+		return errors.New(fieldProblem("Entrypoint, Cmd", max(len(c.Entrypoint), len(c.Cmd)), maxArgs))
 	}
 	if len(c.Env) > maxEnv {
-		return fmt.Errorf("Env: %d variables, at most %d are allowed", len(c.Env), maxEnv)
+		return errors.New(fieldProblem("Env", len(c.Env), maxEnv))
 	}
 	return nil
+}
+
+// fieldProblem names a field that has too many entries.
+func fieldProblem(field string, got, most int) string {
+	return fmt.Sprintf("%s: %d entries, at most %d are allowed", field, got, most)
 }
 
 // set decodes an object that stands for the set of its names.

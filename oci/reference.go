@@ -6,6 +6,7 @@ import (
 	"regexp"
 	"strconv"
 	"strings"
+	"sync"
 )
 
 // DockerHub is the registry of references that name none. Its API is served
@@ -34,12 +35,17 @@ type Reference struct {
 }
 
 // The grammar anchors both ends, so nothing in a reference can leave its place
-// in a URL. Both patterns are linear in RE2.
+// in a URL. The patterns are linear in RE2, and compiled when first used: the
+// guest has better things to do when it boots.
 var (
-	repositoryPattern = regexp.MustCompile(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
-	tagPattern        = regexp.MustCompile(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
-	hostPattern       = regexp.MustCompile(`^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*$`)
+	repositoryPattern = lazy(`^[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*(?:/[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*)*$`)
+	tagPattern        = lazy(`^[A-Za-z0-9_][A-Za-z0-9._-]*$`)
+	hostPattern       = lazy(`^[a-z0-9](?:[a-z0-9-]*[a-z0-9])?(?:\.[a-z0-9](?:[a-z0-9-]*[a-z0-9])?)*$`)
 )
+
+func lazy(pattern string) func() *regexp.Regexp {
+	return sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(pattern) })
+}
 
 // ParseReference parses s the way Docker and containerd do: the first path
 // component is the registry if it has a dot, a colon, or is "localhost";
@@ -90,7 +96,7 @@ func ParseReference(s string) (Reference, error) {
 	if err := checkRegistry(ref.Registry); err != nil {
 		return fail("%v", err)
 	}
-	if len(ref.Repository) > maxRepository || !repositoryPattern.MatchString(ref.Repository) {
+	if len(ref.Repository) > maxRepository || !repositoryPattern().MatchString(ref.Repository) {
 		return fail("repository %q: expected lower-case letters, digits and single separators . _ __ - between them, components separated by /, at most %d bytes",
 			clip(ref.Repository), maxRepository)
 	}
@@ -99,7 +105,7 @@ func ParseReference(s string) (Reference, error) {
 
 // CheckTag says whether tag may stand in a reference.
 func CheckTag(tag string) error {
-	if len(tag) > maxTag || !tagPattern.MatchString(tag) {
+	if len(tag) > maxTag || !tagPattern().MatchString(tag) {
 		return fmt.Errorf("tag %q: expected at most %d letters, digits, and . _ - not at the start", clip(tag), maxTag)
 	}
 	return nil
@@ -120,7 +126,7 @@ func checkRegistry(registry string) error {
 	if net.ParseIP(host) != nil {
 		return nil
 	}
-	if len(host) > 253 || !hostPattern.MatchString(host) {
+	if len(host) > 253 || !hostPattern().MatchString(host) {
 		return fmt.Errorf("registry %q: expected a host name or address with an optional port", clip(registry))
 	}
 	return nil

@@ -76,10 +76,12 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 				return fmt.Errorf("configuration %s: %w", file, err)
 			}
 			for _, w := range c.Warnings() {
-				fmt.Fprintln(stderr, "warning:", w)
+				if _, err := fmt.Fprintln(stderr, "warning:", w); err != nil {
+					return err
+				}
 			}
-			fmt.Fprintf(stdout, "%s: ok\n", file)
-			return nil
+			_, err = fmt.Fprintf(stdout, "%s: ok\n", file)
+			return err
 		},
 	}
 	for _, c := range []*cobra.Command{serve, check} {

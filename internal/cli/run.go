@@ -3,6 +3,7 @@ package cli
 import (
 	"fmt"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -55,6 +56,10 @@ func (r *runFlags) add(c *cobra.Command) {
 func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 	o := r.o
 	o.ImageName = positional[0]
+	// Flags end at the image, so a "--" behind it is still there.
+	if len(positional) > 1 && positional[1] == "--" {
+		positional = slices.Delete(slices.Clone(positional), 1, 2)
+	}
 	if len(positional) > 1 {
 		command := positional[1:]
 		o.Flags.Args = &command

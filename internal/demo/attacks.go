@@ -28,7 +28,7 @@ func (w *world) tamperLaunch(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
-	backdoor, err := appendFile(launch.Initrd, "usr/bin/backdoor", []byte("#!/bin/sh\n"))
+	backdoor, err := appendFile(launch.Initrd, "backdoor", []byte("#!/bin/sh\n"))
 	if err != nil {
 		return "", err
 	}
@@ -37,7 +37,7 @@ func (w *world) tamperLaunch(ctx context.Context) (string, error) {
 			return w.launchTampered(ctx, "kernel command line + \"init.debug=1\"", "cmdline", sandbox.Override{AppendCmdline: "init.debug=1"})
 		},
 		func() (string, error) {
-			return w.launchTampered(ctx, "initrd + /usr/bin/backdoor", "initrd", sandbox.Override{Initrd: backdoor})
+			return w.launchTampered(ctx, "initrd + /backdoor", "initrd", sandbox.Override{Initrd: backdoor})
 		},
 	)
 }
@@ -130,12 +130,12 @@ func (w *world) tamperImage(ctx context.Context) (string, error) {
 	defer w.registry.setFaults(faults{})
 	return all(
 		func() (string, error) {
-			w.registry.setFaults(faults{swap: map[string]string{w.app.Digest.String(): w.other.Digest.String()}})
-			return refused("another image, signed by the same owner, under the same tag", w.create(ctx, w.pod, swappedName, w.app, nil), w.app.Digest.String())
+			w.registry.setFaults(faults{swap: map[string]string{w.next.Digest.String(): w.other.Digest.String()}})
+			return refused("another image, signed by the same owner too, under the tag v2", w.create(ctx, w.pod, swappedName, w.next, nil), w.next.Digest.String())
 		},
 		func() (string, error) {
 			w.registry.setFaults(faults{corrupt: map[string]bool{w.layer.String(): true}})
-			return refused("a corrupted layer", w.create(ctx, w.pod, corruptName, w.app, nil), w.layer.String())
+			return refused("a corrupted layer", w.create(ctx, w.pod, corruptName, w.next, nil), w.layer.String())
 		},
 		func() (string, error) {
 			w.registry.setFaults(faults{})
@@ -219,9 +219,8 @@ func post(ctx context.Context, client *http.Client, url string, body []byte, coo
 	if err := json.Unmarshal(answer, &problem); err != nil {
 		return nil, nil, fmt.Errorf("%s: %s", resp.Status, strings.TrimSpace(string(answer)))
 	}
-	text := resp.Status + ": " + problem.Detail
 	if problem.Reason != nil {
-		text += ": " + problem.Reason.String()
+		return nil, nil, fmt.Errorf("%s: %s", resp.Status, problem.Reason)
 	}
-	return nil, nil, errors.New(text)
+	return nil, nil, fmt.Errorf("%s: %s", resp.Status, problem.Detail)
 }

@@ -59,9 +59,10 @@ type world struct {
 
 	marker   string
 	app      oci.Reference // as the guest names it, with its digest
-	other    oci.Reference // signed too, under the same tag later
+	next     oci.Reference // signed too, and not pulled before the registry lies
+	other    oci.Reference // signed too, and what the registry gives for next
 	unsigned oci.Reference
-	layer    oci.Digest // a layer of app
+	layer    oci.Digest // a layer of next
 
 	policy   *podpolicy.Policy
 	initdata *run.Initdata

@@ -41,6 +41,10 @@ func (w *world) protect(ctx context.Context) (string, error) {
 	if err != nil {
 		return "", err
 	}
+	nextPlain, _, err := w.buildPlain(ctx, "next", "the next version")
+	if err != nil {
+		return "", err
+	}
 	otherPlain, _, err := w.buildPlain(ctx, "other", "another application")
 	if err != nil {
 		return "", err
@@ -54,9 +58,10 @@ func (w *world) protect(ctx context.Context) (string, error) {
 		source, dst, key string
 		signKey          string
 	}{
-		{&w.other, otherPlain, repository + ":v1", imageKey, signKey},
-		{&w.unsigned, plain, unsignedRepo + ":v1", unsignedKey, ""},
 		{&w.app, plain, repository + ":v1", imageKey, signKey},
+		{&w.next, nextPlain, repository + ":v2", imageKey, signKey},
+		{&w.other, otherPlain, repository + ":v2", imageKey, signKey},
+		{&w.unsigned, plain, unsignedRepo + ":v1", unsignedKey, ""},
 	} {
 		if *image.ref, err = w.push(ctx, o, image.source, image.dst, image.key, image.signKey); err != nil {
 			return "", err
@@ -225,13 +230,19 @@ func (w *world) inspect(ctx context.Context, o run.ImageOptions, plain string) (
 	if err != nil {
 		return "", err
 	}
+	next := w.next
+	next.Registry = host.Registry
+	_, nextManifest, err := build.Inspect(ctx, repo, next, oci.GuestPlatform())
+	if err != nil {
+		return "", err
+	}
+	w.layer = nextManifest.Layers[len(nextManifest.Layers)-1].Digest
 	for _, l := range manifest.Layers {
 		format, err := oci.ParseLayerMediaType(l.MediaType)
 		if err != nil || !format.Encrypted {
 			return "", fmt.Errorf("layer %s in the registry has media type %s: expected an encrypted one", l.Digest, l.MediaType)
 		}
 	}
-	w.layer = manifest.Layers[len(manifest.Layers)-1].Digest
 	seen := fmt.Sprintf("marker    %s: %d times in the plain layers, %d times in the registry's %d bytes", w.marker, found, hits, size)
 	if hits != 0 {
 		return seen, fmt.Errorf("the registry holds the marker in clear")
@@ -285,8 +296,8 @@ func (w *world) definePod(ctx context.Context, publicPEM []byte) error {
 			container(quietName, w.app, func(c *podpolicy.Container) {
 				c.Args = []string{"/bin/sh", "-c", "echo what the host must not read; exec sleep 600"}
 			}),
-			container(swappedName, w.app, nil),
-			container(corruptName, w.app, nil),
+			container(swappedName, w.next, nil),
+			container(corruptName, w.next, nil),
 			container(unsignedName, w.unsigned, nil),
 		},
 	}

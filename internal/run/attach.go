@@ -87,9 +87,11 @@ type outputStreams struct {
 
 func openOutputs(ctx context.Context, m Machine, id string, s Stdio) (*outputStreams, error) {
 	o := &outputStreams{}
-	kinds := map[agentapi.StreamHeader_Kind]io.Writer{agentapi.StreamHeader_STDOUT: s.Stdout}
+	// Both may be the same writer.
+	var mu sync.Mutex
+	kinds := map[agentapi.StreamHeader_Kind]io.Writer{agentapi.StreamHeader_STDOUT: syncWriter{&mu, s.Stdout}}
 	if !s.Terminal {
-		kinds[agentapi.StreamHeader_STDERR] = s.Stderr
+		kinds[agentapi.StreamHeader_STDERR] = syncWriter{&mu, s.Stderr}
 	}
 	for kind, w := range kinds {
 		conn, err := m.Open(ctx, &agentapi.StreamHeader{Kind: kind, ContainerId: id})

@@ -231,7 +231,7 @@ func (p *Prepared) policy(o Options) (*podpolicy.Policy, error) {
 		return policy, nil
 	}
 	flags := o.Flags
-	flags.Signals = []string{"HUP", "QUIT", "USR1", "USR2", "WINCH", "CONT", "TSTP"}
+	flags.Signals = []string{"SIGHUP", "SIGQUIT", "SIGUSR1", "SIGUSR2"}
 	config := p.Image.Config.Config
 	return podpolicy.FromImage(podpolicy.Source{
 		Name: p.Image.Ref.Repository, Digest: p.Image.Ref.Digest.String(), From: []string{p.Image.Ref.Name()}, Config: imageConfig(config),

@@ -145,7 +145,8 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
 	switch kind {
 	case sandbox.Soft:
-		u.Text("coffer: software TEE: nothing is confidential (%s)\n", reason)
+		o.Logger.InfoContext(context.Background(), "software TEE", "reason", reason)
+		u.Text("coffer: software TEE: attested, but nothing is confidential; this host has no SEV-SNP and no TDX (--debug says why)\n")
 	case sandbox.None:
 		u.Text("coffer: no TEE: nothing is attested, no policy is in force, no secret is given\n")
 	}

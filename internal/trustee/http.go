@@ -26,7 +26,7 @@ func (t *Trustee) newServer() *http.Server {
 		WriteTimeout:      l.RequestTimeout.D() + headerTimeout,
 		IdleTimeout:       idleTimeout,
 		MaxHeaderBytes:    l.Header,
-		ErrorLog:          slog.NewLogLogger(t.o.Logger.Handler(), slog.LevelDebug),
+		ErrorLog:          slog.NewLogLogger(t.o.Logger.Handler(), slog.LevelWarn),
 	}
 }
 

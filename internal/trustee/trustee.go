@@ -248,9 +248,11 @@ func (t *Trustee) Run(ctx context.Context) error {
 	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
 	defer cancel()
 	err := t.server.Shutdown(drain)
-	<-failed
 	if err != nil {
 		err = fmt.Errorf("trustee: requests were cut off at shutdown: %w", err)
+	}
+	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+		err = errors.Join(err, fmt.Errorf("trustee: %w", served))
 	}
 	return errors.Join(err, t.Close())
 }

@@ -138,6 +138,10 @@ func TestDenials(t *testing.T) {
 			}
 		})
 	}
+	v := relaxed.do(relaxed.raw(), "GET", "/admin/v1/verdicts?limit=1000", nil, adminToken(t, relaxed.AdminKey(), relaxed.clock.now(), nil))
+	if n, m := bytes.Count(v.body, []byte(`"allow_simulated":true`)), bytes.Count(v.body, []byte(`"at":`)); n != m || n == 0 {
+		t.Errorf("the relaxation is in %d of %d verdicts", n, m)
+	}
 	if log := relaxed.log.String(); !strings.Contains(log, "level=WARN") || !strings.Contains(log, "policy.allow_simulated") {
 		t.Error("the relaxation is not in the log")
 	}

@@ -48,7 +48,7 @@ type Image struct {
 func Load(ctx context.Context, file string, to *layout.Layout, spool string) ([]Image, error) {
 	images, err := load(ctx, file, to, spool)
 	if err != nil {
-		return nil, fmt.Errorf("Docker archive %s: %w", file, err)
+		return nil, fmt.Errorf("image archive %s: %w", file, err)
 	}
 	return images, nil
 }
@@ -225,20 +225,20 @@ func (a *indexed) image(ctx context.Context, e entry, to *layout.Layout) (Image,
 	for _, tag := range e.RepoTags {
 		ref, err := oci.ParseReference(tag)
 		if err != nil {
-			return Image{}, fmt.Errorf("RepoTags: %w", err)
+			return Image{}, fmt.Errorf("field RepoTags: %w", err)
 		}
 		img.Tags = append(img.Tags, ref)
 	}
 	data, err := a.read(e.Config)
 	if err != nil {
-		return Image{}, fmt.Errorf("Config: %w", err)
+		return Image{}, fmt.Errorf("field Config: %w", err)
 	}
 	config, err := oci.ParseImageConfig(data)
 	if err != nil {
-		return Image{}, fmt.Errorf("Config: %w", err)
+		return Image{}, fmt.Errorf("field Config: %w", err)
 	}
 	if len(e.Layers) == 0 || len(config.RootFS.DiffIDs) != len(e.Layers) {
-		return Image{}, fmt.Errorf("Layers: expected %d, one for each diff ID of the configuration and at least one, got %d", len(config.RootFS.DiffIDs), len(e.Layers))
+		return Image{}, fmt.Errorf("field Layers: expected %d, one for each diff ID of the configuration and at least one, got %d", len(config.RootFS.DiffIDs), len(e.Layers))
 	}
 	m := oci.Manifest{SchemaVersion: 2, MediaType: oci.MediaTypeManifest}
 	if m.Config, err = oci.PushBytes(ctx, to, oci.MediaTypeConfig, data); err != nil {
@@ -247,7 +247,7 @@ func (a *indexed) image(ctx context.Context, e entry, to *layout.Layout) (Image,
 	for i, name := range e.Layers {
 		d, err := a.layer(ctx, name, config.RootFS.DiffIDs[i], to)
 		if err != nil {
-			return Image{}, fmt.Errorf("Layers[%d]: %w", i, err)
+			return Image{}, fmt.Errorf("field Layers[%d]: %w", i, err)
 		}
 		m.Layers = append(m.Layers, d)
 	}

@@ -238,7 +238,7 @@ func TestBuildErrors(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer ln.Close()
+	defer func() { _ = ln.Close() }()
 	for name, tt := range map[string]struct {
 		o    build.Options
 		want string

@@ -81,7 +81,7 @@ func unpack(t testing.TB, limits layer.Limits, layers ...[]byte) (root string, e
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	u, err := layer.NewUnpacker(f, limits)
 	if err != nil {
 		t.Fatal(err)
@@ -218,7 +218,7 @@ func TestUnpackMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	stats, err := layer.Unpack(t.Context(), f, bytes.NewReader(stream(t, top, d, file("d/x", "1"), su, ping, l)), layer.Limits{})
 	if err != nil {
 		t.Fatal(err)
@@ -397,7 +397,7 @@ func TestUnpackCancelled(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer f.Close()
+	defer func() { _ = f.Close() }()
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
 	if _, err := layer.Unpack(ctx, f, bytes.NewReader(stream(t, file("a", ""))), layer.Limits{}); !errors.Is(err, context.Canceled) {

@@ -178,11 +178,11 @@ func (o *Options) check() error {
 	case o.Ref.Digest == "":
 		return errors.New("expected a reference with a digest: a tag can mean another image at any time")
 	case o.Fetcher == nil:
-		return errors.New("Fetcher is missing")
+		return errors.New("no Fetcher was given")
 	case o.Policy == nil:
 		return errors.New("there is no signature policy; use signature.InsecureAcceptAnything to ask for none")
 	case o.Dest == "":
-		return errors.New("Dest is missing")
+		return errors.New("no Dest was given")
 	}
 	if _, err := os.Lstat(o.Dest); !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("%s exists already", o.Dest)

@@ -16,7 +16,9 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"regexp"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/opencontainers/go-digest"
@@ -241,15 +243,28 @@ func (r *Repository) Tag(ctx context.Context, d oci.Descriptor, tag string) erro
 }
 
 func (r *Repository) explain(err error) error {
-	switch {
-	case err == nil:
+	if err == nil {
 		return nil
-	case errors.Is(err, errdef.ErrNotFound):
-		return fmt.Errorf("registry %s, repository %s: %w: %w", r.ref.Registry, r.ref.Repository, oci.ErrNotFound, err)
-	default:
-		return fmt.Errorf("registry %s, repository %s: %w", r.ref.Registry, r.ref.Repository, err)
 	}
+	notFound := errors.Is(err, errdef.ErrNotFound)
+	err = redacted{err}
+	if notFound {
+		return fmt.Errorf("registry %s, repository %s: %w: %w", r.ref.Registry, r.ref.Repository, oci.ErrNotFound, err)
+	}
+	return fmt.Errorf("registry %s, repository %s: %w", r.ref.Registry, r.ref.Repository, err)
 }
+
+// redacted is an error whose text shows no query parts of URLs: those of the
+// storage that registries redirect to are credentials.
+type redacted struct{ err error }
+
+var queryPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`(https?://[^\s"?]*)\?[^\s"]*`) })
+
+// Error implements error.
+func (e redacted) Error() string { return queryPattern().ReplaceAllString(e.err.Error(), "$1?…") }
+
+// Unwrap gives the cause.
+func (e redacted) Unwrap() error { return e.err }
 
 func isManifest(d oci.Descriptor) bool {
 	return oci.IsManifest(d.MediaType) || oci.IsIndex(d.MediaType)

@@ -110,7 +110,7 @@ func TestSignAndVerifyAlgorithms(t *testing.T) {
 	for name, k := range map[string]crypto.Signer{"P-256": p256, "P-384": p384, "Ed25519": ed, "RSA": rsaKey} {
 		store := newStore(t)
 		sign(t, store, ref, k)
-		p := policyFor(t, fmt.Sprintf(`{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}`))
+		p := policyFor(t, `{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}`)
 		v, err := p.Verify(t.Context(), subject(ref), store, keyMap{"kbs:///a/b/c": publicPEM(t, k)})
 		if err != nil {
 			t.Errorf("%s: %v", name, err)

@@ -70,6 +70,7 @@ func App(dir, marker string) error {
 	const script = `#!/bin/sh
 echo "hello from inside: $(uname -sr), $(nproc) cpu, user $(id -u)"
 echo "the image's secret has $(wc -c < /app/secret.txt) bytes"
+[ -z "$DB_PASSWORD" ] || echo "the database password has ${#DB_PASSWORD} characters"
 exit "${EXIT:-0}"
 `
 	if err := os.MkdirAll(filepath.Join(dir, "app"), 0o755); err != nil { //nolint:gosec // as in every image

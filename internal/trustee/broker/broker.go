@@ -112,18 +112,16 @@ const resourcePrefix = kbs.PathPrefix + "/resource/"
 func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	var doc any
 	var e *problem.Error
-	switch {
-	case r.URL.Path == kbs.AuthPath || r.URL.Path == kbs.AttestPath:
-		if r.Method != http.MethodPost {
-			w.Header().Set("Allow", http.MethodPost)
-			e = problem.New(http.StatusMethodNotAllowed, problem.InvalidPath, "method %s: expected POST", r.Method)
-		} else if r.URL.Path == kbs.AuthPath {
-			doc, e = b.auth(w, r)
-		} else {
-			doc, e = b.attest(w, r)
-		}
-	default:
+	switch path := r.URL.Path; {
+	case strings.HasPrefix(path, resourcePrefix):
 		doc, e = b.resource(r)
+	case r.Method != http.MethodPost:
+		w.Header().Set("Allow", http.MethodPost)
+		e = problem.New(http.StatusMethodNotAllowed, problem.InvalidPath, "method %s: expected POST", r.Method)
+	case path == kbs.AuthPath:
+		doc, e = b.auth(w, r)
+	default:
+		doc, e = b.attest(w, r)
 	}
 	if e != nil {
 		problem.Write(r.Context(), b.o.Logger, w, e)

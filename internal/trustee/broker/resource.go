@@ -139,7 +139,7 @@ func teeKey(c *ear.Claims) (kbs.TEEPubKey, error) {
 
 func (b *Broker) resourceVerdict(path resource.Path, c *ear.Claims) store.Verdict {
 	v := store.Verdict{Kind: store.KindResource, Session: c.ID, Resource: path.String(), EARStatus: string(c.Status()),
-		InitData: hex.EncodeToString(release.InitDataField(c)), Claims: verdictClaims(c.Submods)}
+		InitData: hex.EncodeToString(release.InitDataField(c)), Claims: verdictClaims(c.Submods), AllowSimulated: b.o.AllowSimulated}
 	for _, m := range c.Submods {
 		v.Simulated = v.Simulated || simulated(m)
 	}

@@ -9,6 +9,7 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -160,8 +161,8 @@ func fallback(label string, c *ear.Claims) []kbs.Reason {
 		Help: "the operator's resource policy " + label + " refuses and gives no reason: it may define a set `deny` of objects with rule, claim, expected, got and help",
 	}
 	out := []kbs.Reason{r}
-	for _, m := range c.Submods {
-		for _, f := range m.Findings {
+	for _, name := range slices.Sorted(maps.Keys(c.Submods)) {
+		for _, f := range c.Submods[name].Findings {
 			out = append(out, f.Reason)
 		}
 	}

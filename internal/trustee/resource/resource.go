@@ -81,7 +81,7 @@ func checkSegment(s string) error {
 		switch {
 		case 'a' <= c && c <= 'z', 'A' <= c && c <= 'Z', '0' <= c && c <= '9', c == '_', c == '-', c == '.':
 		default:
-			return fmt.Errorf("byte %q is not one of A-Z a-z 0-9 _ - .", c)
+			return fmt.Errorf("byte %q is none of the characters A-Z a-z 0-9 . _ -", c)
 		}
 	}
 	return nil

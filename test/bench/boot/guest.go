@@ -118,6 +118,8 @@ func (r *running) status(ctx context.Context, name string) (float64, error) {
 	if _, err := r.bench.Write([]byte("?")); err != nil {
 		return 0, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
+	defer cancel()
 	// The end mark comes after the status; the file is all there is to watch.
 	for {
 		data, err := os.ReadFile(filepath.Join(r.dir, "debug"))

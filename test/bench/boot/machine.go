@@ -98,6 +98,7 @@ func (m machine) args(dir string) []string {
 		"-chardev", "file,id=debug,path=" + filepath.Join(dir, "debug"), "-device", "isa-debugcon,iobase=0xe9,chardev=debug",
 		"-serial", "file:" + filepath.Join(dir, "console"),
 		"-chardev", "socket,id=monitor,path=" + filepath.Join(dir, "monitor"), "-mon", "chardev=monitor,mode=control",
+		// In this order: idle.c knows the serial bus by its number.
 		"-netdev", "user,id=n0,restrict=on", "-device", "virtio-net-pci,netdev=n0,romfile=",
 		"-device", "virtio-serial-pci",
 	}

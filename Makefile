@@ -1,0 +1,96 @@
+# Coffer. Everything a target needs it installs or builds itself; what is up to date
+# is left alone. Recipes talk on standard error, so that standard output holds
+# what was asked for and nothing else.
+
+SHELL       := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS   += --no-builtin-rules
+
+GO       ?= $(shell scripts/find-go)
+PROGRAMS := coffer coffer-agent coffer-trustee
+GUEST    := build/guest
+CACHE    := build/cache/packages
+LINT     := build/tools/golangci-lint
+# Where test tools find things; absolute, since tests run in their packages.
+TEST_ENV := COFFER_BIN=$(CURDIR)/bin COFFER_GUEST_IMAGE=$(CURDIR)/$(GUEST) \
+            COFFER_GUEST_CACHE=$(CURDIR)/$(CACHE) COFFER_GUEST_AGENT=$(CURDIR)/bin/coffer-agent
+
+# OUTPUT=json: the demo's report, and nothing else, on standard output.
+OUTPUT ?=
+
+# What the programs are made from: every file that a package could compile or embed.
+SOURCES := go.mod go.sum Makefile $(shell find . \
+	\( -path ./.git -o -path ./bin -o -path ./build -o -path ./docs -o -path ./test -o -path ./tools -o -name testdata \) -prune \
+	-o -type f \( -name '*.go' ! -name '*_test.go' -o -name '*.s' -o -name '*.rego' -o -name '*.sql' -o -name '*.toml' -o -name '*.lock' -o -name '*.json' -o -name '*.pem' -o -name '*.tmpl' \) -print)
+
+.PHONY: help
+help: ## List the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+.PHONY: deps deps-demo
+deps: ## Install what is missing from Debian's packages, for everything here
+	@scripts/deps demo test >&2
+
+deps-demo:
+	@scripts/deps demo >&2
+
+.PHONY: build
+build: $(PROGRAMS:%=bin/%) ## Build bin/coffer, bin/coffer-agent and bin/coffer-trustee: static, reproducible
+
+# Nothing of the building machine may reach the bytes: no paths, no VCS state, no
+# build id. The agent's bytes are part of every launch measurement.
+bin/%: $(SOURCES) | check-go
+	@echo "building $@" >&2
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
+	@touch $@
+
+.PHONY: check-go
+check-go:
+	@scripts/deps >&2
+
+.PHONY: guest-image
+guest-image: $(GUEST)/manifest.json ## Build the guest image in build/guest
+
+# The builder compares the image with its inputs and may leave it alone; the
+# touch tells make so.
+$(GUEST)/manifest.json: bin/coffer bin/coffer-agent | deps-demo
+	@bin/coffer guest build --out $(GUEST) --cache $(CACHE) --agent bin/coffer-agent >&2
+	@touch $@
+
+.PHONY: demo
+demo: deps-demo build guest-image ## Show an attested pod, and the host's attacks refused (OUTPUT=json: a report)
+	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
+
+.PHONY: test
+test: deps build guest-image ## Lint, unit tests and end-to-end tests in virtual machines
+	@GO=$(GO) LINT=$(LINT) $(TEST_ENV) scripts/test >&2
+
+.PHONY: lint
+lint: $(LINT) ## Run golangci-lint and go vet
+	@GO=$(GO) LINT=$(LINT) scripts/lint >&2
+
+# Minutes when cold: its thousand packages are compiled once for each tools/go.sum.
+$(LINT): tools/go.mod tools/go.sum | check-go
+	@echo "building $@ (takes minutes the first time)" >&2
+	@cd tools && CGO_ENABLED=0 GOFLAGS= $(GO) build -o ../$@ github.com/golangci/golangci-lint/v2/cmd/golangci-lint >&2
+	@touch $@
+
+test: $(LINT)
+
+.PHONY: generate
+generate: deps ## Generate Go code anew from internal/agentapi/agent.proto
+	@$(GO) generate ./internal/agentapi >&2
+
+.PHONY: update-lock
+update-lock: build deps-demo ## Take Debian's newest packages for the guest image and rewrite its lock file
+	@bin/coffer guest build --out $(GUEST) --cache $(CACHE) --agent bin/coffer-agent --lock guest-image/packages.lock --update-lock >&2
+
+.PHONY: bench-boot
+bench-boot: deps guest-image ## Count the instructions of a boot (build/bench/boot.json)
+	@$(GO) run ./test/bench/boot $(if $(FORMATS),-formats)
+
+.PHONY: clean
+clean: ## Remove what was built; the cache of downloaded packages stays
+	@rm -rf bin build/guest build/bench build/tools
