@@ -49,10 +49,15 @@ func GuestPhases(g *Guest) []Phase {
 	}
 }
 
-// DriverPhases loads what the kernel does not have built in. Nothing before a
-// pod needs these drivers, except a hardware TEE.
+// DriverPhases loads what the kernel does not have built in and every pod needs
+// (network, file systems). Nothing before a pod needs these drivers.
 func DriverPhases() []Phase {
-	return []Phase{{"modules", loadModules}, {"configfs", mountConfigFS}}
+	return []Phase{{"modules", func(ctx context.Context) error { return loadModules(ctx, ModuleList) }}}
+}
+
+// TEEPhases loads drivers of hardware TEEs, and of transports that are hardware.
+func TEEPhases() []Phase {
+	return []Phase{{"tee-modules", loadTEEModules}, {"configfs", mountConfigFS}}
 }
 
 // mountConfigFS mounts configfs where the kernel has it: TEE drivers offer

@@ -6,18 +6,23 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
-// Where the guest image keeps kernel modules: uncompressed files, and a list
-// of their names in load order, one per line.
+// Where the guest image keeps kernel modules: uncompressed files, and lists of
+// their names in load order, one per line.
 const (
+	// ModuleList is what every pod needs.
 	ModuleList = "/usr/lib/coffer/modules.list"
-	ModuleDir  = "/usr/lib/coffer/modules"
+	// TEEModuleList is what hardware may need: TEE drivers, vsock.
+	TEEModuleList = "/usr/lib/coffer/modules.tee.list"
+	ModuleDir     = "/usr/lib/coffer/modules"
 )
 
 // parseModules reads a module list. Names carry no directory; the suffix .ko
@@ -41,10 +46,20 @@ func parseModules(raw []byte) ([]string, error) {
 	return names, sc.Err()
 }
 
-// loadModules loads every module of the list. One that is loaded already, or
-// built in, is as good.
-func loadModules(ctx context.Context) error {
-	raw, err := os.ReadFile(ModuleList)
+// loadTEEModules loads the drivers of hardware that may be there. A driver that
+// finds none says ENODEV; which TEE there is, is decided by whoever looks for
+// its interface, and a guest that finds none refuses to attest.
+func loadTEEModules(ctx context.Context) error {
+	if _, err := os.Stat(TEEModuleList); errors.Is(err, fs.ErrNotExist) {
+		return nil // a guest image without hardware support
+	}
+	return loadModules(ctx, TEEModuleList, unix.ENODEV)
+}
+
+// loadModules loads every module of a list. One that is loaded already, or built
+// in, is as good; so is one that fails with a tolerated error.
+func loadModules(ctx context.Context, list string, tolerated ...unix.Errno) error {
+	raw, err := os.ReadFile(list)
 	if err != nil {
 		return err
 	}
@@ -56,7 +71,11 @@ func loadModules(ctx context.Context) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
-		if err := loadModule(filepath.Join(ModuleDir, name)); err != nil {
+		err := loadModule(filepath.Join(ModuleDir, name))
+		if slices.ContainsFunc(tolerated, func(e unix.Errno) bool { return errors.Is(err, e) }) {
+			continue
+		}
+		if err != nil {
 			return fmt.Errorf("module %s: %w", name, err)
 		}
 	}

@@ -50,7 +50,12 @@ func Main(m *testing.M, env *Env) {
 	if err := prepare(); err != nil {
 		env.Missing = err
 	}
-	env.Reaper = reaper.New(time.Now)
+	reap, err := reaper.New(time.Now)
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "guesttest:", err)
+		os.Exit(1)
+	}
+	env.Reaper = reap
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = env.Reaper.Run(ctx) }()

@@ -35,15 +35,24 @@ type guest struct {
 	drivers     chan struct{} // closed when driversErr is set
 	driversErr  error
 	driversOnce sync.Once
+
+	teeOnce sync.Once
+	teeErr  error
 }
 
 // Guest is PID 1. It boots, serves, and ends the machine; it does not return.
 // A panic is not recovered from: it ends PID 1, and with it the machine.
 func Guest() {
 	debug.SetGCPercent(gcPercent)
-	g := &guest{reap: reaper.New(time.Now), drivers: make(chan struct{})}
+	g := &guest{drivers: make(chan struct{})}
 	g.mark("start")
 	g.log = slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: &g.level}))
+	reap, err := reaper.New(time.Now)
+	if err != nil {
+		// Without it nothing can be started; the kernel knows what to do.
+		panic(err)
+	}
+	g.reap = reap
 	if err := g.run(context.Background()); err != nil {
 		g.log.Error("the guest ends", "error", err)
 	}
@@ -81,6 +90,12 @@ func (g *guest) loadDrivers(ctx context.Context) error {
 	return g.driversErr
 }
 
+// loadTEE loads the drivers of a hardware TEE, once.
+func (g *guest) loadTEE(ctx context.Context) error {
+	g.teeOnce.Do(func() { g.teeErr = g.phases(ctx, boot.TEEPhases()) })
+	return g.teeErr
+}
+
 func (g *guest) run(ctx context.Context) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -93,7 +108,7 @@ func (g *guest) run(ctx context.Context) error {
 	go func() { _ = g.reap.Run(ctx) }()
 	// A hardware TEE is a driver, and must be found before a host is answered.
 	if g.boot.Cmdline.TEE == boot.TEEAuto {
-		if err := g.loadDrivers(ctx); err != nil {
+		if err := g.loadTEE(ctx); err != nil {
 			return err
 		}
 	}
@@ -114,7 +129,7 @@ func (g *guest) run(ctx context.Context) error {
 		return err
 	}
 	g.mark("agent")
-	transport, err := findTransport(ctx, g.loadDrivers)
+	transport, err := findTransport(ctx, g.loadTEE)
 	if err != nil {
 		return err
 	}

@@ -96,7 +96,10 @@ func serve(args []string, stderr io.Writer) error {
 	defer stop()
 	ctx, end := context.WithCancel(ctx)
 	defer end()
-	reap := reaper.New(time.Now)
+	reap, err := reaper.New(time.Now)
+	if err != nil {
+		return err
+	}
 	go func() { _ = reap.Run(ctx) }()
 	p := parts{
 		log: log, cmdline: boot.Cmdline{TEE: boot.TEENone, Development: true}, reaper: reap, dir: *dir,

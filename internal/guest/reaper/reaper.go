@@ -85,17 +85,17 @@ type Reaper struct {
 	claims  map[*Claim]struct{}
 }
 
-// New returns a reaper; now gives the time of an exit.
-func New(now func() time.Time) *Reaper {
-	return &Reaper{now: now, watched: map[int]*Process{}, claims: map[*Claim]struct{}{}}
+// New returns a reaper; now gives the time of an exit. It makes this program the
+// one that orphans among its descendants become children of, as PID 1 is anyway.
+func New(now func() time.Time) (*Reaper, error) {
+	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
+		return nil, fmt.Errorf("become a child subreaper: %w", err)
+	}
+	return &Reaper{now: now, watched: map[int]*Process{}, claims: map[*Claim]struct{}{}}, nil
 }
 
-// Run collects until ctx ends. Orphans of other programs become children of
-// this one: a program that is not PID 1 asks the kernel for them.
+// Run collects until ctx ends.
 func (r *Reaper) Run(ctx context.Context) error {
-	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
-		return fmt.Errorf("become a child subreaper: %w", err)
-	}
 	// One pending signal is enough: each round collects everything.
 	sigs := make(chan os.Signal, 1)
 	signal.Notify(sigs, unix.SIGCHLD)

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"os"
+	"runtime"
 	"strconv"
 	"strings"
 	"testing"
@@ -16,9 +17,13 @@ import (
 )
 
 // One reaper for the whole test program: it collects every child there is.
-var shared = reaper.New(time.Now)
+var shared *reaper.Reaper
 
 func TestMain(m *testing.M) {
+	var err error
+	if shared, err = reaper.New(time.Now); err != nil {
+		panic(err)
+	}
 	ctx, cancel := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); _ = shared.Run(ctx) }()
@@ -102,41 +107,71 @@ func TestWaitEndsWithItsContext(t *testing.T) {
 	<-p.Done()
 }
 
-// orphan starts a process whose parent ends, and returns its id.
-func orphan(t *testing.T, script string) int {
+// orphan starts a process whose parent has ended when it returns. It waits for
+// the returned function and then ends with code 7.
+func orphan(t *testing.T) (pid int, release func()) {
 	t.Helper()
 	r, w, err := os.Pipe()
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer func() { _ = r.Close() }()
-	parent := shell(t, "("+script+") >/dev/null & echo $!", w)
+	holdR, holdW, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = holdR.Close() }()
+	parent, err := shared.Start("/bin/sh", []string{"sh", "-c", "(read x <&3; exit 7) >/dev/null & echo $!"},
+		&os.ProcAttr{Files: []*os.File{nil, w, nil, holdR}})
+	if err != nil {
+		t.Fatal(err)
+	}
 	_ = w.Close()
 	line, err := bufio.NewReader(r).ReadString('\n')
 	if err != nil {
 		t.Fatal(err)
 	}
 	<-parent.Done()
-	pid, err := strconv.Atoi(strings.TrimSpace(line))
+	pid, err = strconv.Atoi(strings.TrimSpace(line))
 	if err != nil {
 		t.Fatal(err)
 	}
-	return pid
+	return pid, func() { _ = holdW.Close() }
 }
 
 func TestClaimOfAnOrphan(t *testing.T) {
 	t.Parallel()
-	for _, script := range []string{"exit 7", "sleep 0.05; exit 7"} {
-		claim := shared.Claim()
-		pid := orphan(t, script)
-		p, err := claim.Watch(pid)
-		claim.Release()
-		if err != nil {
-			t.Fatalf("%s: %v", script, err)
-		}
-		if got, err := p.Wait(t.Context()); err != nil || got.Code != 7 {
-			t.Errorf("%s: %+v, %v", script, got, err)
-		}
+	claim := shared.Claim()
+	defer claim.Release()
+	pid, release := orphan(t)
+	p, err := claim.Watch(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := claim.Watch(pid); err == nil {
+		t.Error("the process was watched twice")
+	}
+	release()
+	if got, err := p.Wait(t.Context()); err != nil || got.Code != 7 {
+		t.Errorf("%+v, %v", got, err)
+	}
+}
+
+func TestClaimOfAnOrphanThatHasEnded(t *testing.T) {
+	t.Parallel()
+	claim := shared.Claim()
+	defer claim.Release()
+	pid, release := orphan(t)
+	release()
+	for unix.Kill(pid, 0) == nil { // until it has been collected
+		runtime.Gosched()
+	}
+	p, err := claim.Watch(pid)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, err := p.Wait(t.Context()); err != nil || got.Code != 7 {
+		t.Errorf("%+v, %v", got, err)
 	}
 }
 
