@@ -23,6 +23,7 @@ func factsSource(t *testing.T, simulated bool) *attestation.Source {
 	t.Helper()
 	o := attestation.Options{Cmdline: boot.Cmdline{TEE: boot.TEEAuto}}
 	if simulated {
+		o.Cmdline.TEE = boot.TEESoft
 		o.HasSoft, o.Soft = func() bool { return true }, func() tee.Attester { return plainAttester{} }
 	} else {
 		o.Hardware = func(context.Context) (tee.Attester, error) { return plainAttester{}, nil }

@@ -2,8 +2,8 @@
 // reads from it, once, what the guest was launched with.
 //
 // Which environment is acceptable is said by the measured kernel command
-// line: hardware or the software TEE's port by default, nothing at all only
-// for development.
+// line: hardware unless it says otherwise, the software TEE's port or nothing
+// at all where it does. What is missing is never replaced by something less.
 package attestation
 
 import (
@@ -114,11 +114,10 @@ func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err 
 				return attester, false, err
 			}
 		}
-		if soft {
-			return s.o.Soft(), true, nil
-		}
-		return nil, false, errors.New("no TEE found: neither a hardware report interface (configfs-tsm) nor the software TEE's port; " +
-			"a guest without one needs coffer.tee=none coffer.development on its kernel command line")
+		// The port may be there: a host can always offer it. It counts only
+		// where the measured command line asks for it.
+		return nil, false, errors.New("no hardware TEE found (configfs-tsm offers no report); a guest of the software TEE needs coffer.tee=soft " +
+			"on its kernel command line, one without any coffer.tee=none coffer.development")
 	}
 	return nil, false, fmt.Errorf("unknown TEE choice %q", s.o.Cmdline.TEE)
 }

@@ -39,10 +39,10 @@ func TestChoice(t *testing.T) {
 		err           string
 	}{
 		{name: "hardware first", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, hard: &fake{initData: digest}, soft: &fake{initData: zero}, sealed: true, tee: tee.SNP},
-		{name: "soft by default", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, soft: &fake{initData: zero}, simul: true, tee: tee.SNP},
+		{name: "the host offers the port unasked", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, soft: &fake{initData: zero}, err: "no hardware TEE found"},
 		{name: "soft", cmdline: boot.Cmdline{TEE: boot.TEESoft}, hard: &fake{initData: zero}, soft: &fake{initData: digest}, sealed: true, simul: true, tee: tee.SNP},
 		{name: "soft without port", cmdline: boot.Cmdline{TEE: boot.TEESoft}, hard: &fake{initData: zero}, err: "port is not there"},
-		{name: "nothing", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, err: "no TEE found"},
+		{name: "nothing", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, err: "no hardware TEE found"},
 		{name: "none in development", cmdline: boot.Cmdline{TEE: boot.TEENone, Development: true}, simul: true},
 		{name: "none", cmdline: boot.Cmdline{TEE: boot.TEENone}, err: "needs coffer.development"},
 		{name: "zero value", err: "unknown TEE choice"},

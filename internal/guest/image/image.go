@@ -8,13 +8,14 @@ package image
 
 import (
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -59,7 +60,7 @@ type Store struct {
 	log *slog.Logger
 
 	mu     sync.Mutex
-	images map[oci.Digest]*entry
+	images map[oci.Reference]*entry
 }
 
 // entry is an image or the attempt to get it. Its turn is held while pulling.
@@ -76,12 +77,14 @@ func NewStore(dir string, log *slog.Logger) (*Store, error) {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, log: log, images: map[oci.Digest]*entry{}}, nil
+	return &Store{dir: dir, log: log, images: map[oci.Reference]*entry{}}, nil
 }
 
 // Pull returns the image, from the network the first time. Requests for the
-// same digest wait for each other. An image that was verified stays: the
-// signature policy and the keys of a pod do not change while it lives.
+// same one wait for each other. An image that was verified stays: the signature
+// policy and the keys of a pod do not change while it lives. It stays for its
+// repository only, since the policy's demands go by repository: the same digest
+// from another one is verified anew.
 func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 	ref := req.Ref
 	if ref.Digest == "" {
@@ -89,14 +92,15 @@ func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", ref, err)
 		}
-		ref = ref.WithDigest(desc.Digest)
+		ref.Digest = desc.Digest
 	}
+	ref = ref.WithDigest(ref.Digest)
 	s.mu.Lock()
-	e := s.images[ref.Digest]
+	e := s.images[ref]
 	if e == nil {
 		e = &entry{turn: make(chan struct{}, 1)}
 		e.turn <- struct{}{}
-		s.images[ref.Digest] = e
+		s.images[ref] = e
 	}
 	s.mu.Unlock()
 	select {
@@ -124,7 +128,8 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Imag
 	if free <= reserve {
 		return nil, fmt.Errorf("image %s: the guest's image store has %d MiB left; give the pod more memory", ref, free>>20)
 	}
-	dest := filepath.Join(s.dir, "images", strings.ReplaceAll(string(ref.Digest), ":", "-"))
+	name := sha256.Sum256([]byte(ref.String()))
+	dest := filepath.Join(s.dir, "images", hex.EncodeToString(name[:]))
 	pulled, err := pull.Pull(ctx, pull.Options{
 		Ref: ref, Fetcher: req.Fetcher, Policy: req.Policy, Keys: req.Keys,
 		Dest: dest, Spool: filepath.Join(s.dir, "spool"),

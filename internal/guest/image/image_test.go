@@ -100,6 +100,28 @@ func TestContainersDoNotSeeEachOther(t *testing.T) {
 	}
 }
 
+// A policy's demands go by repository: what was accepted from one where nothing
+// is demanded is not accepted from another that demands a signature.
+func TestSameDigestFromAnotherRepositoryIsVerifiedAnew(t *testing.T) {
+	env.Need(t)
+	s, err := image.NewStore(guesttest.Tmpfs(t), slog.New(slog.DiscardHandler))
+	if err != nil {
+		t.Fatal(err)
+	}
+	req := request(t, 3)
+	if req.Policy, err = signature.ParsePolicy([]byte(`{"default":[{"type":"insecureAcceptAnything"}],
+		"transports":{"docker":{"registry.example/strict":[{"type":"reject"}]}}}`)); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Pull(t.Context(), req); err != nil {
+		t.Fatal(err)
+	}
+	req.Ref.Repository = "strict/file"
+	if _, err := s.Pull(t.Context(), req); err == nil || !strings.Contains(err.Error(), "registry.example/strict") {
+		t.Fatalf("expected the refusal of scope registry.example/strict, got %v", err)
+	}
+}
+
 func TestPullFailsAndCanBeRepeated(t *testing.T) {
 	env.Need(t)
 	dir := guesttest.Tmpfs(t)
