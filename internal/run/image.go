@@ -5,6 +5,7 @@ import (
 	"encoding/base64"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/http"
 	"os"
@@ -17,6 +18,7 @@ import (
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/archive"
+	"github.com/coffer-project/coffer/oci/build"
 	"github.com/coffer-project/coffer/oci/crypt"
 	"github.com/coffer-project/coffer/oci/layout"
 	"github.com/coffer-project/coffer/oci/registry"
@@ -43,6 +45,9 @@ type ImageOptions struct {
 	PlainHTTP []string
 	// Spool is a directory for archives on their way.
 	Spool string
+	// ServeRemote has a registry's image copied and served from loopback like
+	// a local one: an unsealed guest knows no registry and trusts no roots.
+	ServeRemote bool
 }
 
 // Image is an image as the owner's program found it: what will be pinned.
@@ -55,8 +60,12 @@ type Image struct {
 	LayerKeys []string
 	// PlainHTTP lists the registries the guest may ask without TLS.
 	PlainHTTP []string
+	// RootPEMs are certificates the guest may trust for registries.
+	RootPEMs []string
 
-	closers []func() error
+	// manifest is the platform's.
+	manifest oci.Digest
+	closers  []func() error
 }
 
 // Close ends what serves the image.
@@ -195,8 +204,27 @@ func OpenImage(ctx context.Context, name string, o ImageOptions) (_ *Image, err 
 		}
 		return nil, fmt.Errorf("image %s: %w", name, err)
 	}
+	if src.local == nil && o.ServeRemote {
+		if src.local, err = layout.Create(filepath.Join(o.Spool, "copy")); err != nil {
+			return nil, err
+		}
+		img.closers = append(img.closers, src.local.Close)
+		// Of an image for many platforms, the guest's only.
+		img.Ref = img.Ref.WithDigest(img.manifest)
+		if _, err := build.Copy(ctx, src, img.Ref, src.local); err != nil {
+			return nil, fmt.Errorf("image %s: %w", name, err)
+		}
+		img.Ref.Repository = localRepository
+	}
 	if src.local != nil {
 		return img, img.serve(ctx, src.local)
+	}
+	// The guest has no roots of its own: those it may trust for this registry
+	// are part of what is measured.
+	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !isLoopback(img.Ref.Registry) {
+		if img.RootPEMs, err = systemRoots(); err != nil {
+			return nil, err
+		}
 	}
 	if guest, ok := guestRegistry(img.Ref.Registry); ok {
 		img.Ref.Registry = guest
@@ -257,17 +285,44 @@ func (i *Image) serve(ctx context.Context, l *layout.Layout) error {
 // guestRegistry is the name by which the guest reaches a registry on the host's
 // loopback.
 func guestRegistry(hostPort string) (string, bool) {
-	host, port, err := net.SplitHostPort(hostPort)
-	if err != nil {
-		host, port = hostPort, ""
-	}
-	if ip := net.ParseIP(host); host != "localhost" && (ip == nil || !ip.IsLoopback()) {
+	if !isLoopback(hostPort) {
 		return "", false
+	}
+	_, port, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		port = ""
 	}
 	if port == "" {
 		return HostName, true
 	}
 	return net.JoinHostPort(HostName, port), true
+}
+
+func isLoopback(hostPort string) bool {
+	host, _, err := net.SplitHostPort(hostPort)
+	if err != nil {
+		host = hostPort
+	}
+	ip := net.ParseIP(strings.Trim(host, "[]"))
+	return host == "localhost" || ip != nil && ip.IsLoopback()
+}
+
+// rootBundles are where distributions keep the certificates of public
+// authorities in one file: Debian, Fedora, openSUSE.
+var rootBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
+
+// systemRoots are the public authorities this machine trusts. Those it has
+// stay readable in initdata.
+func systemRoots() ([]string, error) {
+	for _, path := range rootBundles {
+		data, err := os.ReadFile(path)
+		if errors.Is(err, fs.ErrNotExist) {
+			continue
+		}
+		return []string{string(data)}, err
+	}
+	return nil, hint.New(errors.New("this machine has no bundle of public certificate authorities for the guest to trust"),
+		"name the registry's authority with --registry-ca, or install ca-certificates")
 }
 
 // resolve pins the reference and reads the platform's manifest and
@@ -295,6 +350,7 @@ func (i *Image) resolve(ctx context.Context, f oci.Fetcher, ref oci.Reference) e
 			return err
 		}
 	}
+	i.manifest = top.Digest
 	manifest, err := oci.ParseManifest(data, top.MediaType)
 	if err != nil {
 		return err

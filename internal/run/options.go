@@ -141,7 +141,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if p.spool, err = os.MkdirTemp("", "coffer-run-"); err != nil {
 		return nil, err
 	}
-	o.Image.Spool = p.spool
+	o.Image.Spool, o.Image.ServeRemote = p.spool, !o.sealed()
 	if p.Image, err = OpenImage(ctx, o.ImageName, o.Image); err != nil {
 		return nil, err
 	}
@@ -179,7 +179,7 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	}
 	options := InitdataOptions{
 		Policy: p.Policy, TrusteeURL: p.TrusteeURL, TrusteeCA: p.TrusteeCA, ImagePolicy: o.ImagePolicy,
-		Credentials: o.Credentials, RegistryRoots: o.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
+		Credentials: o.Credentials, RegistryRoots: p.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
 	}
 	if p.Initdata, err = NewInitdata(options); err != nil {
 		return err
