@@ -55,7 +55,7 @@ func slowMatch(p, s []rune, seen map[[2]int]bool) bool {
 	if seen[key] {
 		return false
 	}
-	ok := false
+	var ok bool
 	switch {
 	case len(p) == 0:
 		ok = len(s) == 0

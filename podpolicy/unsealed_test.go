@@ -85,7 +85,7 @@ func TestUnsealedRefusesBadForm(t *testing.T) {
 			t.Errorf("%s: accepted", path)
 			continue
 		}
-		refused(t, err, err.(*podpolicy.Refusal).Rule, path)
+		refused(t, err, ruleOf(err), path)
 	}
 	q := sandboxProposal()
 	q.Sysctls = map[string]string{"kernel.core_pattern": "|/x"}

@@ -87,7 +87,7 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	for _, c := range []*cobra.Command{serve, check} {
 		c.Flags().StringVar(&file, "config", "", "configuration file (TOML)")
 		if err := c.MarkFlagRequired("config"); err != nil {
-			panic(err) // the flag is defined one line above
+			panic(err) //nolint:forbidigo // the flag is defined one line above
 		}
 		root.AddCommand(c)
 	}

@@ -96,7 +96,7 @@ func startRegistry(ctx context.Context, dir string, serverNames ...string) (*reg
 	); err != nil {
 		return nil, err
 	}
-	r.process = exec.Command(program, "serve", config)
+	r.process = exec.CommandContext(context.WithoutCancel(ctx), program, "serve", config)
 	r.process.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Setpgid: true}
 	logs, err := r.process.StderrPipe()
 	if err != nil {
@@ -167,7 +167,9 @@ func (r *registryServer) serve(backend string, names []string) error {
 	if err != nil {
 		return err
 	}
-	r.Port = listener.Addr().(*net.TCPAddr).Port
+	if addr, ok := listener.Addr().(*net.TCPAddr); ok {
+		r.Port = addr.Port
+	}
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.SetURL(&url.URL{Scheme: "http", Host: backend})

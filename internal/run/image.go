@@ -277,7 +277,11 @@ func (i *Image) serve(ctx context.Context, l *layout.Layout) error {
 	server := &http.Server{Handler: serve.Handler(map[string]serve.Source{localRepository: l}), ReadHeaderTimeout: 30 * time.Second}
 	go func() { _ = server.Serve(listener) }()
 	i.closers = append(i.closers, server.Close)
-	i.Ref.Registry = net.JoinHostPort(HostName, strconv.Itoa(listener.Addr().(*net.TCPAddr).Port))
+	_, port, err := net.SplitHostPort(listener.Addr().String())
+	if err != nil {
+		return err
+	}
+	i.Ref.Registry = net.JoinHostPort(HostName, port)
 	i.PlainHTTP = []string{i.Ref.Registry}
 	return nil
 }

@@ -111,7 +111,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	if err != nil {
 		return nil, err
 	}
-	if t.listener, err = net.Listen("tcp", c.Listen); err != nil {
+	if t.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen); err != nil {
 		return nil, err
 	}
 	if tlsConfig != nil {

@@ -67,7 +67,7 @@ func ParsePacket(data []byte) (*Packet, error) {
 	if len(p.WrappedData) == 0 {
 		return nil, errors.New("key packet: wrapped_data: missing")
 	}
-	want := 0
+	var want int
 	switch p.WrapType {
 	case WrapGCM:
 		want = 12

@@ -9,7 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -43,7 +43,9 @@ func mustRef(t testing.TB, s string) oci.Reference {
 	return ref
 }
 
-func newRegistry() http.Handler { return ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))) }
+func newRegistry() http.Handler {
+	return ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
+}
 
 func open(t testing.TB, s *httptest.Server, o registry.Options) *registry.Repository {
 	t.Helper()
@@ -281,7 +283,7 @@ func TestCancel(t *testing.T) {
 func TestUnknownAuthority(t *testing.T) {
 	t.Parallel()
 	s := httptest.NewUnstartedServer(newRegistry())
-	s.Config.ErrorLog = log.New(io.Discard, "", 0)
+	s.Config.ErrorLog = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	s.StartTLS()
 	t.Cleanup(s.Close)
 	c, err := registry.New(registry.Options{})

@@ -304,7 +304,7 @@ func EncodeCertTable(certs []Certificate) ([]byte, error) {
 		copy(head, id)
 		binary.LittleEndian.PutUint32(head[16:], uint32(len(table)))
 		binary.LittleEndian.PutUint32(head[20:], uint32(len(c.Data)))
-		table = append(table, c.Data...)
+		table = append(table, c.Data...) //nolint:makezero // behind the entries, which are filled in
 	}
 	return table, nil
 }

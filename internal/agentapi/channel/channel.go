@@ -16,7 +16,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net"
 	"sync/atomic"
 	"time"
@@ -62,7 +62,7 @@ func muxConfig() *yamux.Config {
 	c.StreamCloseTimeout = 10 * time.Minute
 	c.AcceptBacklog = 64
 	c.LogOutput = nil
-	c.Logger = log.New(io.Discard, "", 0)
+	c.Logger = slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)
 	return c
 }
 

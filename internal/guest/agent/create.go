@@ -303,7 +303,7 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 			a.events.add(&agentapi.Event{Body: &agentapi.Event_Oom{Oom: &agentapi.OOM{ContainerId: c.id}}})
 		})
 		if err != nil && watching.Err() == nil {
-			a.log.Warn("watch memory", "container", c.id, "error", err)
+			a.log.WarnContext(watching, "watch memory", "container", c.id, "error", err)
 		}
 	}()
 	return nil

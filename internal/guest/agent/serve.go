@@ -169,7 +169,7 @@ func (a *Agent) serveEvents(ctx context.Context, conn net.Conn) error {
 	for {
 		events, err := a.events.after(ctx, seq)
 		if err != nil {
-			return nil //nolint:nilerr // the end of the stream
+			return nil // the end of the stream
 		}
 		for _, e := range events {
 			if err := channel.WriteMessage(conn, e); err != nil {

@@ -50,7 +50,7 @@ func Guest() {
 	reap, err := reaper.New(time.Now)
 	if err != nil {
 		// Without it nothing can be started; the kernel knows what to do.
-		panic(err)
+		panic(err) //nolint:forbidigo // the end of PID 1 ends the machine
 	}
 	g.reap = reap
 	if err := g.run(context.Background()); err != nil {
@@ -144,7 +144,7 @@ func (g *guest) run(ctx context.Context) error {
 		err = cause
 	}
 	if errors.Is(err, agent.ErrShutdown) {
-		g.log.Info("the guest ends", "reason", err)
+		g.log.InfoContext(ctx, "the guest ends", "reason", err)
 		return nil
 	}
 	return err

@@ -116,7 +116,7 @@ func serve(args []string, stderr io.Writer) error {
 		return err
 	}
 	defer unix.Unmount(filepath.Join(*dir, "images"), unix.MNT_DETACH) //nolint:errcheck // best effort at the end
-	l, err := net.Listen("unix", *socket)
+	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", *socket)
 	if err != nil {
 		return err
 	}

@@ -122,7 +122,7 @@ func decide(ctx context.Context, mode Mode, opts Options) (Verdict, error) {
 		return Verdict{}, fmt.Errorf("accelerator: expected auto, kvm or tcg, got %q", mode)
 	case openErr != nil:
 		// Quick to find out, and it may change at any time: not cached.
-		return Verdict{Accelerator: vmm.TCG, Reason: "KVM is not available: " + openErr.Error()}, nil
+		return Verdict{Accelerator: vmm.TCG, Reason: "KVM is not available: " + openErr.Error()}, nil //nolint:nilerr // the reason for TCG
 	}
 	return opts.probed(ctx)
 }

@@ -263,9 +263,11 @@ func annotate(ev Evidence, r *tee.Result) map[string]any {
 func (e *Engine) forToken(annotated map[string]any) map[string]any {
 	out := maps.Clone(annotated)
 	if !e.o.Verbose {
-		runtime := maps.Clone(out["runtime_data_claims"].(map[string]any))
-		delete(runtime, "additional-evidence")
-		out["runtime_data_claims"] = runtime
+		if claims, ok := out["runtime_data_claims"].(map[string]any); ok {
+			claims = maps.Clone(claims)
+			delete(claims, "additional-evidence")
+			out["runtime_data_claims"] = claims
+		}
 		delete(out, "init_data_claims")
 	}
 	if c, ok := out["init_data_claims"]; ok {

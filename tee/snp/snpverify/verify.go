@@ -192,7 +192,7 @@ func (v *verifier) checkEndorsement(ctx context.Context, e *snp.Evidence, raw []
 	}
 	cert, err := parseChipCertificate(der, signer)
 	if err != nil {
-		return nil, []tee.Failure{{Check: "snp.certificate", Field: "cert_chain." + signer.String(), Expected: "a certificate as AMD issues them", Got: err.Error()}}, nil
+		return nil, []tee.Failure{{Check: "snp.certificate", Field: "cert_chain." + signer.String(), Expected: "a certificate as AMD issues them", Got: err.Error()}}, nil //nolint:nilerr // it is the failure
 	}
 	if g == "" { // version 2 does not name the processor
 		if g = cert.generation(); g == "" {
