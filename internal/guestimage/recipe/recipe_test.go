@@ -41,7 +41,7 @@ func TestShipped(t *testing.T) {
 func TestParseRefuses(t *testing.T) {
 	t.Parallel()
 	for _, c := range []struct{ name, old, new, want string }{
-		{"unknown key", "version = 1", "version = 1\nvercion = 2", "vercion: unknown key"},
+		{"unknown key", "version = 1", "version = 1\nvresion = 2", "vresion: unknown key"},
 		{"unknown key in a table", "[kernel]", "[kernel]\nrelease = 1", "kernel.release: unknown key"},
 		{"version", "version = 1", "version = 7", "version: expected"},
 		{"two parameters in one", `"panic=-1"`, `"panic=-1 quiet"`, "cmdline[2]"},
