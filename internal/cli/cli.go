@@ -123,7 +123,7 @@ func (a *app) rootCommand() *cobra.Command {
 		Short:         "Run containers in attested virtual machines on hosts you do not trust",
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cobra.NoArgs,
+		Args:          args(cobra.NoArgs),
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 		PersistentPreRunE: func(*cobra.Command, []string) error {
 			if a.output != "text" && a.output != "json" {

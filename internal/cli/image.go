@@ -32,6 +32,9 @@ DESTINATION is a registry's reference with a tag, or oci:DIR:TAG.`,
 		Example: `  coffer image protect oci:./app:v1 registry.example/shop/app:v1 --key kbs:///shop/image/app --sign-key cosign.key`,
 		Args:    args(cobra.ExactArgs(2)),
 		RunE: func(c *cobra.Command, args []string) error {
+			// Ended in order, so that no spooled layer is left.
+			ctx, stop := notifyInterrupt(c.Context())
+			defer stop()
 			var err error
 			if o.Registry.RootPEMs, err = readFiles("--registry-ca", rootCA); err != nil {
 				return err
@@ -45,7 +48,7 @@ DESTINATION is a registry's reference with a tag, or oci:DIR:TAG.`,
 			var result *protect.Result
 			work := func(cl *admin.Client) error {
 				o.Admin = cl
-				result, err = protect.Image(c.Context(), o)
+				result, err = protect.Image(ctx, o)
 				return err
 			}
 			if o.KeyURI == "" {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -136,7 +137,8 @@ IMAGE is a registry's reference, oci:DIR[:TAG] or docker-archive:FILE. Without
 Signals are forwarded; a second interrupt ends the machine.
 
 Exit codes: the container's own (128 + n when signal n ended it), 125 when it
-did not run, 130 when interrupted before it ran, 2 for wrong usage.`,
+did not run, 130 when interrupted before it ran or twice while it ran, 2 for
+wrong usage.`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, positional []string) error {
 			o, err := flags.options(a, positional)
@@ -144,7 +146,12 @@ did not run, 130 when interrupted before it ran, 2 for wrong usage.`,
 				return err
 			}
 			if printPolicy || printInitdata {
-				prepared, err := run.Prepare(c.Context(), o)
+				if o.Unsealed || o.Guest.TEE == "none" {
+					return usagef("--print-policy and --print-initdata: an unsealed pod has neither; leave out --unsealed and --tee none")
+				}
+				ctx, stop := notifyInterrupt(c.Context())
+				defer stop()
+				prepared, err := run.Prepare(ctx, o)
 				if err != nil {
 					return err
 				}
@@ -207,14 +214,14 @@ func keyValues(flag string, list []string) (map[string]string, error) {
 }
 
 func parseUser(s string) (*podpolicy.User, error) {
-	var u podpolicy.User
-	var rest string
-	n, _ := fmt.Sscanf(s+" .", "%d:%d %s", &u.UID, &u.GID, &rest)
-	if n == 3 {
-		return &u, nil
+	uid, gid, hasGID := strings.Cut(s, ":")
+	if !hasGID {
+		gid = "0"
 	}
-	if n, _ := fmt.Sscanf(s+" .", "%d %s", &u.UID, &rest); n == 2 {
-		return &podpolicy.User{UID: u.UID}, nil
+	u, uidErr := strconv.ParseUint(uid, 10, 32)
+	g, gidErr := strconv.ParseUint(gid, 10, 32)
+	if uidErr == nil && gidErr == nil {
+		return &podpolicy.User{UID: uint32(u), GID: uint32(g)}, nil
 	}
 	return nil, usagef("--user: expected UID or UID:GID as numbers, got %q", s)
 }

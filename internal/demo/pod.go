@@ -31,7 +31,7 @@ func (w *world) run(ctx context.Context) (string, error) {
 		return "", err
 	}
 	var output bytes.Buffer
-	code, err := run.RunContainer(ctx, w.pod, appName, run.Stdio{Stdout: &output, Stderr: &output})
+	exit, err := run.RunContainer(ctx, w.pod, appName, run.Stdio{Stdout: &output, Stderr: &output})
 	if err != nil {
 		return output.String(), err
 	}
@@ -41,10 +41,10 @@ func (w *world) run(ctx context.Context) (string, error) {
 	}
 	info := w.pod.Info()
 	got := fmt.Sprintf("booted in %.1f s (%s), measurement %x\n%s\nexit code %d\nappraisal:\n%s",
-		info.Boot.Seconds(), info.Accelerator.Accelerator, info.Measurement, prefix("| ", output.String()), code, prefix("  ", run.FormatVerdicts(verdicts)))
+		info.Boot.Seconds(), info.Accelerator.Accelerator, info.Measurement, prefix("| ", output.String()), exit.Code, prefix("  ", run.FormatVerdicts(verdicts)))
 	switch {
-	case code != 0:
-		return got, fmt.Errorf("the container ended with %d", code)
+	case exit.Code != 0:
+		return got, fmt.Errorf("the container ended with %d", exit.Code)
 	case !strings.Contains(output.String(), "hello from inside"):
 		return got, errors.New("the container did not say what it should")
 	}

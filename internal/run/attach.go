@@ -36,33 +36,40 @@ type Stdio struct {
 // errInterrupted ends a run that was interrupted twice.
 var errInterrupted = errors.New("interrupted")
 
+// Exit is how a container ended.
+type Exit struct {
+	// Code is its exit code, or 128 + the signal that ended it.
+	Code int
+	// OutOfMemory: the kernel ended it for want of memory.
+	OutOfMemory bool
+}
+
 // RunContainer starts a created container, connects its streams, forwards
-// signals, and returns its exit code when it has ended and its output is
-// drained.
-func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (int, error) {
+// signals, and returns how it ended when its output is drained.
+func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (Exit, error) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// Opened before the start, so that nothing of the output is lost.
 	outputs, err := openOutputs(ctx, m, id, s)
 	if err != nil {
-		return 0, err
+		return Exit{}, err
 	}
 	defer outputs.close()
 	if s.Attach {
 		stdin, err := m.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_STDIN, ContainerId: id})
 		if err != nil {
-			return 0, err
+			return Exit{}, err
 		}
 		defer func() { _ = stdin.Close() }()
 		restore, err := rawTerminal(s)
 		if err != nil {
-			return 0, err
+			return Exit{}, err
 		}
 		defer restore()
 		defer copyInput(stdin, s.Stdin)()
 	}
 	if _, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: id}); err != nil {
-		return 0, fmt.Errorf("start: %w", err)
+		return Exit{}, fmt.Errorf("start: %w", err)
 	}
 	stopSignals := forwardSignals(ctx, m, id, s, cancel)
 	defer stopSignals()
@@ -71,12 +78,12 @@ func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (int, erro
 		if cause := context.Cause(ctx); cause != nil {
 			err = cause
 		}
-		return 0, err
+		return Exit{}, err
 	}
 	if err := outputs.drain(ctx); err != nil {
-		return 0, err
+		return Exit{}, err
 	}
-	return int(ended.GetExitCode()), nil
+	return Exit{Code: int(ended.GetExitCode()), OutOfMemory: ended.GetReason() == "oom"}, nil
 }
 
 // outputStreams are the container's output on its way to the caller.

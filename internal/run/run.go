@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -81,7 +82,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	defer func() {
 		switch {
 		case err == nil:
-		case errors.Is(context.Cause(ctx), errInterrupted):
+		case errors.Is(err, errInterrupted), errors.Is(context.Cause(ctx), errInterrupted):
 			code, err = exitInterrupted, errInterrupted
 		default:
 			code = exitFailed
@@ -138,9 +139,13 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	stopWatching()
 	u.Close()
 	stopEarly()
-	return RunContainer(ctx, sb, request.GetContainerId(), Stdio{
+	exit, err := RunContainer(ctx, sb, request.GetContainerId(), Stdio{
 		Stdin: o.Stdin, Stdout: o.Stdout, Stderr: o.Stderr, Terminal: o.Flags.Terminal, Attach: o.Flags.Stdin, Signals: signals,
 	})
+	if exit.OutOfMemory {
+		_, _ = fmt.Fprintf(o.Stderr, "coffer: the container was ended for want of memory: give the machine more (--memory, now %d MiB) or raise the policy's limits.memory\n", o.MemoryMiB)
+	}
+	return exit.Code, err
 }
 
 // announce says in plain words what protects the pod.
@@ -227,11 +232,7 @@ func (o Options) createRequest(p *Prepared) *agentapi.CreateContainerRequest {
 		args = append(args, config.Cmd...)
 	}
 	req.Args = &agentapi.StringList{Values: args}
-	env := append([]string(nil), config.Env...)
-	for k, v := range o.Flags.Env {
-		env = append(env, k+"="+v)
-	}
-	req.Env = &agentapi.StringList{Values: env}
+	req.Env = &agentapi.StringList{Values: mergeEnv(config.Env, o.Flags.Env)}
 	if o.Flags.User != nil {
 		req.User = &agentapi.User{Uid: o.Flags.User.UID, Gid: o.Flags.User.GID, Groups: o.Flags.User.Groups}
 	}
@@ -239,6 +240,21 @@ func (o Options) createRequest(p *Prepared) *agentapi.CreateContainerRequest {
 		req.Cwd = &o.Flags.Cwd
 	}
 	return req
+}
+
+// mergeEnv is an image's environment with variables of the caller's, which win.
+func mergeEnv(image []string, flags map[string]string) []string {
+	var env []string
+	for _, kv := range image {
+		name, _, _ := strings.Cut(kv, "=")
+		if _, replaced := flags[name]; !replaced {
+			env = append(env, kv)
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(flags)) {
+		env = append(env, name+"="+flags[name])
+	}
+	return env
 }
 
 // watch shows the pull's progress.
@@ -253,7 +269,7 @@ func watch(ctx context.Context, sb *sandbox.Sandbox, u *ui.UI) {
 	}
 }
 
-// appraisal prints what the trustee decided about this run.
+// appraisal prints what the trustee decided since a time: about this run.
 func (o Options) appraisal(t *Trustee, since time.Time) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
@@ -262,7 +278,8 @@ func (o Options) appraisal(t *Trustee, since time.Time) {
 		_, _ = fmt.Fprintf(o.Stderr, "coffer: appraisal: %v\n", err)
 		return
 	}
-	verdicts = slices.DeleteFunc(verdicts, func(v admin.Verdict) bool { return v.At.Before(since) })
+	// The state may keep times by the second.
+	verdicts = slices.DeleteFunc(verdicts, func(v admin.Verdict) bool { return v.At.Before(since.Truncate(time.Second)) })
 	if o.JSON {
 		_ = json.NewEncoder(o.Stderr).Encode(verdicts)
 		return

@@ -1,6 +1,7 @@
 package run
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -49,13 +50,31 @@ type Trustee struct {
 	done chan error
 }
 
-// SoftTEE opens the software TEE of a state directory.
+// SoftTEERoot is the file in a state directory with the software TEE's root: what
+// a trustee lists under tee.snp.development_roots to accept its evidence.
+const SoftTEERoot = "softtee-root.pem"
+
+// SoftTEE opens the software TEE of a state directory, and writes its root
+// beside it.
 func SoftTEE(state string) (*softtee.Processor, error) {
 	p, err := softtee.LoadOrCreate(filepath.Join(state, "softtee"), rand.Reader, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("software TEE: %w", err)
 	}
+	if err := writeRoot(state, p); err != nil {
+		return nil, fmt.Errorf("software TEE: %w", err)
+	}
 	return p, nil
+}
+
+// writeRoot writes the root's file unless it is there: another program may be
+// reading it.
+func writeRoot(state string, p *softtee.Processor) error {
+	file := filepath.Join(state, SoftTEERoot)
+	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, p.RootPEM()) {
+		return nil
+	}
+	return os.WriteFile(file, p.RootPEM(), 0o600)
 }
 
 // StartTrustee starts an embedded trustee.
@@ -67,11 +86,10 @@ func StartTrustee(ctx context.Context, o TrusteeOptions) (*Trustee, error) {
 		return nil, err
 	}
 	if o.SoftTEE != nil {
-		root := filepath.Join(o.State, "softtee-root.pem")
-		if err := os.WriteFile(root, o.SoftTEE.RootPEM(), 0o600); err != nil {
+		if err := writeRoot(o.State, o.SoftTEE); err != nil {
 			return nil, err
 		}
-		c.TEE.SNP.DevelopmentRoots = []string{root}
+		c.TEE.SNP.DevelopmentRoots = []string{filepath.Join(o.State, SoftTEERoot)}
 		c.Policy.AllowSimulated = true
 	}
 	// What it relaxes is said by whoever embeds it; its verdicts are read from
