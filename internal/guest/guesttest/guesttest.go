@@ -69,6 +69,9 @@ func Main(m *testing.M, env *Env) {
 func (e *Env) Need(t *testing.T) {
 	t.Helper()
 	if e.Missing != nil {
+		if os.Getenv("COFFER_REQUIRE_VM") != "" {
+			t.Fatalf("real containers cannot be run here, and COFFER_REQUIRE_VM is set: %v", e.Missing)
+		}
 		t.Skipf("real containers cannot be run here: %v", e.Missing)
 	}
 }

@@ -7,10 +7,10 @@ package vmtest
 import (
 	"bytes"
 	"context"
-	"flag"
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
@@ -30,10 +30,34 @@ import (
 	"github.com/coffer-project/coffer/oci/serve"
 )
 
-var (
-	kernel = flag.String("kernel", "", "boot the Linux kernel `FILE`")
-	initrd = flag.String("initrd", "", "with the initrd `FILE`, which has the agent as /init")
-)
+// guestImage is the directory of the guest image: COFFER_GUEST_IMAGE, or where
+// make guest-image puts it. A test without one is skipped, and fails where
+// COFFER_REQUIRE_VM says that there should be one.
+func guestImage(t *testing.T) (kernel, initrd string) {
+	t.Helper()
+	dir := os.Getenv("COFFER_GUEST_IMAGE")
+	if dir == "" {
+		dir = filepath.Join("..", "..", "..", "build", "guest")
+	}
+	kernel, initrd = filepath.Join(dir, "vmlinuz"), filepath.Join(dir, "initrd.img")
+	missing := ""
+	for _, file := range []string{kernel, initrd} {
+		if _, err := os.Stat(file); err != nil {
+			missing = err.Error()
+		}
+	}
+	if _, err := exec.LookPath("qemu-system-x86_64"); err != nil {
+		missing = err.Error()
+	}
+	switch {
+	case missing == "":
+	case os.Getenv("COFFER_REQUIRE_VM") != "":
+		t.Fatalf("%s, and COFFER_REQUIRE_VM is set (make guest-image builds the image)", missing)
+	default:
+		t.Skipf("not supported here: %s (make guest-image builds the image)", missing)
+	}
+	return kernel, initrd
+}
 
 // The command line of the guest image, for development and without a TEE.
 const cmdline = "console=ttyS0 quiet panic=-1 reboot=t cryptomgr.notests random.trust_cpu=on tsc=reliable no_timer_check net.ifnames=0 " +
@@ -70,13 +94,11 @@ func (c *console) String() string {
 
 func start(t *testing.T, extra ...string) *vm {
 	t.Helper()
-	if *kernel == "" || *initrd == "" {
-		t.Skip("no -kernel and -initrd: nothing to boot")
-	}
+	kernel, initrd := guestImage(t)
 	v := &vm{t: t, socket: filepath.Join(guesttest.ShortDir(t), "agent"), console: &console{}, ended: make(chan struct{})}
 	args := append([]string{
 		"-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2", "-nodefaults", "-nographic", "-no-reboot",
-		"-kernel", *kernel, "-initrd", *initrd, "-append", cmdline, "-serial", "stdio",
+		"-kernel", kernel, "-initrd", initrd, "-append", cmdline, "-serial", "stdio",
 		"-device", "virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:12:34:56", "-netdev", "user,id=n0",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=a0,path=" + v.socket + ",server=on,wait=off",
 		"-device", "virtserialport,chardev=a0,name=" + channel.SerialPort,
@@ -266,17 +288,14 @@ func TestPodVM(t *testing.T) {
 
 // A guest that must have a TEE and has none says so and does not serve a pod.
 func TestNoTEE(t *testing.T) {
-	if *kernel == "" {
-		t.Skip("no -kernel: nothing to boot")
-	}
 	v := start(t, "-append", strings.ReplaceAll(cmdline, "coffer.tee=none coffer.development", ""))
 	h := v.connect()
 	_, err := h.Hello(t.Context(), &agentapi.HelloRequest{Versions: []uint32{1}})
-	if err == nil || !strings.Contains(err.Error(), "no TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
 		t.Errorf("hello: %v", err)
 	}
 	_, err = h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod"})
-	if err == nil || !strings.Contains(err.Error(), "no TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
 		t.Errorf("sandbox: %v", err)
 	}
 }
