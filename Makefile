@@ -7,6 +7,8 @@ SHELL       := /bin/bash
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 MAKEFLAGS   += --no-builtin-rules
+# Two recipes must not install packages at once; go build uses all processors anyway.
+.NOTPARALLEL:
 
 GO       ?= $(shell scripts/find-go)
 PROGRAMS := coffer coffer-agent coffer-trustee
@@ -41,10 +43,19 @@ build: $(PROGRAMS:%=bin/%) ## Build bin/coffer, bin/coffer-agent and bin/coffer-
 
 # Nothing of the building machine may reach the bytes: no paths, no VCS state, no
 # build id. The agent's bytes are part of every launch measurement.
-bin/%: $(SOURCES) | check-go
+bin/%: $(SOURCES) build/sources | check-go
 	@echo "building $@" >&2
 	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
 	@touch $@
+
+# The list of them, written anew only when it changes: a file that is gone is no
+# prerequisite any more, but makes another program.
+build/sources: FORCE
+	@mkdir -p build
+	@printf '%s\n' $(SOURCES) | cmp -s - $@ || printf '%s\n' $(SOURCES) >$@
+
+.PHONY: FORCE
+FORCE:
 
 .PHONY: check-go
 check-go:
