@@ -293,7 +293,11 @@ func buildFromEnvironment(out string) error {
 		return err
 	}
 	syscall.Umask(mask)
-	o := guestimage.Options{OutDir: out, CacheDir: os.Getenv("BUILD_CACHE"), Agent: os.Getenv("BUILD_AGENT"), AgentVersion: "v1", Locked: true, Logger: slog.New(slog.DiscardHandler)}
+	o := guestimage.Options{
+		OutDir: out, CacheDir: os.Getenv("BUILD_CACHE"), Agent: os.Getenv("BUILD_AGENT"), AgentVersion: "v1",
+		Locked: os.Getenv("BUILD_UNLOCKED") == "", UpdateLock: os.Getenv("BUILD_UNLOCKED") == "update",
+		Logger: slog.New(slog.NewTextHandler(os.Stderr, nil)),
+	}
 	if in := os.Getenv("BUILD_IN"); in != "" {
 		var errs [2]error
 		o.Recipe, errs[0] = os.ReadFile(filepath.Join(in, "recipe"))
@@ -302,8 +306,59 @@ func buildFromEnvironment(out string) error {
 			return err
 		}
 	}
-	_, err := guestimage.Build(context.Background(), o)
+	r, err := guestimage.Build(context.Background(), o)
+	if err == nil {
+		fmt.Printf("up to date: %v\n%s", r.UpToDate, r.Lock)
+	}
 	return err
+}
+
+// TestGonePackage has an archive that knows a newer package only: programs called
+// apt-cache and apt-get that answer so.
+func TestGonePackage(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t)
+	base := t.TempDir()
+	lines := strings.Split(strings.TrimSpace(w.lock), "\n")
+	newest := strings.Fields(lines[len(lines)-1])
+	sum := newest[4]
+	gone := fmt.Sprintf("libx libx 0.9 amd64 %064d", 1)
+	newLine := "libx libx 1.1 amd64 " + sum
+	writeFile(t, filepath.Join(base, "recipe"), []byte(testRecipe))
+	writeFile(t, filepath.Join(base, "lock"), []byte(strings.Join(append(lines[:len(lines)-1], gone), "\n")))
+	script := func(name, text string) {
+		writeFile(t, filepath.Join(base, name), []byte("#!/bin/sh\n"+text))
+		if err := os.Chmod(filepath.Join(base, name), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	script("apt-get", "echo no network >&2; exit 100\n")
+	script("apt-cache", "printf 'Package: libx\\nVersion: 1.1\\nArchitecture: amd64\\nFilename: pool/libx.deb\\nSHA256: "+sum+"\\n'\n")
+	out := filepath.Join(base, "image")
+	build := func(unlocked string) (string, error) {
+		cmd := exec.CommandContext(t.Context(), os.Args[0], "-test.run=^$")
+		cmd.Env = []string{"PATH=" + base + ":" + os.Getenv("PATH"), "BUILD_UMASK=022", "BUILD_IN=" + base, "BUILD_CACHE=" + w.cache, "BUILD_AGENT=" + w.agent, "BUILD_OUT=" + out, "BUILD_UNLOCKED=" + unlocked}
+		text, err := cmd.CombinedOutput()
+		return string(text), err
+	}
+
+	if text, err := build(""); err == nil || !strings.Contains(text, "package libx=0.9: not in the package archive; there is: 1.1") {
+		t.Errorf("locked: got %v\n%s", err, text)
+	}
+	text, err := build("yes")
+	if err != nil || !strings.Contains(text, "level=WARN") || !strings.Contains(text, "NOT THE LOCKED IMAGE") || !strings.Contains(text, newLine) {
+		t.Fatalf("got %v\n%s", err, text)
+	}
+	m, err := manifest.Load(out)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if m.Locked {
+		t.Error("the manifest says that the image is the locked one")
+	}
+	if text, err = build("yes"); err != nil || !strings.Contains(text, "up to date: true") {
+		t.Errorf("again: got %v\n%s", err, text)
+	}
 }
 
 func TestBuildRefuses(t *testing.T) {
