@@ -112,7 +112,7 @@ func (m machine) args(dir string) []string {
 		return append(args, "-smp", "1", "-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off,align=off",
 			"-rtc", "base=2026-01-01,clock=vm", "-seed", "1")
 	}
-	return append(args, "-smp", "2", "-accel", "tcg,thread=multi")
+	return append(args, "-smp", "2", "-accel", "tcg,thread=single")
 }
 
 // wait returns once the machine has ended by itself.
