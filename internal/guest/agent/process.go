@@ -224,12 +224,12 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 	p.mu.Unlock()
 	if again {
 		if p.get() == nil {
-			return failed(fmt.Errorf("%s could not be started", p))
+			return unready("%s could not be started", p)
 		}
 		return nil // the call is repeated
 	}
 	if p.ended() {
-		return failed(fmt.Errorf("%s ended before it was started", p))
+		return unready("%s ended before it was started", p)
 	}
 	if err := sb.guard.Started(p.container, p.exec); err != nil {
 		return err
@@ -251,7 +251,7 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 		p.stdin.start(nil)
 		p.stdout.start(nil, false)
 		p.stderr.start(nil, false)
-		return failed(err)
+		return failed("runtime", err)
 	}
 	p.attach(process, p.config.Output)
 	go a.watch(sb, c, p, process)
@@ -336,7 +336,7 @@ func (a *Agent) signal(req *agentapi.SignalRequest) error {
 	}
 	process := p.get()
 	if process == nil {
-		return failed(fmt.Errorf("%s is not started", p))
+		return unready("%s is not started", p)
 	}
 	if err := process.Signal(sig); errors.Is(err, reaper.ErrExited) {
 		return notFound("%s has ended", p)
@@ -355,7 +355,7 @@ func (a *Agent) Resize(ctx context.Context, req *agentapi.ResizeRequest) (*agent
 	if err == nil {
 		switch process := p.get(); {
 		case process == nil:
-			err = failed(fmt.Errorf("%s is not started", p))
+			err = unready("%s is not started", p)
 		case req.GetWidth() > 0xffff || req.GetHeight() > 0xffff:
 			err = invalid("width, height: expected at most 65535, got %d, %d", req.GetWidth(), req.GetHeight())
 		default:
@@ -451,7 +451,7 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 	running := p.starting && !p.ended()
 	p.mu.Unlock()
 	if running {
-		return failed(fmt.Errorf("%s is running; end it by a signal first", p))
+		return unready("%s is running; end it by a signal first", p)
 	}
 	if p.exec != "" {
 		if err := sb.guard.Deleted(c.id, p.exec); err != nil {
