@@ -42,7 +42,8 @@ type proc struct {
 
 	mu       sync.Mutex
 	process  *container.Process // nil until a command is started
-	starting bool
+	starting bool               // the guard was told that it starts
+	over     bool               // the guard was told, or need not be, that it has ended
 
 	done   chan struct{} // closed when it has ended and status is set
 	status reaper.Status
@@ -83,6 +84,39 @@ func (p *proc) attach(process *container.Process, outputAllowed bool) {
 	p.stdin.start(process.Stdin)
 	p.stdout.start(process.Stdout, outputAllowed)
 	p.stderr.start(process.Stderr, outputAllowed)
+}
+
+// errBegun says that a process was started before.
+var errBegun = errors.New("started already")
+
+// begin has started say that the process may be started, at most once and
+// never after its end: a container's first process is there before it is
+// started, and may die at any time.
+func (p *proc) begin(started func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.starting:
+		return errBegun
+	case p.over:
+		return unready("%s ended before it was started", p)
+	}
+	if err := started(); err != nil {
+		return err
+	}
+	p.starting = true
+	return nil
+}
+
+// finish calls exited if the process was started; begin fails from then on.
+func (p *proc) finish(exited func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	if !p.starting {
+		return nil
+	}
+	return exited()
 }
 
 // closeIO ends the streams whatever is left in them.
@@ -188,9 +222,8 @@ func (a *Agent) watch(sb *sandbox, c *ctr, p *proc, process *container.Process) 
 
 // end makes the end of a process known.
 func (a *Agent) end(sb *sandbox, p *proc, status reaper.Status, reason string) {
-	if err := sb.guard.Exited(p.container, p.exec, status.Code); err != nil {
-		// It was never started: killed while it waited.
-		a.log.Debug("process ended", "process", p.String(), "note", err)
+	if err := p.finish(func() error { return sb.guard.Exited(p.container, p.exec, status.Code) }); err != nil {
+		a.log.Warn("record the end of a process", "process", p.String(), "error", err)
 	}
 	p.status, p.reason = status, reason
 	close(p.done)
@@ -219,24 +252,16 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 		return err
 	}
 	defer c.unlock()
-	p.mu.Lock()
-	again := p.starting
-	p.mu.Unlock()
-	if again {
+	err := p.begin(func() error { return sb.guard.Started(p.container, p.exec) })
+	if errors.Is(err, errBegun) {
 		if p.get() == nil {
 			return unready("%s could not be started", p)
 		}
 		return nil // the call is repeated
 	}
-	if p.ended() {
-		return unready("%s ended before it was started", p)
-	}
-	if err := sb.guard.Started(p.container, p.exec); err != nil {
+	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.starting = true
-	p.mu.Unlock()
 	// From here on it must be brought to its end, whatever happens to the call.
 	if p.exec == "" {
 		err := c.c.Start(ctx)
