@@ -51,23 +51,20 @@ func (a *Agent) createContainer(ctx context.Context, req *agentapi.CreateContain
 		if mine {
 			err := a.create(ctx, sb, c, req)
 			if err != nil {
-				a.mu.Lock()
-				delete(a.containers, id)
-				a.mu.Unlock()
+				a.forget(c)
 			}
 			c.unlock()
 			return c.response, err
 		}
 		// An earlier call has it, perhaps one of a host that has gone.
-		if err := c.lock(ctx); err != nil {
+		err = c.lock(ctx)
+		if errors.Is(err, errGone) {
+			continue // it failed, or was deleted: it is our turn
+		}
+		if err != nil {
 			return nil, err
 		}
 		c.unlock()
-		select {
-		case <-c.created:
-		default:
-			continue // it failed: it is our turn
-		}
 		if c.request != hash {
 			return nil, &podpolicy.Refusal{Rule: podpolicy.RuleContainerID, Path: "id", Expected: "an id that is not in use, or the request that made it",
 				Got: "another request", Help: "delete that container first"}

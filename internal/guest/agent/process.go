@@ -19,6 +19,7 @@ type ctr struct {
 	id      string
 	request [32]byte
 	turn    chan struct{}
+	gone    bool // it was deleted, or could not be made; under the turn
 
 	// Set once it is created, under the turn; read after created is closed.
 	created  chan struct{}
@@ -171,13 +172,17 @@ func (a *Agent) find(id, exec string) (*proc, *ctr, *sandbox, error) {
 	if exec == "" {
 		return c.init, c, sb, nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := c.execs[exec]
+	p := c.command(exec)
 	if p == nil {
 		return nil, nil, nil, notFound("command %q in container %q is not known", clip(exec), id)
 	}
 	return p, c, sb, nil
+}
+
+func (c *ctr) command(exec string) *proc {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.execs[exec]
 }
 
 // process is find for streams.
@@ -189,14 +194,23 @@ func (a *Agent) process(id, exec string) (*proc, *podpolicy.Guard, error) {
 	return p, sb.guard, nil
 }
 
+// lock waits for the turn. Who waits may have found what is deleted meanwhile:
+// its id may be another's by then.
 func (c *ctr) lock(ctx context.Context) error {
 	select {
 	case <-c.turn:
-		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if c.gone {
+		c.unlock()
+		return errGone
+	}
+	return nil
 }
+
+// errGone says that a container was deleted before a call had its turn.
+var errGone = notFound("the container is gone")
 
 func (c *ctr) unlock() { c.turn <- struct{}{} }
 
@@ -252,6 +266,9 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 		return err
 	}
 	defer c.unlock()
+	if p.exec != "" && c.command(p.exec) != p {
+		return notFound("%s is gone", p)
+	}
 	err := p.begin(func() error { return sb.guard.Started(p.container, p.exec) })
 	if errors.Is(err, errBegun) {
 		if p.get() == nil {
@@ -472,6 +489,9 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 		return err
 	}
 	defer c.unlock()
+	if p.exec != "" && c.command(p.exec) != p {
+		return notFound("%s is gone", p)
+	}
 	p.mu.Lock()
 	running := p.starting && !p.ended()
 	p.mu.Unlock()
@@ -494,10 +514,16 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 	if err := sb.guard.Deleted(c.id, ""); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	delete(a.containers, c.id)
-	a.mu.Unlock()
+	a.forget(c)
 	return nil
+}
+
+// forget gives a container's id free; the caller has its turn.
+func (a *Agent) forget(c *ctr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.gone = true
+	delete(a.containers, c.id)
 }
 
 // remove takes a container off the machine.

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/coffer-project/coffer/internal/guest/reaper"
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -37,5 +39,37 @@ func TestAProcessThatDiesWhileItIsStarted(t *testing.T) {
 		if err := guard.Deleted("c", ""); err != nil {
 			t.Fatal(err)
 		}
+	}
+}
+
+// A call that waited while its container was deleted must not reach another
+// one that has the id since.
+func TestACallThatWaitedForADeletedContainer(t *testing.T) {
+	t.Parallel()
+	a := &Agent{containers: map[string]*ctr{}}
+	c, mine := a.reserve("c", [32]byte{})
+	if !mine {
+		t.Fatal("not a new container")
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- c.lock(t.Context()) }()
+	a.forget(c)
+	c.unlock()
+	if err := <-waited; codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("error = %v, want NOT_FOUND", err)
+	}
+	if err := c.lock(t.Context()); err == nil {
+		t.Error("a second one got its turn")
+	}
+
+	old, now := newProc("c", "e"), newProc("c", "e")
+	c, _ = a.reserve("c", [32]byte{})
+	c.execs["e"] = now
+	c.unlock()
+	if err := a.start(t.Context(), old, c, nil); codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("start of a command that was deleted: %v", err)
+	}
+	if err := a.delete(t.Context(), old, c, nil); codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("delete of a command that was deleted: %v", err)
 	}
 }
