@@ -132,7 +132,8 @@ type Storage struct {
 	// KEKFile holds the key-encryption key: 32 bytes in hex. Empty: a key in
 	// the state directory.
 	KEKFile string `toml:"kek_file"`
-	// MaxVerdicts is how many verdicts are kept.
+	// MaxVerdicts is how many verdicts are kept of each class: attestation or
+	// resource, granted or refused.
 	MaxVerdicts int `toml:"max_verdicts"`
 }
 

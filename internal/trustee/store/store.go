@@ -39,8 +39,9 @@ type Options struct {
 	KEK  secret.Bytes
 	Now  func() time.Time
 	Rand io.Reader
-	// MaxSessions bounds unexpired sessions, MaxVerdicts the verdict log:
-	// beyond it the oldest verdicts are dropped.
+	// MaxSessions bounds unexpired sessions, MaxVerdicts the verdicts of each
+	// class (attestation or resource, granted or refused): beyond it the oldest
+	// of the class are dropped.
 	MaxSessions, MaxVerdicts int
 }
 
@@ -137,6 +138,9 @@ CREATE TABLE bindings (resource TEXT NOT NULL, initdata TEXT NOT NULL, descripti
 	PRIMARY KEY (resource, initdata));
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, session TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX verdicts_session ON verdicts (session);
+`, `
+ALTER TABLE verdicts ADD COLUMN class TEXT NOT NULL DEFAULT '';
+CREATE INDEX verdicts_class ON verdicts (class, id);
 `}
 
 func (s *Store) prepare(ctx context.Context) error {
