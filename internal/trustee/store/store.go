@@ -104,13 +104,21 @@ func open(path string, conns int) (*sql.DB, error) {
 }
 
 // private creates the file for its owner only before SQLite would create it
-// with the process's umask. WAL files take over the database's mode.
+// with the process's umask, and refuses one that others may read, for example
+// after it was restored from a backup. WAL files take over the database's mode.
 func private(path string) error {
 	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	return f.Close()
+	info, err := f.Stat()
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	if mode := info.Mode(); !mode.IsRegular() || mode.Perm()&0o077 != 0 {
+		return fmt.Errorf("store: %s: expected a file of mode 0600, got %v: others could read tokens and verdicts (chmod 600)", path, mode)
+	}
+	return nil
 }
 
 // Close closes the database.

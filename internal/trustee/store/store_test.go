@@ -132,6 +132,29 @@ func TestWrongKEK(t *testing.T) {
 	}
 }
 
+// TestReadableDatabaseIsRefused: tokens, initdata and verdicts are not encrypted.
+func TestReadableDatabaseIsRefused(t *testing.T) {
+	t.Parallel()
+	s, c, dir := newStore(t)
+	_ = s.Close()
+	o := testOptions(dir, c)
+	if err := os.Chmod(o.Path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "mode 0600") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(o.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(o.Path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), o); err == nil {
+		t.Error("a directory: want an error")
+	}
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
 	t.Parallel()
 	s, c, dir := newStore(t)
