@@ -70,6 +70,21 @@ func Parse(raw []byte) (*Document, error) {
 	return d, nil
 }
 
+// Table decodes the entry of that name as TOML, within bounds of nesting and
+// number: an entry is its author's, who may be a stranger. An entry that is
+// missing is an error.
+func (d *Document) Table(name string) (map[string]any, error) {
+	text, ok := d.Data[name]
+	if !ok {
+		return nil, fmt.Errorf("initdata: data: entry %.64q is missing", name)
+	}
+	table, err := boundedtoml.Decode([]byte(text), MaxBytes)
+	if err != nil {
+		return nil, fmt.Errorf("initdata: data: entry %.64q: %w", name, err)
+	}
+	return table, nil
+}
+
 // problems lists what is wrong with the values.
 func (d *Document) problems() []error {
 	var errs []error

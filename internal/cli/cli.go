@@ -18,6 +18,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coffer-project/coffer/internal/cli/hint"
+	"github.com/coffer-project/coffer/internal/run"
 )
 
 // Exit codes, beside those of the container in `coffer run`.
@@ -120,6 +121,7 @@ func (a *app) report(w io.Writer, err error) int {
 func (a *app) rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "coffer",
+		Version:       run.Version,
 		Short:         "Run containers in attested virtual machines on hosts you do not trust",
 		SilenceErrors: true,
 		SilenceUsage:  true,

@@ -47,7 +47,8 @@ type Options struct {
 
 // Result is a protected image.
 type Result struct {
-	// Reference is the destination with the manifest's digest.
+	// Reference is the image as the other commands take it: a registry's
+	// destination with the manifest's digest, or the layout with its tag.
 	Reference string `json:"reference"`
 	Digest    string `json:"digest"`
 	Key       string `json:"key,omitempty"`
@@ -106,7 +107,11 @@ func Image(ctx context.Context, o Options) (*Result, error) {
 			return nil, fmt.Errorf("sign %s: %w", ref, err)
 		}
 	}
-	return &Result{Reference: ref.String(), Digest: pushed.Digest.String(), Key: o.KeyURI, Signed: signer != nil}, nil
+	name := ref.String()
+	if dst.layout {
+		name = o.Destination
+	}
+	return &Result{Reference: name, Digest: pushed.Digest.String(), Key: o.KeyURI, Signed: signer != nil}, nil
 }
 
 // putKey reads or makes the key-encryption key and puts it into the trustee.
@@ -135,8 +140,10 @@ func (o Options) putKey(ctx context.Context) (secret.Bytes, error) {
 
 type destination struct {
 	signature.Store
-	ref   oci.Reference
-	close func() error
+	// ref is the destination's reference; made up for a layout.
+	ref    oci.Reference
+	layout bool
+	close  func() error
 }
 
 func openDestination(name string, o run.ImageOptions) (*destination, error) {
@@ -149,7 +156,7 @@ func openDestination(name string, o run.ImageOptions) (*destination, error) {
 		if err != nil {
 			return nil, fmt.Errorf("destination %s: %w", name, err)
 		}
-		return &destination{l, oci.Reference{Registry: "localhost", Repository: "layout", Tag: tag}, l.Close}, nil
+		return &destination{l, oci.Reference{Registry: "localhost", Repository: "layout", Tag: tag}, true, l.Close}, nil
 	}
 	ref, err := oci.ParseReference(strings.TrimPrefix(name, "docker://"))
 	if err != nil {
@@ -166,7 +173,7 @@ func openDestination(name string, o run.ImageOptions) (*destination, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &destination{repository, ref, func() error { client.Close(); return nil }}, nil
+	return &destination{repository, ref, false, func() error { client.Close(); return nil }}, nil
 }
 
 // readSigner reads an unencrypted private key: PKCS#8, SEC 1 or PKCS#1.

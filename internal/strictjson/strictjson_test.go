@@ -189,6 +189,32 @@ func TestErrorsDoNotQuoteValues(t *testing.T) {
 	}
 }
 
+// TestArraysCostNoAllocationPerElement: evidence is arrays of numbers.
+func TestArraysCostNoAllocationPerElement(t *testing.T) {
+	in := []byte("[" + strings.Repeat("255, ", 9_999) + "0]")
+	var got [10_000]byte
+	// encoding/json itself allocates one value of the target and little else.
+	if n := testing.AllocsPerRun(5, func() {
+		if err := strictjson.Decode(in, &got, strictjson.Limits{}); err != nil {
+			t.Fatal(err)
+		}
+	}); n > 50 {
+		t.Errorf("%v allocations for an array of 10000 numbers", n)
+	}
+}
+
+func BenchmarkDecodeNumbers(b *testing.B) {
+	in := []byte("[" + strings.Repeat("255, ", 9_999) + "0]")
+	var got [10_000]byte
+	b.SetBytes(int64(len(in)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if err := strictjson.Decode(in, &got, strictjson.Limits{}); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
 func FuzzDecode(f *testing.F) {
 	for _, s := range []string{`{}`, `{"name":"x","any":[1,2,{"a":null}]}`, `{"fixed":[1,2,3]}`, `{"name":"\ud83d\ude00"}`, `[`, `{"list":[{"port":1}]}`, "{\"name\":\"\xff\"}"} {
 		f.Add([]byte(s))

@@ -19,12 +19,34 @@ type walker struct {
 	pos      int
 	depth    int
 	maxDepth int
-	path     []string
+	path     []step
 	fields   map[reflect.Type]map[string]reflect.Type
 }
 
+// step leads into a container: to the member of a name, or, where index is not
+// negative, to an element. It becomes text only in an error: evidence has
+// thousands of array elements.
+type step struct {
+	name  string
+	index int
+}
+
 func (w *walker) fail(format string, args ...any) error {
-	return &Error{Path: joinPath(w.path), Offset: w.pos, Problem: fmt.Sprintf(format, args...), elems: slices.Clone(w.path)}
+	elems := w.elems()
+	return &Error{Path: joinPath(elems), Offset: w.pos, Problem: fmt.Sprintf(format, args...), elems: elems}
+}
+
+// elems is the path in the form that joinPath takes.
+func (w *walker) elems() []string {
+	var out []string
+	for _, s := range w.path {
+		if s.index < 0 {
+			out = append(out, s.name)
+		} else {
+			out = append(out, "["+strconv.Itoa(s.index)+"]")
+		}
+	}
+	return out
 }
 
 func (w *walker) document(t reflect.Type) error {
@@ -110,7 +132,8 @@ func (w *walker) self(t reflect.Type) error {
 	}
 	err := u.UnmarshalJSON(w.data[start:w.pos])
 	if e, ok := errors.AsType[*Error](err); ok {
-		return &Error{Path: joinPath(append(w.path, e.elems...)), Offset: start + e.Offset, Problem: e.Problem, elems: append(slices.Clone(w.path), e.elems...)}
+		elems := append(w.elems(), e.elems...)
+		return &Error{Path: joinPath(elems), Offset: start + e.Offset, Problem: e.Problem, elems: elems}
 	}
 	if err != nil {
 		return w.fail("%s", err)
@@ -190,7 +213,7 @@ func (w *walker) object(t reflect.Type) error {
 		if err != nil {
 			return err
 		}
-		w.path = append(w.path, name)
+		w.path = append(w.path, step{name: name, index: -1})
 		if seen[name] {
 			return w.fail("the name occurs twice in its object")
 		}
@@ -242,7 +265,7 @@ func (w *walker) array(t reflect.Type) error {
 		if length >= 0 && n >= length {
 			return w.fail("the array has more than %d elements", length)
 		}
-		w.path = append(w.path, "["+strconv.Itoa(n)+"]")
+		w.path = append(w.path, step{index: n})
 		if err := w.value(elem); err != nil {
 			return err
 		}

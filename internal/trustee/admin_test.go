@@ -322,3 +322,23 @@ func TestDiscovery(t *testing.T) {
 		t.Errorf("%v, %v", k, err)
 	}
 }
+
+// TestUnbindMeansWhatItSays: only a request for it removes all bindings.
+func TestUnbindMeansWhatItSays(t *testing.T) {
+	t.Parallel()
+	e := start(t, "", nil)
+	a := e.populate("the secret")
+	digest := digestOf(t, document)
+	for _, query := range []string{
+		"resource=demo&init_data=" + digest, "resource=demo&initdata=" + digest + ";", "resource=demo&initdata=", "resource=demo&resource=demo",
+		"resource=demo&initdata=" + digest + "&initdata=" + digest,
+	} {
+		got := e.do(e.raw(), "DELETE", "/admin/v1/bindings?"+query, nil, adminToken(t, e.AdminKey(), e.clock.now(), nil))
+		if got.status != 400 {
+			t.Errorf("%s: %d %s", query, got.status, got.body)
+		}
+	}
+	if list, err := a.Bindings(t.Context()); err != nil || len(list) != 1 {
+		t.Errorf("bindings %+v, %v", list, err)
+	}
+}

@@ -398,3 +398,38 @@ func TestLargeHeader(t *testing.T) {
 		t.Errorf("%d", a.status)
 	}
 }
+
+// TestCookieAndBearer: a session whose token has expired is no worse than none.
+func TestCookieAndBearer(t *testing.T) {
+	t.Parallel()
+	e := start(t, "", func(o *trustee.Options) { o.Config.Token.Lifetime = config.Duration(time.Minute) })
+	e.populate("the secret")
+	c := e.raw()
+	good := fakeAttester{measurement: measurement, field: fieldOf(t, document)}
+	attest := func() (handshake, string) {
+		h := e.begin(c, "0.4.0")
+		token, err := kbs.ParseTokenResponse(e.do(c, "POST", "/kbs/v0/attest", e.attestation(h, good, document), h.header()).body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return h, token.Token
+	}
+	get := func(h handshake, token string) answer {
+		header := h.header()
+		if token != "" {
+			header["Authorization"] = "Bearer " + token
+		}
+		return e.do(c, "GET", "/kbs/v0/resource/demo/key/1", nil, header)
+	}
+	old, expired := attest()
+	e.clock.advance(2 * time.Minute)
+	_, fresh := attest()
+	if a := get(old, fresh); a.status != 200 {
+		t.Errorf("expired session, good bearer: %d %s", a.status, a.body)
+	}
+	for name, a := range map[string]answer{"alone": get(old, ""), "with its own token": get(old, expired)} {
+		if a.status != 401 || !strings.Contains(a.info.Detail, "expired") {
+			t.Errorf("expired session %s: %d %s", name, a.status, a.body)
+		}
+	}
+}

@@ -147,7 +147,8 @@ func TestInterruptBoot(t *testing.T) {
 	s := need(t)
 	t.Parallel()
 	c := s.run(t, "", "--debug", s.local(t).layout).start()
-	awaitQEMU(t, c)
+	c.until(&c.stderr, "the emulator runs")
+	qemu(t, c)
 	c.signal(syscall.SIGINT)
 	if code := c.wait(); code != 130 {
 		t.Errorf("expected exit code 130, got %d; stderr: %s", code, &c.stderr)
@@ -161,7 +162,7 @@ func TestKilled(t *testing.T) {
 	t.Parallel()
 	c := s.run(t, "", "-q", s.local(t).layout, "--", "echo ready; sleep 1000").start()
 	c.until(&c.stdout, "ready\n")
-	pid := awaitQEMU(t, c)
+	pid := qemu(t, c)
 	fd, err := unix.PidfdOpen(pid, 0)
 	if err != nil {
 		t.Fatal(err)
@@ -178,19 +179,14 @@ func TestKilled(t *testing.T) {
 	}
 }
 
-// awaitQEMU returns the process id of the command's machine.
-func awaitQEMU(t *testing.T, c *command) int {
+// qemu returns the process id of the command's machine.
+func qemu(t *testing.T, c *command) int {
 	t.Helper()
-	for {
-		for _, p := range session(c.cmd.Process.Pid) {
-			if strings.HasPrefix(p.name, "qemu") {
-				return p.pid
-			}
-		}
-		select {
-		case <-c.ended:
-			t.Fatalf("%s: ended before it started QEMU\nstderr: %s", c.name, &c.stderr)
-		default:
+	for _, p := range session(c.cmd.Process.Pid) {
+		if strings.HasPrefix(p.name, "qemu") {
+			return p.pid
 		}
 	}
+	t.Fatalf("%s: has no QEMU\nstderr: %s", c.name, &c.stderr)
+	return 0
 }

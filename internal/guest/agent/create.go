@@ -51,23 +51,20 @@ func (a *Agent) createContainer(ctx context.Context, req *agentapi.CreateContain
 		if mine {
 			err := a.create(ctx, sb, c, req)
 			if err != nil {
-				a.mu.Lock()
-				delete(a.containers, id)
-				a.mu.Unlock()
+				a.forget(c)
 			}
 			c.unlock()
 			return c.response, err
 		}
 		// An earlier call has it, perhaps one of a host that has gone.
-		if err := c.lock(ctx); err != nil {
+		err = c.lock(ctx)
+		if errors.Is(err, errGone) {
+			continue // it failed, or was deleted: it is our turn
+		}
+		if err != nil {
 			return nil, err
 		}
 		c.unlock()
-		select {
-		case <-c.created:
-		default:
-			continue // it failed: it is our turn
-		}
 		if c.request != hash {
 			return nil, &podpolicy.Refusal{Rule: podpolicy.RuleContainerID, Path: "id", Expected: "an id that is not in use, or the request that made it",
 				Got: "another request", Help: "delete that container first"}
@@ -112,7 +109,7 @@ func (a *Agent) create(ctx context.Context, sb *sandbox, c *ctr, req *agentapi.C
 	}
 	passwd, group, err := accounts(img.Root)
 	if err != nil {
-		return failed(fmt.Errorf("image %s: %w", img.Digest, err))
+		return failed("image", fmt.Errorf("image %s: %w", img.Digest, err))
 	}
 	ic := img.Config.Config
 	config, err := admission.Configure(podpolicy.ImageConfig{
@@ -146,7 +143,7 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, invalid("image: %w", err)
 	}
 	if ref.Digest == "" && sb.guard.Sealed() {
-		return nil, failed(fmt.Errorf("image %s: a sealed pod's image has a digest", ref))
+		return nil, unready("image %s: a sealed pod's image has a digest", ref)
 	}
 	policy, registry, err := sb.imageConfig(ctx)
 	if err != nil {
@@ -154,7 +151,7 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 	}
 	fetcher, closeFetcher, err := a.o.NewFetcher(registry, ref)
 	if err != nil {
-		return nil, failed(fmt.Errorf("image %s: %w", ref, err))
+		return nil, failed("image", fmt.Errorf("image %s: %w", ref, err))
 	}
 	defer closeFetcher()
 	img, err := a.o.Images.Pull(ctx, image.Request{
@@ -163,7 +160,7 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 	})
 	if err != nil {
 		if ctx.Err() == nil && refusalOf(err) == nil {
-			err = failed(err)
+			err = failed("image", err)
 		}
 		return nil, err
 	}
@@ -252,7 +249,7 @@ func resolve(ctx context.Context, hub *datahub.Hub, v podpolicy.EnvVar) (string,
 	if err != nil {
 		err = fmt.Errorf("env.%s: %w", v.Name, err)
 		if refusalOf(err) == nil && ctx.Err() == nil {
-			err = failed(err)
+			err = failed("secret", err)
 		}
 		return "", err
 	}
@@ -287,11 +284,11 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 	}
 	spec, err := container.Spec(c.config)
 	if err != nil {
-		return failed(err)
+		return failed("runtime", err)
 	}
 	c.c, err = a.o.Runtime.Create(ctx, c.id, spec, container.IO{Terminal: p.Terminal, Stdin: p.Stdin})
 	if err != nil {
-		return failed(err)
+		return failed("runtime", err)
 	}
 	c.init = newProc(c.id, "")
 	c.init.attach(c.c.Init, sb.guard.Stream(c.id, "", podpolicy.Stdout))
@@ -321,14 +318,14 @@ func (a *Agent) mounts(p *podpolicy.ContainerConfig) (mounts []container.Mount, 
 		case podpolicy.VolumeFiles:
 			err = a.o.Volumes.Files(m.Volume)
 		default:
-			err = failed(fmt.Errorf("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind))
+			err = unready("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind)
 		}
 		if err != nil {
 			return nil, dirs, err
 		}
 		dir, err := a.o.Volumes.Open(m.Volume, m.SubPath, ephemeral)
 		if err != nil {
-			return nil, dirs, failed(err)
+			return nil, dirs, failed("volume", err)
 		}
 		dirs = append(dirs, dir)
 		mounts = append(mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: ephemeral})

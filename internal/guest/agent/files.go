@@ -108,7 +108,7 @@ func (a *Agent) putFiles(ctx context.Context, req *agentapi.PutFilesRequest) err
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		return failed(errors.New("no FILES stream came with this volume and version"))
+		return unready("no FILES stream came with this volume and version")
 	}
 	defer close(in.finished)
 	stop := context.AfterFunc(ctx, func() { _ = in.conn.Close() })
@@ -116,9 +116,9 @@ func (a *Agent) putFiles(ctx context.Context, req *agentapi.PutFilesRequest) err
 	if err := channel.WriteReply(in.conn, nil); err != nil {
 		return err
 	}
-	if err := a.o.Volumes.Put(ctx, req.GetVolume(), req.GetVersion(), in.conn, update); err != nil {
+	if err := a.o.Volumes.Put(ctx, req.GetVolume(), in.conn, update); err != nil {
 		if refusalOf(err) == nil && ctx.Err() == nil {
-			err = failed(err)
+			err = failed("files", err)
 		}
 		return err
 	}

@@ -19,6 +19,7 @@ type ctr struct {
 	id      string
 	request [32]byte
 	turn    chan struct{}
+	gone    bool // it was deleted, or could not be made; under the turn
 
 	// Set once it is created, under the turn; read after created is closed.
 	created  chan struct{}
@@ -42,7 +43,8 @@ type proc struct {
 
 	mu       sync.Mutex
 	process  *container.Process // nil until a command is started
-	starting bool
+	starting bool               // the guard was told that it starts
+	over     bool               // the guard was told, or need not be, that it has ended
 
 	done   chan struct{} // closed when it has ended and status is set
 	status reaper.Status
@@ -83,6 +85,39 @@ func (p *proc) attach(process *container.Process, outputAllowed bool) {
 	p.stdin.start(process.Stdin)
 	p.stdout.start(process.Stdout, outputAllowed)
 	p.stderr.start(process.Stderr, outputAllowed)
+}
+
+// errBegun says that a process was started before.
+var errBegun = errors.New("started already")
+
+// begin has started say that the process may be started, at most once and
+// never after its end: a container's first process is there before it is
+// started, and may die at any time.
+func (p *proc) begin(started func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case p.starting:
+		return errBegun
+	case p.over:
+		return unready("%s ended before it was started", p)
+	}
+	if err := started(); err != nil {
+		return err
+	}
+	p.starting = true
+	return nil
+}
+
+// finish calls exited if the process was started; begin fails from then on.
+func (p *proc) finish(exited func() error) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.over = true
+	if !p.starting {
+		return nil
+	}
+	return exited()
 }
 
 // closeIO ends the streams whatever is left in them.
@@ -137,13 +172,17 @@ func (a *Agent) find(id, exec string) (*proc, *ctr, *sandbox, error) {
 	if exec == "" {
 		return c.init, c, sb, nil
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	p := c.execs[exec]
+	p := c.command(exec)
 	if p == nil {
 		return nil, nil, nil, notFound("command %q in container %q is not known", clip(exec), id)
 	}
 	return p, c, sb, nil
+}
+
+func (c *ctr) command(exec string) *proc {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.execs[exec]
 }
 
 // process is find for streams.
@@ -155,14 +194,23 @@ func (a *Agent) process(id, exec string) (*proc, *podpolicy.Guard, error) {
 	return p, sb.guard, nil
 }
 
+// lock waits for the turn. Who waits may have found what is deleted meanwhile:
+// its id may be another's by then.
 func (c *ctr) lock(ctx context.Context) error {
 	select {
 	case <-c.turn:
-		return nil
 	case <-ctx.Done():
 		return ctx.Err()
 	}
+	if c.gone {
+		c.unlock()
+		return errGone
+	}
+	return nil
 }
+
+// errGone says that a container was deleted before a call had its turn.
+var errGone = notFound("the container is gone")
 
 func (c *ctr) unlock() { c.turn <- struct{}{} }
 
@@ -188,9 +236,8 @@ func (a *Agent) watch(sb *sandbox, c *ctr, p *proc, process *container.Process) 
 
 // end makes the end of a process known.
 func (a *Agent) end(sb *sandbox, p *proc, status reaper.Status, reason string) {
-	if err := sb.guard.Exited(p.container, p.exec, status.Code); err != nil {
-		// It was never started: killed while it waited.
-		a.log.Debug("process ended", "process", p.String(), "note", err)
+	if err := p.finish(func() error { return sb.guard.Exited(p.container, p.exec, status.Code) }); err != nil {
+		a.log.Warn("record the end of a process", "process", p.String(), "error", err)
 	}
 	p.status, p.reason = status, reason
 	close(p.done)
@@ -219,24 +266,19 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 		return err
 	}
 	defer c.unlock()
-	p.mu.Lock()
-	again := p.starting
-	p.mu.Unlock()
-	if again {
+	if p.exec != "" && c.command(p.exec) != p {
+		return notFound("%s is gone", p)
+	}
+	err := p.begin(func() error { return sb.guard.Started(p.container, p.exec) })
+	if errors.Is(err, errBegun) {
 		if p.get() == nil {
-			return failed(fmt.Errorf("%s could not be started", p))
+			return unready("%s could not be started", p)
 		}
 		return nil // the call is repeated
 	}
-	if p.ended() {
-		return failed(fmt.Errorf("%s ended before it was started", p))
-	}
-	if err := sb.guard.Started(p.container, p.exec); err != nil {
+	if err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.starting = true
-	p.mu.Unlock()
 	// From here on it must be brought to its end, whatever happens to the call.
 	if p.exec == "" {
 		err := c.c.Start(ctx)
@@ -251,7 +293,7 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 		p.stdin.start(nil)
 		p.stdout.start(nil, false)
 		p.stderr.start(nil, false)
-		return failed(err)
+		return failed("runtime", err)
 	}
 	p.attach(process, p.config.Output)
 	go a.watch(sb, c, p, process)
@@ -336,7 +378,7 @@ func (a *Agent) signal(req *agentapi.SignalRequest) error {
 	}
 	process := p.get()
 	if process == nil {
-		return failed(fmt.Errorf("%s is not started", p))
+		return unready("%s is not started", p)
 	}
 	if err := process.Signal(sig); errors.Is(err, reaper.ErrExited) {
 		return notFound("%s has ended", p)
@@ -355,7 +397,7 @@ func (a *Agent) Resize(ctx context.Context, req *agentapi.ResizeRequest) (*agent
 	if err == nil {
 		switch process := p.get(); {
 		case process == nil:
-			err = failed(fmt.Errorf("%s is not started", p))
+			err = unready("%s is not started", p)
 		case req.GetWidth() > 0xffff || req.GetHeight() > 0xffff:
 			err = invalid("width, height: expected at most 65535, got %d, %d", req.GetWidth(), req.GetHeight())
 		default:
@@ -447,11 +489,14 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 		return err
 	}
 	defer c.unlock()
+	if p.exec != "" && c.command(p.exec) != p {
+		return notFound("%s is gone", p)
+	}
 	p.mu.Lock()
 	running := p.starting && !p.ended()
 	p.mu.Unlock()
 	if running {
-		return failed(fmt.Errorf("%s is running; end it by a signal first", p))
+		return unready("%s is running; end it by a signal first", p)
 	}
 	if p.exec != "" {
 		if err := sb.guard.Deleted(c.id, p.exec); err != nil {
@@ -469,10 +514,16 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 	if err := sb.guard.Deleted(c.id, ""); err != nil {
 		return err
 	}
-	a.mu.Lock()
-	delete(a.containers, c.id)
-	a.mu.Unlock()
+	a.forget(c)
 	return nil
+}
+
+// forget gives a container's id free; the caller has its turn.
+func (a *Agent) forget(c *ctr) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	c.gone = true
+	delete(a.containers, c.id)
 }
 
 // remove takes a container off the machine.

@@ -30,34 +30,49 @@ const (
 type coded struct {
 	code codes.Code
 	err  error
+	// what failed, for a host that may not know more; empty if every host may,
+	// because there is nothing in err but its own words and the agent's.
+	what string
 }
 
 func (e *coded) Error() string { return e.err.Error() }
 func (e *coded) Unwrap() error { return e.err }
 
-func invalid(format string, args ...any) error {
-	return &coded{codes.InvalidArgument, fmt.Errorf(format, args...)}
+// open is an error that says nothing the host does not know.
+func open(code codes.Code, format string, args ...any) error {
+	return &coded{code: code, err: fmt.Errorf(format, args...)}
 }
 
-func notFound(format string, args ...any) error {
-	return &coded{codes.NotFound, fmt.Errorf(format, args...)}
+func invalid(format string, args ...any) error { return open(codes.InvalidArgument, format, args...) }
+
+func notFound(format string, args ...any) error { return open(codes.NotFound, format, args...) }
+
+// unready is a call at the wrong time.
+func unready(format string, args ...any) error {
+	return open(codes.FailedPrecondition, format, args...)
 }
 
-func failed(err error) error { return &coded{codes.FailedPrecondition, err} }
+// failed is something that could not be done, for reasons that may have parts
+// of images, policies or secrets in them.
+func failed(what string, err error) error { return &coded{codes.FailedPrecondition, err, what} }
 
 func noSandbox() error {
 	return &podpolicy.Refusal{Rule: podpolicy.RuleSandboxRequired, Expected: "a sandbox", Got: "nothing", Help: "call CreateSandbox first"}
 }
 
 // fail turns an error into what goes over the wire, and tells the log and the
-// event stream of refusals. It is the only way out for errors.
+// event stream of refusals. It is the only way out for errors. The log is
+// written to the console, which the host reads: of a hardware TEE it has no
+// more than the answer, unless the measured command line asks for debug
+// messages.
 func (a *Agent) fail(ctx context.Context, call string, err error) error {
 	if err == nil {
 		return nil
 	}
 	if r := refusalOf(err); r != nil {
-		a.log.WarnContext(ctx, "proposal refused", "call", call, "rule", r.Rule, "path", r.Path, "expected", r.Expected, "got", r.Got)
 		public := a.public(ctx, r)
+		a.log.WarnContext(ctx, "proposal refused", "call", call, "rule", public.GetRule(), "path", public.GetPath(), "expected", public.GetExpected(), "got", public.GetGot())
+		a.log.DebugContext(ctx, "refusal in full", "call", call, "error", err)
 		a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: public}})
 		st := status.New(codes.PermissionDenied, publicText(public))
 		if detailed, derr := st.WithDetails(protoadapt.MessageV1Of(public)); derr == nil {
@@ -65,8 +80,32 @@ func (a *Agent) fail(ctx context.Context, call string, err error) error {
 		}
 		return st.Err()
 	}
-	a.log.WarnContext(ctx, "call failed", "call", call, "error", err)
-	return status.Error(codeOf(ctx, err), err.Error())
+	told := a.told(ctx, call, err)
+	a.log.WarnContext(ctx, "call failed", "call", call, "error", told)
+	a.log.DebugContext(ctx, "failure in full", "call", call, "error", err)
+	return status.Error(codeOf(ctx, err), told)
+}
+
+// told is what the host may know of a failure: of a simulated guest all of it.
+func (a *Agent) told(ctx context.Context, call string, err error) string {
+	if a.simulated(ctx) {
+		return strings.ToValidUTF8(err.Error(), "\uFFFD")
+	}
+	what := call
+	if c, ok := errors.AsType[*coded](err); ok {
+		if c.what == "" {
+			return strings.ToValidUTF8(c.Error(), "\uFFFD")
+		}
+		what += ": " + c.what
+	}
+	return what + ": failed; a guest of a hardware TEE does not tell its host why (with coffer.debug on the measured command line its log does)"
+}
+
+// simulated reports whether the host could read the guest's memory anyway. When
+// that is not known, it could not.
+func (a *Agent) simulated(ctx context.Context) bool {
+	facts, err := a.o.Attestation.Facts(ctx)
+	return err == nil && facts.Simulated
 }
 
 func codeOf(ctx context.Context, err error) codes.Code {
@@ -108,8 +147,7 @@ func refusalOf(err error) *podpolicy.Refusal {
 // machine with it, is never hidden from it.
 func (a *Agent) public(ctx context.Context, r *podpolicy.Refusal) *agentapi.Refusal {
 	p := &agentapi.Refusal{Rule: r.Rule, Path: r.Path}
-	facts, err := a.o.Attestation.Facts(ctx)
-	if r.Rule == RuleInitdata || err == nil && facts.Simulated {
+	if r.Rule == RuleInitdata || a.simulated(ctx) {
 		p.Expected, p.Got, p.Help = r.Expected, r.Got, r.Help
 	}
 	// Protobuf strings must be UTF-8, or the message cannot be sent at all.

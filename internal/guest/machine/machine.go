@@ -20,9 +20,6 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/reaper"
 )
 
-// PauseName is the name under which this program holds a PID namespace.
-const PauseName = "coffer-pause"
-
 // Options configure a Machine.
 type Options struct {
 	// Ready waits for drivers; End begins the machine's end.
@@ -90,25 +87,44 @@ func (m *Machine) WriteNetworkFiles(dir string, f network.Files) error {
 }
 
 // SharedPIDs starts the process that is PID 1 of the pod's shared namespace,
-// once, and returns the namespace's path.
+// once, and returns the namespace's path when it is fit to be seen there.
 func (m *Machine) SharedPIDs() (string, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if m.pause == nil {
-		null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+		p, err := m.startPause()
 		if err != nil {
 			return "", err
 		}
-		defer null.Close() //nolint:errcheck // /dev/null
-		m.pause, err = m.o.Reaper.Start("/proc/self/exe", []string{PauseName}, &os.ProcAttr{
-			Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{null, null, null},
-			Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID},
-		})
-		if err != nil {
-			return "", err
-		}
+		m.pause = p
 	}
 	return filepath.Join("/proc", fmt.Sprint(m.pause.PID), "ns/pid"), nil
+}
+
+func (m *Machine) startPause() (*reaper.Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close() //nolint:errcheck // /dev/null
+	ready, done, err := os.Pipe()
+	if err != nil {
+		return nil, err
+	}
+	defer ready.Close() //nolint:errcheck // read only
+	p, err := m.o.Reaper.Start("/proc/self/exe", []string{PauseName}, &os.ProcAttr{
+		Dir: "/", Env: []string{"GOMAXPROCS=1"}, Files: []*os.File{null, null, null, readyFD: done},
+		Sys: &syscall.SysProcAttr{Cloneflags: unix.CLONE_NEWPID | unix.CLONE_NEWNS},
+	})
+	_ = done.Close()
+	if err != nil {
+		return nil, err
+	}
+	if _, err := ready.Read(make([]byte, 1)); err != nil {
+		_ = p.Signal(unix.SIGKILL)
+		return nil, fmt.Errorf("%s gave up: %w", PauseName, err)
+	}
+	return p, nil
 }
 
 // Shutdown begins the end.

@@ -35,8 +35,8 @@ Usage:
 func Main(args []string, stdout, stderr io.Writer) int {
 	switch {
 	case filepath.Base(args[0]) == machine.PauseName:
-		pause()
-		return 0
+		_ = machine.Pause() // the agent sees that it has ended
+		return 1
 	case os.Getpid() == 1 && len(args) == 1:
 		Guest()
 	case len(args) == 2 && args[1] == "version":
@@ -125,18 +125,4 @@ func serve(args []string, stderr io.Writer) error {
 		return err
 	}
 	return nil
-}
-
-// pause is PID 1 of a shared PID namespace: it collects orphans and does
-// nothing else, until it is killed.
-func pause() {
-	sigs := make(chan os.Signal, 1)
-	signal.Notify(sigs, unix.SIGCHLD)
-	for range sigs {
-		for {
-			if pid, err := unix.Wait4(-1, nil, unix.WNOHANG, nil); err != nil || pid <= 0 {
-				break
-			}
-		}
-	}
 }

@@ -97,7 +97,7 @@ func start(t *testing.T, extra ...string) *vm {
 	kernel, initrd := guestImage(t)
 	v := &vm{t: t, socket: filepath.Join(guesttest.ShortDir(t), "agent"), console: &console{}, ended: make(chan struct{})}
 	args := append([]string{
-		"-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "max", "-m", "1024", "-smp", "2", "-nodefaults", "-nographic", "-no-reboot",
+		"-M", "q35", "-accel", "tcg,thread=single", "-cpu", "max", "-m", "1024", "-smp", "2", "-nodefaults", "-nographic", "-no-reboot",
 		"-kernel", kernel, "-initrd", initrd, "-append", cmdline, "-serial", "stdio",
 		"-device", "virtio-net-pci,netdev=n0,romfile=,mac=52:54:00:12:34:56", "-netdev", "user,id=n0",
 		"-device", "virtio-serial-pci", "-chardev", "socket,id=a0,path=" + v.socket + ",server=on,wait=off",

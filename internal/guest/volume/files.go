@@ -34,8 +34,10 @@ type Accept interface {
 
 // Put replaces the files of a volume by those of a tar archive: all of them,
 // in one step, and only if accept agrees. Names are plain file names; links,
-// devices and everything else but regular files are refused.
-func (m *Manager) Put(ctx context.Context, name string, version uint64, archive io.Reader, accept Accept) error {
+// devices and everything else but regular files are refused. Archives of one
+// volume may come at once: each is unpacked to a place that no other has had,
+// since what a host sends again must not touch what was accepted.
+func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accept Accept) error {
 	if err := m.Files(name); err != nil {
 		return err
 	}
@@ -45,18 +47,19 @@ func (m *Manager) Put(ctx context.Context, name string, version uint64, archive 
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	defer root.Close() //nolint:errcheck // a directory
-	next := fmt.Sprintf("..%d", version)
-	if err := root.RemoveAll(next); err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
+	next := fmt.Sprintf("..%d", m.puts.Add(1))
 	if err := root.Mkdir(next, 0o755); err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	names, err := unpackFiles(ctx, root, next, archive, accept)
-	if err == nil {
-		err = accept.Commit()
-	}
 	if err != nil {
+		_ = root.RemoveAll(next)
+		return fmt.Errorf("volume %s: %w", name, err)
+	}
+	// What is committed last is also published last.
+	m.publishing.Lock()
+	defer m.publishing.Unlock()
+	if err := accept.Commit(); err != nil {
 		_ = root.RemoveAll(next)
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
@@ -166,7 +169,7 @@ func publish(root *os.Root, next string, names map[string]bool) error {
 			}
 		}
 	}
-	if old != "" && old != next {
+	if old != "" {
 		return root.RemoveAll(old)
 	}
 	return nil

@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 )
@@ -27,6 +28,9 @@ type Manager struct {
 
 	mu    sync.Mutex
 	roots map[string]*os.File // O_PATH, by volume
+
+	puts       atomic.Uint64 // how many archives have come, to name their places
+	publishing sync.Mutex    // held over an archive's commit and what follows
 }
 
 // NewManager keeps volumes below dir.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -108,7 +109,7 @@ func TestPutReplacesAsAWhole(t *testing.T) {
 		t.Error("a volume without content was opened")
 	}
 	r := newRule()
-	if err := m.Put(t.Context(), "config", 1, archive(t, entry{name: "./", kind: tar.TypeDir}, entry{name: "a", content: "1"}, entry{name: "./b", content: "2"}), r); err != nil {
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "./", kind: tar.TypeDir}, entry{name: "a", content: "1"}, entry{name: "./b", content: "2"}), r); err != nil {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(map[string]string{"a": "1", "b": "2"}, content(t, filepath.Join(dir, "config"))); diff != "" {
@@ -120,7 +121,7 @@ func TestPutReplacesAsAWhole(t *testing.T) {
 	if st, err := os.Stat(filepath.Join(dir, "config/a")); err != nil || st.Mode() != 0o640 {
 		t.Errorf("mode: %v, %v", st.Mode(), err)
 	}
-	if err := m.Put(t.Context(), "config", 2, archive(t, entry{name: "b", content: "3"}, entry{name: "c", content: "4"}), newRule()); err != nil {
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "b", content: "3"}, entry{name: "c", content: "4"}), newRule()); err != nil {
 		t.Fatal(err)
 	}
 	want := map[string]string{"b": "3", "c": "4"}
@@ -130,7 +131,7 @@ func TestPutReplacesAsAWhole(t *testing.T) {
 	// A set that is refused at the end leaves everything as it was.
 	refusing := newRule()
 	refusing.final = errors.New("token is missing")
-	if err := m.Put(t.Context(), "config", 3, archive(t, entry{name: "x", content: "y"}), refusing); err == nil || !strings.Contains(err.Error(), "token is missing") {
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "x", content: "y"}), refusing); err == nil || !strings.Contains(err.Error(), "token is missing") {
 		t.Errorf("error = %v", err)
 	}
 	if diff := cmp.Diff(want, content(t, filepath.Join(dir, "config"))); diff != "" {
@@ -161,7 +162,7 @@ func TestPutRefuses(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := m.Put(t.Context(), "config", 1, archive(t, entries...), newRule()); err == nil {
+		if err := m.Put(t.Context(), "config", archive(t, entries...), newRule()); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 		if left, err := os.ReadDir(filepath.Join(dir, "config")); err != nil || len(left) != 0 {
@@ -234,7 +235,7 @@ func FuzzPut(f *testing.F) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		err = m.Put(t.Context(), "v", 1, bytes.NewReader(data), newRule())
+		err = m.Put(t.Context(), "v", bytes.NewReader(data), newRule())
 		entries, rerr := os.ReadDir(dir)
 		if rerr != nil || len(entries) != 2 { // the volume and the directory of mounts
 			t.Fatalf("entries %v, %v", entries, rerr)
@@ -244,3 +245,84 @@ func FuzzPut(f *testing.F) {
 		}
 	})
 }
+
+// A host may announce one version twice, and deliver the second time while the
+// first is in use: what was accepted stays until something else is.
+func TestPutOfAVersionInUseTouchesNothing(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "pinned"}), newRule()); err != nil {
+		t.Fatal(err)
+	}
+	want := map[string]string{"app.conf": "pinned"}
+	seen := newRule()
+	during := func() {
+		if diff := cmp.Diff(want, content(t, filepath.Join(dir, "config"))); diff != "" {
+			t.Errorf("while the version came again (-want +got):\n%s", diff)
+		}
+	}
+	err = m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "forged"}), &watchful{seen, during})
+	if err == nil || err.Error() != "volume config: refused" {
+		t.Errorf("error = %v", err)
+	}
+	during()
+}
+
+// watchful looks at the volume when a file's content has come, and refuses it.
+type watchful struct {
+	*rule
+	look func()
+}
+
+func (w *watchful) Content(string, int64, [sha256.Size]byte) error {
+	w.look()
+	return errors.New("refused")
+}
+
+// Of two versions that come at once, the volume ends with the one that was
+// committed last.
+func TestPutsAtOncePublishInTheOrderOfTheirCommits(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	second := make(chan error, 1)
+	one := &committing{newRule(), func() {
+		// The second version comes when the first has just been accepted.
+		two := &committing{newRule(), func() {}}
+		entered := make(chan struct{})
+		go func() {
+			close(entered)
+			second <- m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "two"}), two)
+		}()
+		<-entered
+		// Were it published now, the first would take its place afterwards.
+		select {
+		case err := <-second:
+			second <- err
+		case <-time.After(100 * time.Millisecond):
+		}
+	}}
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "one"}), one); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-second; err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(map[string]string{"app.conf": "two"}, content(t, filepath.Join(dir, "config"))); diff != "" {
+		t.Error(diff)
+	}
+}
+
+type committing struct {
+	*rule
+	commit func()
+}
+
+func (c *committing) Commit() error { c.commit(); return nil }

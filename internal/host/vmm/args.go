@@ -112,7 +112,10 @@ func (m *Machine) board() string {
 
 func (m *Machine) accelerator() string {
 	if m.Accelerator == TCG {
-		return "tcg,thread=multi"
+		// One thread for all virtual CPUs. With one each, a Linux guest that
+		// patches its own code (text_poke) now and then dies of it on a busy
+		// host; a boot takes as long either way.
+		return "tcg,thread=single"
 	}
 	return string(m.Accelerator)
 }

@@ -7,6 +7,7 @@ import (
 	"net/url"
 	"slices"
 	"strconv"
+	"strings"
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/internal/trustee/problem"
@@ -70,8 +71,16 @@ func checkDigest(s string) error {
 }
 
 func (a *API) unbind(c *call) (any, *problem.Error) {
-	q := c.r.URL.Query()
+	// Without initdata all bindings go: a parameter that is misspelt or lost
+	// in a malformed query must not come to mean that.
+	q, e := queryOf(c.r, "resource", "initdata")
+	if e != nil {
+		return nil, e
+	}
 	res, digest := q.Get("resource"), q.Get("initdata")
+	if q.Has("initdata") && digest == "" {
+		return nil, problem.New(http.StatusBadRequest, problem.Serde, "query parameter initdata: is empty; leave it out to remove all bindings of the resource")
+	}
 	if _, err := resource.ParsePrefix(res); err != nil {
 		return nil, badRequest(problem.Serde, fmt.Errorf("query parameter resource: %w", err))
 	}
@@ -104,7 +113,10 @@ func (a *API) listBindings(c *call) (any, *problem.Error) {
 }
 
 func (a *API) verdicts(c *call) (any, *problem.Error) {
-	q := c.r.URL.Query()
+	q, e := queryOf(c.r, "limit", "session")
+	if e != nil {
+		return nil, e
+	}
 	limit, e := limitOf(q)
 	if e != nil {
 		return nil, e
@@ -117,6 +129,21 @@ func (a *API) verdicts(c *call) (any, *problem.Error) {
 		list = []store.Verdict{}
 	}
 	return list, nil
+}
+
+// queryOf reads the query, which may have each of the named parameters once
+// and nothing else.
+func queryOf(r *http.Request, names ...string) (url.Values, *problem.Error) {
+	q, err := url.ParseQuery(r.URL.RawQuery)
+	if err != nil {
+		return nil, problem.New(http.StatusBadRequest, problem.Serde, "query: is malformed: expected name=value pairs joined by &")
+	}
+	for name, values := range q {
+		if !slices.Contains(names, name) || len(values) != 1 {
+			return nil, problem.New(http.StatusBadRequest, problem.Serde, "query parameter %.64q: expected at most one each of %s", name, strings.Join(names, ", "))
+		}
+	}
+	return q, nil
 }
 
 func limitOf(q url.Values) (int, *problem.Error) {

@@ -82,33 +82,38 @@ func (b *Broker) resource(r *http.Request) (any, *problem.Error) {
 }
 
 // token finds and verifies the attestation token: that of an attested
-// session, else the bearer's.
+// session, or else, also where the session's has expired, the bearer's.
 func (b *Broker) token(r *http.Request) (*ear.Claims, json.RawMessage, *problem.Error) {
-	compact := ""
+	e := again("there is neither an attested session nor a bearer token")
+	e.Info.Type = kbs.ErrorType(problem.TokenNotFound)
 	if cookie := sessionCookie(r); cookie != "" {
 		x, err := b.o.Store.AttestedSession(r.Context(), store.SessionID(cookie))
-		switch {
-		case err == nil:
-			compact = x.Token
-		case !errors.Is(err, store.ErrNotFound):
+		if err != nil && !errors.Is(err, store.ErrNotFound) {
 			return nil, nil, problem.Internal(problem.Storage, err)
 		}
+		if err == nil {
+			claims, payload, err := b.o.Tokens.Verify(x.Token)
+			if err == nil {
+				return claims, payload, nil
+			}
+			e = badToken(err)
+		}
 	}
+	compact, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
 	if compact == "" {
-		compact, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
-	}
-	if compact == "" {
-		e := again("there is neither an attested session nor a bearer token")
-		e.Info.Type = kbs.ErrorType(problem.TokenNotFound)
 		return nil, nil, e
 	}
 	claims, payload, err := b.o.Tokens.Verify(compact)
 	if err != nil {
-		e := again(err.Error())
-		e.Info.Type = kbs.ErrorType(problem.TokenVerifier)
-		return nil, nil, e
+		return nil, nil, badToken(err)
 	}
 	return claims, payload, nil
+}
+
+func badToken(err error) *problem.Error {
+	e := again(err.Error())
+	e.Info.Type = kbs.ErrorType(problem.TokenVerifier)
+	return e
 }
 
 // queryOf reads query parameters; of several of a name the last counts.

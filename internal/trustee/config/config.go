@@ -132,7 +132,8 @@ type Storage struct {
 	// KEKFile holds the key-encryption key: 32 bytes in hex. Empty: a key in
 	// the state directory.
 	KEKFile string `toml:"kek_file"`
-	// MaxVerdicts is how many verdicts are kept.
+	// MaxVerdicts is how many verdicts are kept of each class: attestation or
+	// resource, granted or refused.
 	MaxVerdicts int `toml:"max_verdicts"`
 }
 
@@ -251,8 +252,25 @@ func Parse(data []byte) (Config, error) {
 	for _, key := range meta.Undecoded() {
 		errs = append(errs, fmt.Errorf("%s: unknown key (docs/trustee.md lists all)", key))
 	}
+	errs = append(errs, spelling(meta.Keys())...)
 	errs = append(errs, c.problems()...)
 	return c, errors.Join(errs...)
+}
+
+// spelling refuses keys in another letter case. The TOML library takes them,
+// and of two spellings of one key, which TOML counts as two, either.
+func spelling(keys []toml.Key) []error {
+	// Tables whose keys are names of the operator's or of AMD's.
+	free := []string{"attestation.selectors", "tee.snp.minimum_tcb"}
+	var errs []error
+	for _, key := range keys {
+		for i, part := range key {
+			if part != strings.ToLower(part) && !slices.Contains(free, key[:i].String()) {
+				errs = append(errs, fmt.Errorf("%s: expected the key in lower case, got %q", key, part))
+			}
+		}
+	}
+	return errs
 }
 
 // Validate reports every problem at once.

@@ -149,3 +149,21 @@ func FuzzParse(f *testing.F) {
 		}
 	})
 }
+
+// TestKeysInOtherCase: the TOML library takes "Allow_Simulated" for
+// "allow_simulated", and of both in one table either.
+func TestKeysInOtherCase(t *testing.T) {
+	t.Parallel()
+	for _, text := range []string{
+		"Listen = \"127.0.0.1:1\"", "[policy]\nAllow_Simulated = true", "[Policy]\nallow_simulated = true",
+		"[policy]\nallow_simulated = false\nALLOW_SIMULATED = true", "[tee.SNP]\nenabled = true", "[tee.snp.minimum_tcb.Milan]\nSNP = 20",
+	} {
+		if _, err := Parse([]byte(text)); err == nil || !strings.Contains(err.Error(), "lower case") {
+			t.Errorf("%q: got %v", text, err)
+		}
+	}
+	c, err := Parse([]byte("[attestation.selectors]\nStrict = \"strict\"\n[tee.snp.minimum_tcb.Milan]\nsnp = 20\n"))
+	if err != nil || c.Attestation.Selectors["Strict"] != "strict" || c.TEE.SNP.MinimumTCB["Milan"].SNP != 20 {
+		t.Errorf("got %+v, %v", c, err)
+	}
+}

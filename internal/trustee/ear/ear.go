@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/coffer-project/coffer/kbs"
 )
@@ -160,9 +161,10 @@ func (s Submod) MarshalJSON() ([]byte, error) {
 // reserved are the members an extension must not replace.
 var reserved = []string{"ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id", "ear.veraison.annotated-evidence", "ear.coffer.findings"}
 
-// CheckExtension refuses names that would shadow the appraisal's own members.
+// CheckExtension refuses names that would shadow the appraisal's own members,
+// for readers that do not care for letter case too: encoding/json is one.
 func CheckExtension(name string) error {
-	if name == "" || slices.Contains(reserved, name) {
+	if name == "" || slices.ContainsFunc(reserved, func(r string) bool { return strings.EqualFold(r, name) }) {
 		return fmt.Errorf("extension %q: the name is empty or taken", name)
 	}
 	return nil

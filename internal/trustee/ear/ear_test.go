@@ -51,6 +51,10 @@ func TestSubmodJSON(t *testing.T) {
 			t.Errorf("%s lacks %s", b, want)
 		}
 	}
+	// Claims are read back without regard to case.
+	if CheckExtension("EAR.Status") == nil || CheckExtension("ear.\u017ftatus") == nil {
+		t.Error("CheckExtension: another spelling of a taken name")
+	}
 	if CheckExtension("ear.status") == nil || CheckExtension("") == nil || CheckExtension("ear.x") != nil {
 		t.Error("CheckExtension")
 	}

@@ -206,7 +206,7 @@ func (d Dir) loadOrCreate(name string, create func() ([]byte, error)) ([]byte, e
 		return nil, err
 	}
 	err = os.Link(tmp, path)
-	if err := errors.Join(ignoreExist(err), os.Remove(tmp)); err != nil {
+	if err := errors.Join(ignoreExist(err), os.Remove(tmp), d.sync()); err != nil {
 		return nil, err
 	}
 	return readSecret(path)
@@ -221,7 +221,17 @@ func (d Dir) replace(name string, text []byte) error {
 	if err := os.Rename(tmp, d.File(name)); err != nil {
 		return errors.Join(err, os.Remove(tmp))
 	}
-	return nil
+	return d.sync()
+}
+
+// sync makes new names outlive a power cut: a database without its
+// key-encryption key is lost.
+func (d Dir) sync() error {
+	f, err := os.Open(d.path)
+	if err != nil {
+		return err
+	}
+	return errors.Join(f.Sync(), f.Close())
 }
 
 func (d Dir) writeTemp(name string, text []byte) (string, error) {

@@ -180,6 +180,33 @@ func TestAuthority(t *testing.T) {
 	}
 }
 
+// TestFailedRenewalKeepsServing: a full disk is no reason to turn guests away
+// while the certificate in hand is good for another month.
+func TestFailedRenewalKeepsServing(t *testing.T) {
+	t.Parallel()
+	d := open(t)
+	now := time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
+	a, err := d.Authority([]string{"localhost"}, func() time.Time { return now })
+	if err != nil {
+		t.Fatal(err)
+	}
+	c1, err := a.Certificate()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.RemoveAll(d.path); err != nil {
+		t.Fatal(err)
+	}
+	now = now.Add(serverLifetime - renewBefore)
+	if c2, err := a.Certificate(); err != nil || c2 != c1 {
+		t.Errorf("got %v, want the old certificate", err)
+	}
+	now = c1.Leaf.NotAfter
+	if _, err := a.Certificate(); err == nil {
+		t.Error("an expired certificate was served")
+	}
+}
+
 func mustKey(t *testing.T) []byte {
 	t.Helper()
 	k, err := newECKey()

@@ -71,17 +71,22 @@ func (d Dir) Authority(names []string, now func() time.Time) (*Authority, error)
 // RootPEM is the authority's certificate: what clients pin.
 func (a *Authority) RootPEM() []byte { return slices.Clone(a.root) }
 
-// Certificate is the server certificate, renewed when it is about to expire.
+// Certificate is the server certificate, renewed when it is about to expire. A
+// renewal that fails is tried again at the next call, until the certificate
+// has expired.
 func (a *Authority) Certificate() (*tls.Certificate, error) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.current == nil {
 		a.current = a.load()
 	}
-	if a.good(a.current) {
+	if a.good(a.current, renewBefore) {
 		return a.current, nil
 	}
 	fresh, err := a.issue()
+	if err != nil && a.good(a.current, 0) {
+		return a.current, nil
+	}
 	if err != nil {
 		return nil, fmt.Errorf("TLS certificate: %w", err)
 	}
@@ -107,12 +112,13 @@ func (a *Authority) load() *tls.Certificate {
 	return &c
 }
 
-func (a *Authority) good(c *tls.Certificate) bool {
+// good reports whether c is ours, for our names, and valid for more than left.
+func (a *Authority) good(c *tls.Certificate, left time.Duration) bool {
 	if c == nil || c.Leaf == nil || c.Leaf.CheckSignatureFrom(a.ca) != nil {
 		return false
 	}
 	now := a.now()
-	if now.Before(c.Leaf.NotBefore) || !now.Before(c.Leaf.NotAfter.Add(-renewBefore)) {
+	if now.Before(c.Leaf.NotBefore) || !now.Before(c.Leaf.NotAfter.Add(-left)) {
 		return false
 	}
 	return !slices.ContainsFunc(a.names, func(n string) bool { return c.Leaf.VerifyHostname(n) != nil })

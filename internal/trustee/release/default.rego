@@ -1,6 +1,7 @@
 # Coffer's resource policy where the operator has stored none: a resource is
-# released to a guest whose every part is affirmed, that is not simulated, and
-# whose initdata digest the resource's owner has registered for it.
+# released to a guest whose every part is affirmed by the attestation policy
+# "default", that is not simulated, and whose initdata digest the resource's
+# owner has registered for it.
 #
 # input: the verified token's claims (EAR).
 # data: plugin, resource-path, query and
@@ -21,10 +22,15 @@ allow if {
 	data.plugin == "resource"
 	input.submods.cpu0
 	every submod in input.submods {
+		by_default_policy(submod)
 		acceptable(submod)
 	}
 	initdata_registered
 }
+
+# A guest may select among the attestation policies that the configuration
+# offers. That is a wish: what another policy affirms means nothing here.
+by_default_policy(submod) if submod["ear.appraisal-policy-id"] == "default"
 
 evidence(submod) := submod["ear.veraison.annotated-evidence"]
 
@@ -91,6 +97,18 @@ deny contains {
 	"help": "attest with a CPU environment as the primary one",
 } if {
 	not input.submods.cpu0
+}
+
+deny contains {
+	"priority": 15,
+	"rule": "appraisal.policy",
+	"claim": sprintf("submods.%s.ear.appraisal-policy-id", [name]),
+	"expected": "\"default\"",
+	"got": sprintf("%q", [object.get(submod, "ear.appraisal-policy-id", "")]),
+	"help": "the built-in resource policy relies on the attestation policy \"default\" alone: attest without a selector, or store a resource policy that says which others it trusts",
+} if {
+	some name, submod in input.submods
+	not by_default_policy(submod)
 }
 
 deny contains object.union(

@@ -44,7 +44,13 @@ func submod(status ear.Status, v ear.Vector, simulated bool, initdata string, fi
 		doc["init_data"] = initdata
 	}
 	b, _ := json.Marshal(doc)
-	return ear.Submod{Status: status, Vector: v, Evidence: b, Findings: findings}
+	return ear.Submod{Status: status, Vector: v, PolicyID: "default", Evidence: b, Findings: findings}
+}
+
+// selected is a submodule that another attestation policy judged.
+func selected(m ear.Submod, policy string) ear.Submod {
+	m.PolicyID = policy
+	return m
 }
 
 var (
@@ -108,6 +114,12 @@ func TestDefaultPolicy(t *testing.T) {
 		{name: "unsealed, zeros registered", submods: map[string]ear.Submod{"cpu0": submod(ear.Affirming, good, false, field("00"))}, bindings: fakeBindings{{InitData: digest("00")}},
 			rules: []string{"initdata.sealed"}},
 		{name: "no field", submods: map[string]ear.Submod{"cpu0": submod(ear.Affirming, good, false, "")}, bindings: bound, rules: []string{"initdata.sealed"}},
+		{name: "affirmed by a policy the guest selected", submods: map[string]ear.Submod{"cpu0": selected(submod(ear.Affirming, good, false, field("ab")), "lenient")}, bindings: bound,
+			rules: []string{"appraisal.policy"}, expected: "default", got: "lenient"},
+		{name: "simulated, allowed, by a policy the guest selected", submods: map[string]ear.Submod{"cpu0": selected(submod(ear.Warning, soft, true, field("ab"), simulated), "lenient")}, bindings: bound, allow: true,
+			rules: []string{"appraisal.policy"}},
+		{name: "judged by no policy that is named", submods: map[string]ear.Submod{"cpu0": selected(submod(ear.Affirming, good, false, field("ab")), "")}, bindings: bound,
+			rules: []string{"appraisal.policy"}},
 		{name: "everything wrong", submods: map[string]ear.Submod{"cpu0": submod(ear.Warning, softDrift, true, field("cd"), drift, simulated)}, bindings: bound,
 			rules: []string{"evidence.simulated", "snp.launch-measurement", "initdata.registered"}},
 	} {

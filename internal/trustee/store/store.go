@@ -39,8 +39,9 @@ type Options struct {
 	KEK  secret.Bytes
 	Now  func() time.Time
 	Rand io.Reader
-	// MaxSessions bounds unexpired sessions, MaxVerdicts the verdict log:
-	// beyond it the oldest verdicts are dropped.
+	// MaxSessions bounds unexpired sessions, MaxVerdicts the verdicts of each
+	// class (attestation or resource, granted or refused): beyond it the oldest
+	// of the class are dropped.
 	MaxSessions, MaxVerdicts int
 }
 
@@ -103,13 +104,21 @@ func open(path string, conns int) (*sql.DB, error) {
 }
 
 // private creates the file for its owner only before SQLite would create it
-// with the process's umask. WAL files take over the database's mode.
+// with the process's umask, and refuses one that others may read, for example
+// after it was restored from a backup. WAL files take over the database's mode.
 func private(path string) error {
 	f, err := os.OpenFile(filepath.Clean(path), os.O_RDWR|os.O_CREATE, 0o600)
 	if err != nil {
 		return fmt.Errorf("store: %w", err)
 	}
-	return f.Close()
+	info, err := f.Stat()
+	if err := errors.Join(err, f.Close()); err != nil {
+		return fmt.Errorf("store: %w", err)
+	}
+	if mode := info.Mode(); !mode.IsRegular() || mode.Perm()&0o077 != 0 {
+		return fmt.Errorf("store: %s: expected a file of mode 0600, got %v: others could read tokens and verdicts (chmod 600)", path, mode)
+	}
+	return nil
 }
 
 // Close closes the database.
@@ -137,6 +146,9 @@ CREATE TABLE bindings (resource TEXT NOT NULL, initdata TEXT NOT NULL, descripti
 	PRIMARY KEY (resource, initdata));
 CREATE TABLE verdicts (id INTEGER PRIMARY KEY, at BIGINT NOT NULL, session TEXT NOT NULL, body TEXT NOT NULL);
 CREATE INDEX verdicts_session ON verdicts (session);
+`, `
+ALTER TABLE verdicts ADD COLUMN class TEXT NOT NULL DEFAULT '';
+CREATE INDEX verdicts_class ON verdicts (class, id);
 `}
 
 func (s *Store) prepare(ctx context.Context) error {

@@ -132,6 +132,29 @@ func TestWrongKEK(t *testing.T) {
 	}
 }
 
+// TestReadableDatabaseIsRefused: tokens, initdata and verdicts are not encrypted.
+func TestReadableDatabaseIsRefused(t *testing.T) {
+	t.Parallel()
+	s, c, dir := newStore(t)
+	_ = s.Close()
+	o := testOptions(dir, c)
+	if err := os.Chmod(o.Path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), o); err == nil || !strings.Contains(err.Error(), "mode 0600") {
+		t.Errorf("got %v", err)
+	}
+	if err := os.Remove(o.Path); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Mkdir(o.Path, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := Open(t.Context(), o); err == nil {
+		t.Error("a directory: want an error")
+	}
+}
+
 func TestNewerSchemaIsRefused(t *testing.T) {
 	t.Parallel()
 	s, c, dir := newStore(t)
@@ -342,6 +365,57 @@ func TestVerdictsAreBounded(t *testing.T) {
 	}
 	if one, err := s.Verdicts(t.Context(), 5, "0"); err != nil || len(one) != 5 || one[0].Resource != "298" {
 		t.Errorf("%+v, %v", one, err)
+	}
+}
+
+// TestRefusalsDoNotPushOutReleases: anyone on the network can be refused as
+// often as they like.
+func TestRefusalsDoNotPushOutReleases(t *testing.T) {
+	t.Parallel()
+	s, _, _ := newStore(t)
+	ctx := t.Context()
+	if err := s.AddVerdict(ctx, Verdict{Kind: KindResource, Resource: "demo/key/1", Granted: true, Status: 200}); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 400 {
+		if err := s.AddVerdict(ctx, Verdict{Kind: KindAttestation, Status: 403, Granted: i%2 == 0}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := s.Verdicts(ctx, 1000, "")
+	if err != nil || len(all) > 201+pruneEvery {
+		t.Fatalf("%d, %v", len(all), err)
+	}
+	if last := all[len(all)-1]; last.Resource != "demo/key/1" || !last.Granted {
+		t.Errorf("the release was dropped; the oldest verdict is %+v", last)
+	}
+}
+
+// TestMigration opens a database of schema version 1.
+func TestMigration(t *testing.T) {
+	t.Parallel()
+	s, c, dir := newStore(t)
+	for _, stmt := range []string{
+		"DELETE FROM schema_version WHERE version > 1", "DROP INDEX verdicts_class", "ALTER TABLE verdicts DROP COLUMN class",
+		`INSERT INTO verdicts (at, session, body) VALUES (1, '', '{"kind":"resource","granted":true}')`,
+	} {
+		if _, err := s.write.ExecContext(t.Context(), stmt); err != nil {
+			t.Fatal(err)
+		}
+	}
+	_ = s.Close()
+	s, err := Open(t.Context(), testOptions(dir, c))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	for range 200 {
+		if err := s.AddVerdict(t.Context(), Verdict{Kind: KindAttestation}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if all, err := s.Verdicts(t.Context(), 1000, ""); err != nil || len(all) < 100 || len(all) > 101+pruneEvery {
+		t.Errorf("%d, %v", len(all), err)
 	}
 }
 

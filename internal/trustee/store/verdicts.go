@@ -66,14 +66,38 @@ func (s *Store) addVerdict(ctx context.Context, tx *sql.Tx, v Verdict) error {
 		return err
 	}
 	var id int64
-	if err := tx.QueryRowContext(ctx, "INSERT INTO verdicts (at, session, body) VALUES (?, ?, ?) RETURNING id", millis(v.At), v.Session, string(body)).
-		Scan(&id); err != nil {
+	if err := tx.QueryRowContext(ctx, "INSERT INTO verdicts (at, session, class, body) VALUES (?, ?, ?, ?) RETURNING id",
+		millis(v.At), v.Session, class(v.Kind, v.Granted), string(body)).Scan(&id); err != nil {
 		return err
 	}
-	if id%pruneEvery == 0 {
-		_, err = tx.ExecContext(ctx, "DELETE FROM verdicts WHERE id <= ?", id-int64(s.o.MaxVerdicts))
+	if id%pruneEvery != 0 {
+		return nil
 	}
-	return err
+	return s.pruneVerdicts(ctx, tx)
+}
+
+// class is what a verdict competes with for room. Anyone can be refused at
+// will, and every genuine guest attest: neither may push out the record of who
+// was given what.
+func class(kind string, granted bool) string {
+	if granted {
+		return kind + " granted"
+	}
+	return kind + " refused"
+}
+
+func (s *Store) pruneVerdicts(ctx context.Context, tx *sql.Tx) error {
+	for _, kind := range []string{KindAttestation, KindResource} {
+		for _, granted := range []bool{true, false} {
+			c := class(kind, granted)
+			// Verdicts of schema version 1 have no class and go with the first that is full.
+			if _, err := tx.ExecContext(ctx, `DELETE FROM verdicts WHERE class IN (?, '') AND id <=
+				(SELECT id FROM verdicts WHERE class = ? ORDER BY id DESC LIMIT 1 OFFSET ?)`, c, c, s.o.MaxVerdicts); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Verdicts returns up to limit verdicts, newest first; session narrows them

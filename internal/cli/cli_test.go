@@ -1,0 +1,163 @@
+package cli_test
+
+import (
+	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/x509"
+	"encoding/hex"
+	"encoding/json"
+	"encoding/pem"
+	"io"
+	"log"
+	"net/http/httptest"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	ggcr "github.com/google/go-containerregistry/pkg/registry"
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/coffer-project/coffer/internal/cli"
+	"github.com/coffer-project/coffer/internal/guestimage/manifest"
+	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/build"
+	"github.com/coffer-project/coffer/oci/layout"
+)
+
+func TestMain(m *testing.M) {
+	testscript.Main(m, map[string]func(){"coffer": func() {
+		os.Exit(cli.Main(context.Background(), cli.Env{Args: os.Args[1:], Stdin: os.Stdin, Stdout: os.Stdout, Stderr: os.Stderr}))
+	}})
+}
+
+// TestScripts runs the contracts of the command line in testdata.
+func TestScripts(t *testing.T) {
+	t.Parallel()
+	testscript.Run(t, testscript.Params{
+		Dir:                 "testdata",
+		RequireExplicitExec: true,
+		RequireUniqueNames:  true,
+		Setup: func(e *testscript.Env) error {
+			e.Setenv("HOME", e.WorkDir)
+			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
+			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "cache"))
+			e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
+			return nil
+		},
+		Cmds: map[string]func(*testscript.TestScript, bool, []string){
+			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON,
+		},
+	})
+}
+
+// exits runs a command that has to end with a code: exits CODE coffer ….
+func exits(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) < 2 {
+		ts.Fatalf("usage: exits CODE PROGRAM ARGS…")
+	}
+	code := "0"
+	if err := ts.Exec(args[1], args[2:]...); err != nil {
+		code = err.Error()
+		code = strings.TrimPrefix(code, "exit status ")
+	}
+	if code != args[0] {
+		ts.Fatalf("expected exit code %s, got %s", args[0], code)
+	}
+}
+
+// mkimage makes an image from a directory: mkimage LAYOUT TAG DIR.
+func mkimage(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 3 {
+		ts.Fatalf("usage: mkimage LAYOUT TAG DIR")
+	}
+	l, err := layout.Create(ts.MkAbs(args[0]))
+	ts.Check(err)
+	defer func() { _ = l.Close() }()
+	d, err := build.Build(context.Background(), l, build.Options{
+		Layers: []build.Tree{{Dir: ts.MkAbs(args[2]), ModTime: time.Unix(0, 0)}}, Compression: oci.Gzip,
+		Config: oci.ImageConfig{Config: oci.ContainerConfig{
+			Entrypoint: []string{"/bin/app"}, Cmd: []string{"--serve"}, Env: []string{"PATH=/bin", "MODE=image"}, User: "5:6", WorkingDir: "/srv",
+		}},
+	})
+	ts.Check(err)
+	ts.Check(l.Tag(context.Background(), d, args[1]))
+}
+
+// mkguest makes a small guest image, which no machine could boot: mkguest DIR.
+func mkguest(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: mkguest DIR")
+	}
+	dir := ts.MkAbs(args[0])
+	ts.Check(os.MkdirAll(dir, 0o700))
+	file := func(name string, content []byte) manifest.File {
+		ts.Check(os.WriteFile(filepath.Join(dir, name), content, 0o600))
+		sum := sha256.Sum256(content)
+		return manifest.File{Name: name, SHA256: hex.EncodeToString(sum[:]), Size: int64(len(content))}
+	}
+	zeroes := sha256.Sum256(nil)
+	none := hex.EncodeToString(zeroes[:])
+	firmware := file("firmware.bin", make([]byte, 64<<10))
+	m := manifest.Manifest{
+		Version: manifest.Version, Architecture: "amd64", Kernel: file("vmlinuz", make([]byte, 4096)),
+		Initrd: manifest.Initrd{File: file("initrd.img", []byte("initrd")), Compression: "none"}, Firmware: &firmware,
+		Cmdline: "console=ttyS0", Agent: manifest.Agent{Version: "test", SHA256: none}, Inputs: none,
+	}
+	data, err := m.Encode()
+	ts.Check(err)
+	ts.Check(os.WriteFile(filepath.Join(dir, manifest.FileName), data, 0o600))
+}
+
+// mkkey makes a private key (PKCS#8): mkkey FILE.
+func mkkey(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: mkkey FILE")
+	}
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	ts.Check(err)
+	der, err := x509.MarshalPKCS8PrivateKey(key)
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}), 0o600))
+}
+
+// mkregistry starts a registry with TLS until the script ends, writes the
+// certificate that vouches for it and sets REGISTRY: mkregistry FILE.
+func mkregistry(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: mkregistry FILE")
+	}
+	s := httptest.NewTLSServer(ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0))))
+	ts.Defer(s.Close)
+	ts.Setenv("REGISTRY", strings.TrimPrefix(s.URL, "https://"))
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600))
+}
+
+// mkbytes makes a file of zeroes: mkbytes FILE SIZE, with SIZE as 32 or 2M.
+func mkbytes(ts *testscript.TestScript, _ bool, args []string) {
+	sizes := map[string]int64{"31": 31, "32": 32, "2M": 2 << 20}
+	if len(args) != 2 || sizes[args[1]] == 0 {
+		ts.Fatalf("usage: mkbytes FILE 31|32|2M")
+	}
+	ts.Check(os.WriteFile(ts.MkAbs(args[0]), make([]byte, sizes[args[1]]), 0o600))
+}
+
+// empty checks that a directory has no entry: empty DIR.
+func empty(ts *testscript.TestScript, _ bool, args []string) {
+	entries, err := os.ReadDir(ts.MkAbs(args[0]))
+	ts.Check(err)
+	for _, e := range entries {
+		ts.Fatalf("left %s", e.Name())
+	}
+}
+
+// isJSON checks that standard output is one JSON document.
+func isJSON(ts *testscript.TestScript, _ bool, _ []string) {
+	if out := ts.ReadFile("stdout"); !json.Valid([]byte(out)) {
+		ts.Fatalf("standard output is not one JSON document: %s", out)
+	}
+}

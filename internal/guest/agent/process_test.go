@@ -1,0 +1,75 @@
+package agent
+
+import (
+	"log/slog"
+	"sync"
+	"testing"
+	"time"
+
+	"google.golang.org/grpc/codes"
+
+	"github.com/coffer-project/coffer/internal/guest/reaper"
+	"github.com/coffer-project/coffer/podpolicy"
+)
+
+// A container's first process may be killed, by a neighbour or for want of
+// memory, just as the host starts it. Whichever comes first, the policy's state
+// must not keep a container that runs for ever: it could never be deleted.
+func TestAProcessThatDiesWhileItIsStarted(t *testing.T) {
+	t.Parallel()
+	guard := podpolicy.NewUnsealedGuard()
+	if _, err := guard.Sandbox(podpolicy.SandboxProposal{ID: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{log: slog.New(slog.DiscardHandler), events: newEventLog(time.Now)}
+	sb := &sandbox{guard: guard}
+	for range 200 {
+		admission, err := guard.Admit(podpolicy.ContainerProposal{ID: "c", Name: "c", Image: "registry.example/a:b"})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := admission.Configure(podpolicy.ImageConfig{Cmd: []string{"/bin/true"}}); err != nil {
+			t.Fatal(err)
+		}
+		p := newProc("c", "")
+		var wg sync.WaitGroup
+		wg.Go(func() { _ = p.begin(func() error { return guard.Started("c", "") }) })
+		wg.Go(func() { a.end(sb, p, reaper.Status{Code: 137}, "signalled") })
+		wg.Wait()
+		if err := guard.Deleted("c", ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A call that waited while its container was deleted must not reach another
+// one that has the id since.
+func TestACallThatWaitedForADeletedContainer(t *testing.T) {
+	t.Parallel()
+	a := &Agent{containers: map[string]*ctr{}}
+	c, mine := a.reserve("c", [32]byte{})
+	if !mine {
+		t.Fatal("not a new container")
+	}
+	waited := make(chan error, 1)
+	go func() { waited <- c.lock(t.Context()) }()
+	a.forget(c)
+	c.unlock()
+	if err := <-waited; codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("error = %v, want NOT_FOUND", err)
+	}
+	if err := c.lock(t.Context()); err == nil {
+		t.Error("a second one got its turn")
+	}
+
+	old, now := newProc("c", "e"), newProc("c", "e")
+	c, _ = a.reserve("c", [32]byte{})
+	c.execs["e"] = now
+	c.unlock()
+	if err := a.start(t.Context(), old, c, nil); codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("start of a command that was deleted: %v", err)
+	}
+	if err := a.delete(t.Context(), old, c, nil); codeOf(t.Context(), err) != codes.NotFound {
+		t.Errorf("delete of a command that was deleted: %v", err)
+	}
+}
