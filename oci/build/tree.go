@@ -65,6 +65,19 @@ func compressor(w io.Writer, c oci.Compression) (io.WriteCloser, error) {
 	}
 }
 
+// contextReader reads until ctx ends.
+type contextReader struct {
+	ctx context.Context //nolint:containedctx // it lives as long as one copy
+	io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.Reader.Read(p)
+}
+
 // pushStream encrypts a layer's stored form, if there are recipients, and
 // pushes it from a spool, because a registry wants the digest first.
 func pushStream(ctx context.Context, p oci.Pusher, r io.Reader, format oci.LayerFormat, recipients []encrypt.Recipient, spool string, rand io.Reader) (oci.Descriptor, error) {
@@ -86,7 +99,7 @@ func pushStream(ctx context.Context, p oci.Pusher, r io.Reader, format oci.Layer
 		return oci.Descriptor{}, fmt.Errorf("spool: %w", err)
 	}
 	sum := sha256.New()
-	n, err := io.CopyBuffer(io.MultiWriter(f, sum), struct{ io.Reader }{r}, make([]byte, copyBytes))
+	n, err := io.CopyBuffer(io.MultiWriter(f, sum), contextReader{ctx, r}, make([]byte, copyBytes))
 	if err != nil {
 		return oci.Descriptor{}, err
 	}

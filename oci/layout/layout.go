@@ -224,7 +224,7 @@ func (l *Layout) OpenBlob(_ context.Context, digest oci.Digest) (*os.File, error
 
 // Push implements oci.Pusher. A blob appears under its name only when it is
 // whole and its digest is right.
-func (l *Layout) Push(_ context.Context, d oci.Descriptor, content io.Reader) error {
+func (l *Layout) Push(ctx context.Context, d oci.Descriptor, content io.Reader) error {
 	r, err := oci.VerifyReader(content, d)
 	if err != nil {
 		return err
@@ -236,11 +236,27 @@ func (l *Layout) Push(_ context.Context, d oci.Descriptor, content io.Reader) er
 	if err := l.root.MkdirAll(path.Dir(name), 0o755); err != nil {
 		return err
 	}
-	return l.write(name, r)
+	return l.write(name, contextReader{ctx, r})
+}
+
+// contextReader reads until ctx ends.
+type contextReader struct {
+	ctx context.Context //nolint:containedctx // it lives as long as one copy
+	io.Reader
+}
+
+func (r contextReader) Read(p []byte) (int, error) {
+	if err := r.ctx.Err(); err != nil {
+		return 0, context.Cause(r.ctx)
+	}
+	return r.Reader.Read(p)
 }
 
 // Tag implements oci.Pusher. Another manifest that had the tag loses it.
-func (l *Layout) Tag(_ context.Context, d oci.Descriptor, tag string) error {
+func (l *Layout) Tag(ctx context.Context, d oci.Descriptor, tag string) error {
+	if err := context.Cause(ctx); err != nil {
+		return err
+	}
 	if err := oci.CheckTag(tag); err != nil {
 		return err
 	}
