@@ -66,7 +66,8 @@ func NewCrun(o Options) (*Crun, error) {
 type IO struct {
 	// Terminal gives it a pseudo-terminal instead of pipes.
 	Terminal bool
-	// Stdin gives it an open standard input; without, it reads /dev/null.
+	// Stdin gives it an open standard input; without, it reads /dev/null, or a
+	// terminal on which nobody types.
 	Stdin bool
 }
 
@@ -223,7 +224,7 @@ func (c *Crun) spawn(ctx context.Context, bundle, name string, streams IO, args 
 	var socket *consoleSocket
 	var console string
 	if streams.Terminal {
-		socket, err = listenConsole(bundle, name)
+		socket, err = listenConsole(bundle)
 		if err != nil {
 			return nil, err
 		}
@@ -264,7 +265,7 @@ func (c *Crun) spawn(ctx context.Context, bundle, name string, streams IO, args 
 			_ = p.Signal(unix.SIGKILL)
 			return nil, err
 		}
-		p.setTerminal(master)
+		p.setTerminal(master, streams.Stdin)
 	}
 	return p, nil
 }
