@@ -5,7 +5,6 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"slices"
@@ -30,7 +29,7 @@ func newCrun(t *testing.T) *container.Crun {
 	dir := guesttest.ShortDir(t)
 	c, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer-test", Reaper: env.Reaper, Logger: slog.New(slog.DiscardHandler),
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer-test", Reaper: env.Reaper,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,7 +41,6 @@ type Options struct {
 	// CgroupParent, for example "/coffer", below it.
 	CgroupRoot, CgroupParent string
 	Reaper                   *reaper.Reaper
-	Logger                   *slog.Logger
 }
 
 // Crun runs containers. It is safe for concurrent use; calls for one

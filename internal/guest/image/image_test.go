@@ -2,7 +2,6 @@ package image_test
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -43,7 +42,7 @@ func request(t *testing.T, size int) image.Request {
 
 func TestContainersDoNotSeeEachOther(t *testing.T) {
 	env.Need(t)
-	s, err := image.NewStore(guesttest.Tmpfs(t), slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(guesttest.Tmpfs(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -104,7 +103,7 @@ func TestContainersDoNotSeeEachOther(t *testing.T) {
 // is demanded is not accepted from another that demands a signature.
 func TestSameDigestFromAnotherRepositoryIsVerifiedAnew(t *testing.T) {
 	env.Need(t)
-	s, err := image.NewStore(guesttest.Tmpfs(t), slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(guesttest.Tmpfs(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +124,7 @@ func TestSameDigestFromAnotherRepositoryIsVerifiedAnew(t *testing.T) {
 func TestPullFailsAndCanBeRepeated(t *testing.T) {
 	env.Need(t)
 	dir := guesttest.Tmpfs(t)
-	s, err := image.NewStore(dir, slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
