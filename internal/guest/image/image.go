@@ -178,7 +178,7 @@ func (s *Store) Mount(img *Image, id string) (_ string, err error) {
 		return "", fmt.Errorf("root of container %s: %w", id, err)
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", img.Root, upper, work)
-	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
 		return "", fmt.Errorf("root of container %s: mount overlay: %w", id, err)
 	}
 	return root, nil

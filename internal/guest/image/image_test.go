@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coffer-project/coffer/internal/guest/guesttest"
 	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/oci"
@@ -67,6 +69,10 @@ func TestContainersDoNotSeeEachOther(t *testing.T) {
 	one, err := s.Mount(img, "one")
 	if err != nil {
 		t.Fatal(err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(one, &st); err != nil || st.Flags&unix.ST_NODEV == 0 {
+		t.Errorf("mount flags %#x, %v: device nodes work in it", st.Flags, err)
 	}
 	if err := os.WriteFile(filepath.Join(one, "file"), []byte("changed"), 0o600); err != nil {
 		t.Fatal(err)
