@@ -280,7 +280,7 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		Rootfs: root, Args: p.Args, Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
 		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: mounts,
-		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, ShmDir: "", WithoutDeviceRules: a.o.WithoutDeviceRules,
+		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
 	spec, err := container.Spec(c.config)
 	if err != nil {

@@ -189,12 +189,12 @@ func newWorld(t *testing.T, hostData []byte) *world {
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	crun, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper, Logger: log,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper,
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	images, err := image.NewStore(filepath.Join(dir, "images"), log)
+	images, err := image.NewStore(filepath.Join(dir, "images"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -110,3 +110,27 @@ func TestReadRandom(t *testing.T) {
 		t.Error("two reads gave the same bytes")
 	}
 }
+
+func TestHarden(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if err := os.Mkdir(filepath.Join(dir, "kernel"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	sysrq := filepath.Join(dir, "kernel/sysrq")
+	if err := os.WriteFile(sysrq, []byte("8"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if err := harden(dir); err != nil { // the others are not there
+		t.Fatal(err)
+	}
+	if got, err := os.ReadFile(sysrq); err != nil || string(got) != "0" {
+		t.Errorf("sysrq %q, %v", got, err)
+	}
+	if err := os.Mkdir(filepath.Join(dir, "kernel/dmesg_restrict"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := harden(dir); err == nil || !strings.Contains(err.Error(), "dmesg_restrict") {
+		t.Errorf("a parameter that cannot be set: %v", err)
+	}
+}

@@ -13,7 +13,7 @@ type TEE string
 
 // Values of coffer.tee.
 const (
-	// TEEAuto takes the hardware's environment, else the software TEE's port.
+	// TEEAuto takes the hardware's environment, and nothing else.
 	TEEAuto TEE = "auto"
 	// TEESoft takes the software TEE's port.
 	TEESoft TEE = "soft"

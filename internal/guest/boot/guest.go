@@ -31,6 +31,7 @@ func GuestPhases(g *Guest) []Phase {
 	return []Phase{
 		{"root", moveRoot},
 		{"mounts", mountAll},
+		{"harden", func(context.Context) error { return harden("/proc/sys") }},
 		{"cmdline", func(context.Context) error {
 			raw, err := os.ReadFile("/proc/cmdline")
 			if err != nil {

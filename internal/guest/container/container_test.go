@@ -5,13 +5,14 @@ import (
 	"context"
 	"errors"
 	"io"
-	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/guest/container"
@@ -28,7 +29,7 @@ func newCrun(t *testing.T) *container.Crun {
 	dir := guesttest.ShortDir(t)
 	c, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer-test", Reaper: env.Reaper, Logger: slog.New(slog.DiscardHandler),
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer-test", Reaper: env.Reaper,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -260,5 +261,72 @@ func TestBinaryOutputIsWhole(t *testing.T) {
 	start(t, ctr)
 	if got := []byte(read(t, ctr.Init.Stdout)); !bytes.Equal(got, make([]byte, 64<<16)) {
 		t.Errorf("%d bytes, want %d zeros", len(got), 64<<16)
+	}
+}
+
+// Kubernetes' ids have 64 characters, both the container's and the command's;
+// the path of a UNIX socket has at most 107.
+func TestTerminalOfACommandWithLongIDs(t *testing.T) {
+	cfg := config(t, "/bin/sleep", "1000")
+	ctr := create(t, newCrun(t), strings.Repeat("c", 64), cfg, container.IO{})
+	start(t, ctr)
+	process, err := container.ExecProcess(cfg, []string{"/bin/stty", "size"}, cfg.Env, "/", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := ctr.Exec(t.Context(), strings.Repeat("e", 64), process, container.IO{Terminal: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer p.CloseIO()
+	if p.Stdin != nil {
+		t.Error("a terminal without standard input can be typed on")
+	}
+	if status, err := p.Wait(t.Context()); err != nil || status.Code != 0 {
+		t.Errorf("status %+v, %v", status, err)
+	}
+}
+
+// The kernel takes 32 bits of an address family, a filter sees 64.
+func TestSeccompKnowsAddressFamilies(t *testing.T) {
+	t.Parallel()
+	spec, err := container.Spec(container.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allowed := func(family uint64) bool {
+		for _, s := range spec.Linux.Seccomp.Syscalls {
+			if !slices.Contains(s.Names, "socket") {
+				continue
+			}
+			if len(s.Args) != 1 || s.Args[0].Index != 0 || s.Action != specs.ActAllow {
+				t.Fatalf("rule %+v", s)
+			}
+			switch a := s.Args[0]; a.Op {
+			case specs.OpLessThan:
+				if family < a.Value {
+					return true
+				}
+			case specs.OpEqualTo:
+				if family == a.Value {
+					return true
+				}
+			case specs.OpNotEqual:
+				if family != a.Value {
+					return true
+				}
+			default:
+				t.Fatalf("operator %s", a.Op)
+			}
+		}
+		return false
+	}
+	for family, want := range map[uint64]bool{
+		unix.AF_UNIX: true, unix.AF_INET: true, unix.AF_INET6: true, unix.AF_NETLINK: true, unix.AF_PACKET: true,
+		unix.AF_VSOCK: false, 1<<32 | unix.AF_VSOCK: false, 1<<63 | unix.AF_VSOCK: false,
+	} {
+		if got := allowed(family); got != want {
+			t.Errorf("family %#x: allowed %v, want %v", family, got, want)
+		}
 	}
 }

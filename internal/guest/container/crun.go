@@ -16,7 +16,6 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -42,7 +41,6 @@ type Options struct {
 	// CgroupParent, for example "/coffer", below it.
 	CgroupRoot, CgroupParent string
 	Reaper                   *reaper.Reaper
-	Logger                   *slog.Logger
 }
 
 // Crun runs containers. It is safe for concurrent use; calls for one
@@ -66,7 +64,8 @@ func NewCrun(o Options) (*Crun, error) {
 type IO struct {
 	// Terminal gives it a pseudo-terminal instead of pipes.
 	Terminal bool
-	// Stdin gives it an open standard input; without, it reads /dev/null.
+	// Stdin gives it an open standard input; without, it reads /dev/null, or a
+	// terminal on which nobody types.
 	Stdin bool
 }
 
@@ -223,7 +222,7 @@ func (c *Crun) spawn(ctx context.Context, bundle, name string, streams IO, args 
 	var socket *consoleSocket
 	var console string
 	if streams.Terminal {
-		socket, err = listenConsole(bundle, name)
+		socket, err = listenConsole(bundle)
 		if err != nil {
 			return nil, err
 		}
@@ -264,7 +263,7 @@ func (c *Crun) spawn(ctx context.Context, bundle, name string, streams IO, args 
 			_ = p.Signal(unix.SIGKILL)
 			return nil, err
 		}
-		p.setTerminal(master)
+		p.setTerminal(master, streams.Stdin)
 	}
 	return p, nil
 }

@@ -72,10 +72,12 @@ func (p *Process) pipes(stdin bool) (files []*os.File, err error) {
 	return files, nil
 }
 
-func (p *Process) setTerminal(master *os.File) {
+func (p *Process) setTerminal(master *os.File, stdin bool) {
 	p.terminal = master
 	p.Stdout = &terminalReader{master}
-	p.Stdin = &terminalWriter{file: master}
+	if stdin {
+		p.Stdin = &terminalWriter{file: master}
+	}
 }
 
 // Resize sets the terminal's size in characters.
@@ -132,8 +134,10 @@ type consoleSocket struct {
 	l    *net.UnixListener
 }
 
-func listenConsole(bundle, name string) (*consoleSocket, error) {
-	path := filepath.Join(bundle, name+".tty")
+// listenConsole makes a bundle's socket. There is one at a time; its name is
+// short, since the path has to fit sockaddr_un (108 bytes) with the longest id.
+func listenConsole(bundle string) (*consoleSocket, error) {
+	path := filepath.Join(bundle, "tty")
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
 	if err != nil {
 		return nil, fmt.Errorf("console socket: %w", err)

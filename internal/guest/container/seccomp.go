@@ -6,6 +6,7 @@ import (
 	"strings"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"golang.org/x/sys/unix"
 )
 
 // The default system call filter lets ordinary programs run and answers
@@ -72,7 +73,6 @@ func capabilityCalls() map[string]string {
 const (
 	// namespaceFlags are the CLONE_NEW… flags of clone(2).
 	namespaceFlags = 0x7E020000
-	afVsock        = 40
 	enosys         = 38
 	eperm          = 1
 )
@@ -94,9 +94,13 @@ func defaultSeccomp(caps []string) *specs.LinuxSeccomp {
 		Syscalls: []specs.LinuxSyscall{
 			{Names: allow, Action: specs.ActAllow},
 			// The host is not a peer a container may dial: the agent's own
-			// channel to it may be a vsock.
+			// channel to it may be a vsock. A filter sees 64 bits of an
+			// argument of which the kernel takes 32, so the rule must be
+			// about what is let through.
 			{Names: []string{"socket"}, Action: specs.ActAllow,
-				Args: []specs.LinuxSeccompArg{{Index: 0, Value: afVsock, Op: specs.OpNotEqual}}},
+				Args: []specs.LinuxSeccompArg{{Index: 0, Value: unix.AF_VSOCK, Op: specs.OpLessThan}}},
+			{Names: []string{"socket"}, Action: specs.ActAllow,
+				Args: []specs.LinuxSeccompArg{{Index: 0, Value: unix.AF_XDP, Op: specs.OpEqualTo}}},
 			{Names: []string{"personality"}, Action: specs.ActAllow,
 				Args: []specs.LinuxSeccompArg{{Index: 0, Value: 0, Op: specs.OpEqualTo}}},
 			{Names: []string{"personality"}, Action: specs.ActAllow,

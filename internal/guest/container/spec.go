@@ -31,8 +31,6 @@ type Config struct {
 	Limits     Limits
 	// PIDNamespace is the path of the namespace to join; empty: its own.
 	PIDNamespace string
-	// ShmDir is the pod's shared memory directory; empty: its own, 64 MiB.
-	ShmDir string
 	// WithoutDeviceRules leaves the device cgroup open. For tests only, on
 	// machines that may not load the filter.
 	WithoutDeviceRules bool
@@ -70,7 +68,7 @@ func Spec(c Config) (*specs.Spec, error) {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: c.Rootfs, Readonly: c.ReadOnlyRoot},
 		Process: process(c, caps),
-		Mounts:  append(kernelMounts(c.ShmDir), bindMounts(c.Mounts)...),
+		Mounts:  append(kernelMounts(), bindMounts(c.Mounts)...),
 		Linux: &specs.Linux{
 			// No network, UTS or IPC namespace: the virtual machine is the
 			// pod, and its containers share these.
@@ -125,21 +123,16 @@ func process(c Config, caps []string) *specs.Process {
 }
 
 // kernelMounts are the file systems every container has.
-func kernelMounts(shm string) []specs.Mount {
-	mounts := []specs.Mount{
+func kernelMounts() []specs.Mount {
+	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
 		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}},
 	}
-	if shm == "" {
-		return append(mounts, specs.Mount{Destination: "/dev/shm", Type: "tmpfs", Source: "shm",
-			Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}})
-	}
-	return append(mounts, specs.Mount{Destination: "/dev/shm", Type: "bind", Source: shm,
-		Options: []string{"bind", "nosuid", "noexec", "nodev"}})
 }
 
 // bindMounts sorts by depth, so that a mount does not hide an earlier one.

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/secret"
@@ -67,8 +68,12 @@ func EnvValue(name string, value secret.Bytes) (string, error) {
 		return "", fmt.Errorf("env.%s: the secret has %d bytes, an environment variable at most %d", name, value.Len(), maxEnv)
 	}
 	s := string(value.Expose())
+	if !utf8.ValidString(s) {
+		// The runtime's configuration is JSON, which would change it silently.
+		return "", fmt.Errorf("env.%s: the secret is not text in UTF-8; encode it, for example in base64", name)
+	}
 	if strings.ContainsRune(s, 0) {
-		return "", fmt.Errorf("env.%s: the secret contains a zero byte; mount it as a file", name)
+		return "", fmt.Errorf("env.%s: the secret contains a zero byte; encode it, for example in base64", name)
 	}
 	return s, nil
 }

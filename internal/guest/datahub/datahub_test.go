@@ -138,7 +138,7 @@ func TestEnvValue(t *testing.T) {
 	if s, err := EnvValue("A", secret.New([]byte("x y\n"))); err != nil || s != "x y\n" {
 		t.Errorf("%q, %v", s, err)
 	}
-	for _, bad := range [][]byte{[]byte("a\x00b"), make([]byte, maxEnv+1)} {
+	for _, bad := range [][]byte{[]byte("a\x00b"), []byte("a\xffb"), make([]byte, maxEnv+1)} {
 		if _, err := EnvValue("A", secret.New(bad)); err == nil || strings.Contains(err.Error(), "a\x00b") {
 			t.Errorf("error = %v", err)
 		}

@@ -13,7 +13,6 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"sync"
@@ -57,7 +56,6 @@ type Image struct {
 // Store keeps images and root file systems. It is safe for concurrent use.
 type Store struct {
 	dir string
-	log *slog.Logger
 
 	mu     sync.Mutex
 	images map[oci.Reference]*entry
@@ -71,13 +69,13 @@ type entry struct {
 
 // NewStore keeps images below dir, which should be a tmpfs of its own: its
 // free space bounds what is pulled.
-func NewStore(dir string, log *slog.Logger) (*Store, error) {
+func NewStore(dir string) (*Store, error) {
 	for _, sub := range []string{"images", "spool", "containers"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, log: log, images: map[oci.Reference]*entry{}}, nil
+	return &Store{dir: dir, images: map[oci.Reference]*entry{}}, nil
 }
 
 // Pull returns the image, from the network the first time. Requests for the
@@ -180,7 +178,7 @@ func (s *Store) Mount(img *Image, id string) (_ string, err error) {
 		return "", fmt.Errorf("root of container %s: %w", id, err)
 	}
 	options := fmt.Sprintf("lowerdir=%s,upperdir=%s,workdir=%s", img.Root, upper, work)
-	if err := unix.Mount("overlay", root, "overlay", 0, options); err != nil {
+	if err := unix.Mount("overlay", root, "overlay", unix.MS_NODEV, options); err != nil {
 		return "", fmt.Errorf("root of container %s: mount overlay: %w", id, err)
 	}
 	return root, nil

@@ -2,11 +2,12 @@ package image_test
 
 import (
 	"errors"
-	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/guest/guesttest"
 	"github.com/coffer-project/coffer/internal/guest/image"
@@ -43,7 +44,7 @@ func request(t *testing.T, size int) image.Request {
 
 func TestContainersDoNotSeeEachOther(t *testing.T) {
 	env.Need(t)
-	s, err := image.NewStore(guesttest.Tmpfs(t), slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(guesttest.Tmpfs(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -68,6 +69,10 @@ func TestContainersDoNotSeeEachOther(t *testing.T) {
 	one, err := s.Mount(img, "one")
 	if err != nil {
 		t.Fatal(err)
+	}
+	var st unix.Statfs_t
+	if err := unix.Statfs(one, &st); err != nil || st.Flags&unix.ST_NODEV == 0 {
+		t.Errorf("mount flags %#x, %v: device nodes work in it", st.Flags, err)
 	}
 	if err := os.WriteFile(filepath.Join(one, "file"), []byte("changed"), 0o600); err != nil {
 		t.Fatal(err)
@@ -104,7 +109,7 @@ func TestContainersDoNotSeeEachOther(t *testing.T) {
 // is demanded is not accepted from another that demands a signature.
 func TestSameDigestFromAnotherRepositoryIsVerifiedAnew(t *testing.T) {
 	env.Need(t)
-	s, err := image.NewStore(guesttest.Tmpfs(t), slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(guesttest.Tmpfs(t))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -125,7 +130,7 @@ func TestSameDigestFromAnotherRepositoryIsVerifiedAnew(t *testing.T) {
 func TestPullFailsAndCanBeRepeated(t *testing.T) {
 	env.Need(t)
 	dir := guesttest.Tmpfs(t)
-	s, err := image.NewStore(dir, slog.New(slog.DiscardHandler))
+	s, err := image.NewStore(dir)
 	if err != nil {
 		t.Fatal(err)
 	}

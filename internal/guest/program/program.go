@@ -76,12 +76,12 @@ func build(p parts) (*agent.Agent, error) {
 	}
 	crun, err := container.NewCrun(container.Options{
 		Path: p.crun, StateDir: dirs["runtime"], BundleDir: dirs["bundles"],
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer", Reaper: p.reaper, Logger: p.log,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer", Reaper: p.reaper,
 	})
 	if err != nil {
 		return nil, err
 	}
-	images, err := image.NewStore(dirs["images"], p.log)
+	images, err := image.NewStore(dirs["images"])
 	if err != nil {
 		return nil, err
 	}
