@@ -2,8 +2,11 @@ package trustee_test
 
 import (
 	"bytes"
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"errors"
+	"io"
 	"net/http"
 	"strings"
 	"sync"
@@ -310,5 +313,37 @@ func TestExpiredReferenceValue(t *testing.T) {
 	_, err := e.guest(good, document).Resource(t.Context(), uri(t, "demo/key/1"))
 	if r := refusal(t, err, 403, "snp.launch-measurement"); !strings.Contains(r.Expected, "has expired") {
 		t.Errorf("reason %+v", r)
+	}
+}
+
+// TestTLS: 1.3 only, and every connection shows the certificate.
+func TestTLS(t *testing.T) {
+	t.Parallel()
+	e := start(t, "", nil)
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(e.RootPEM())
+	c := &tls.Config{RootCAs: pool, ServerName: "localhost", Time: e.clock.now, ClientSessionCache: tls.NewLRUClientSessionCache(4)}
+	for range 2 {
+		conn, err := tls.Dial("tcp", e.Addr(), c)
+		if err != nil {
+			t.Fatal(err)
+		}
+		// A ticket would come before the answer.
+		if _, err := io.WriteString(conn, "GET /healthz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := io.ReadAll(conn); err != nil {
+			t.Fatal(err)
+		}
+		if s := conn.ConnectionState(); s.Version != tls.VersionTLS13 || s.DidResume {
+			t.Errorf("version %#x, resumed %t", s.Version, s.DidResume)
+		}
+		_ = conn.Close()
+	}
+	old := c.Clone()
+	old.MaxVersion = tls.VersionTLS12
+	if conn, err := tls.Dial("tcp", e.Addr(), old); err == nil {
+		_ = conn.Close()
+		t.Error("TLS 1.2 was accepted")
 	}
 }

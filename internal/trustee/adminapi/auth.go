@@ -85,8 +85,8 @@ func (a *Auth) authenticate(r *http.Request) (string, *problem.Error) {
 		return "", deny("iss: expected %q, got %q", a.Issuer, c.Issuer)
 	case !slices.Contains(c.Audience, a.Audience):
 		return "", deny("aud: expected %q, got %q", a.Audience, []string(c.Audience))
-	case c.IssuedAt == 0 || c.Expires == 0:
-		return "", deny("iat and exp are required")
+	case c.IssuedAt <= 0 || c.Expires <= 0: // and no difference of them overflows
+		return "", deny("iat and exp are required, in seconds since 1970")
 	case !now.Before(time.Unix(c.Expires, 0)):
 		return "", deny("expired at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
 	case now.Add(skew).Before(time.Unix(max(c.IssuedAt, c.NotBefore), 0)):

@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/coffer-project/coffer/kbs"
 )
@@ -70,12 +71,34 @@ func Denied(variant, what string, reasons ...kbs.Reason) *Error {
 		return New(http.StatusForbidden, variant, "%s", what)
 	}
 	lines := make([]string, len(reasons))
+	first := plain(reasons[0])
 	for i, r := range reasons {
-		lines[i] = r.String()
+		lines[i] = plain(r).String()
 	}
 	e := New(http.StatusForbidden, variant, "%s: %s", what, strings.Join(lines, "; "))
-	e.Info.Reason = &reasons[0]
+	e.Info.Reason = &first
 	return e
+}
+
+// maxReasonText bounds each text of a reason, in bytes. A list of reference
+// values with their descriptions fits.
+const maxReasonText = 16 << 10
+
+// plain is a reason that a terminal and a log can take. Reasons quote what the
+// other side sent, and administrators read them in the record.
+func plain(r kbs.Reason) kbs.Reason {
+	for _, s := range []*string{&r.Rule, &r.Claim, &r.Expected, &r.Got, &r.Help} {
+		if len(*s) > maxReasonText {
+			*s = (*s)[:maxReasonText] + "…"
+		}
+		*s = strings.Map(func(c rune) rune {
+			if unicode.IsPrint(c) {
+				return c
+			}
+			return unicode.ReplacementChar
+		}, *s)
+	}
+	return r
 }
 
 // Internal is a failure of the trustee: 503 with a request to come again when

@@ -2,6 +2,7 @@ package snpverify
 
 import (
 	"bytes"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -118,6 +119,20 @@ func quoteName(n pkix.Name) string {
 	return fmt.Sprintf("%.256q", n.String())
 }
 
+// Bounds on the strangers' certificates that an explanation looks at. AMD's
+// keys have 4096 bits; a check against one of 100000 takes a second.
+const (
+	maxIssuers    = 4
+	maxIssuerBits = 8192
+)
+
+// cheap reports whether signatures can be checked against the certificate's
+// key at little cost.
+func cheap(c *x509.Certificate) bool {
+	key, ok := c.PublicKey.(*rsa.PublicKey)
+	return ok && key.N.BitLen() <= maxIssuerBits
+}
+
 // chainEnd follows the certificates in the evidence upward from leaf. They
 // decide nothing; they only tell an operator whose root this is.
 func chainEnd(leaf *x509.Certificate, e *snp.Evidence) string {
@@ -126,7 +141,10 @@ func chainEnd(leaf *x509.Certificate, e *snp.Evidence) string {
 		if c.Type != snp.CertASK && c.Type != snp.CertARK {
 			continue
 		}
-		if parsed, err := x509.ParseCertificate(c.Data); err == nil && len(issuers) < 4 {
+		if len(issuers) == maxIssuers {
+			break
+		}
+		if parsed, err := x509.ParseCertificate(c.Data); err == nil && cheap(parsed) {
 			issuers = append(issuers, parsed)
 		}
 	}

@@ -2,10 +2,16 @@ package snpverify
 
 import (
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
+	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
+	"math/big"
 	"strings"
 	"sync"
 	"testing"
@@ -295,4 +301,48 @@ func mix(a, b []byte) []byte {
 	first, _, _ := strings.Cut(string(a), end)
 	_, second, _ := strings.Cut(string(b), end)
 	return []byte(first + end + second)
+}
+
+// TestHugeIssuerCostsNothing: an issuer in the evidence is only there to be
+// named, and its key is a stranger's choice.
+func TestHugeIssuerCostsNothing(t *testing.T) {
+	t.Parallel()
+	key, err := rsa.GenerateKey(rand.Reader, 2048)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const bits = 120_000
+	leafKey, err := ecdsa.GenerateKey(elliptic.P384(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := pkix.Name{CommonName: "huge"}
+	signer := &x509.Certificate{SerialNumber: big.NewInt(1), Subject: name, IsCA: true, BasicConstraintsValid: true, NotAfter: time.Now().AddDate(1, 0, 0)}
+	modulus := new(big.Int).SetBit(big.NewInt(1), bits-1, 1)
+	huge, err := x509.CreateCertificate(rand.Reader, signer, signer, &rsa.PublicKey{N: modulus, E: 1<<31 - 1}, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := &x509.Certificate{SerialNumber: big.NewInt(2), Subject: pkix.Name{CommonName: "leaf"}, NotAfter: time.Now().AddDate(1, 0, 0), SignatureAlgorithm: x509.SHA384WithRSAPSS}
+	der, err := x509.CreateCertificate(rand.Reader, template, signer, &leafKey.PublicKey, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	leaf, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	// As long as the key, so that the check would begin.
+	leaf.Signature = make([]byte, bits/8)
+	e := &snp.Evidence{}
+	for range snp.MaxCertificates {
+		e.CertChain = append(e.CertChain, snp.Certificate{Type: snp.CertASK, Data: huge})
+	}
+	start := time.Now()
+	if got := chainEnd(leaf, e); !strings.Contains(got, "is not in the evidence") {
+		t.Error(got)
+	}
+	if took := time.Since(start); took > 2*time.Second {
+		t.Errorf("the explanation took %v", took)
+	}
 }
