@@ -12,8 +12,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
-	"io"
-	"log"
+	"log/slog"
 	"math/big"
 	"net"
 	"net/http"
@@ -60,7 +59,7 @@ func (s *suite) startRegistry() (*registryServer, error) {
 		port: listener.Addr().(*net.TCPAddr).Port,
 		ca:   filepath.Join(s.dir, "registry-ca.pem"), authFile: filepath.Join(s.dir, "auth.json"),
 	}
-	backend := ggcr.New(ggcr.Logger(log.New(io.Discard, "", 0)))
+	backend := ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 			user, given, _ := req.BasicAuth()
@@ -73,7 +72,7 @@ func (s *suite) startRegistry() (*registryServer, error) {
 			backend.ServeHTTP(w, req)
 		}),
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13}, ReadHeaderTimeout: limit,
-		ErrorLog: log.New(io.Discard, "", 0),
+		ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo),
 	}
 	go func() { _ = server.ServeTLS(listener, "", "") }() // until the test program ends
 	document := func(host string) []byte {
