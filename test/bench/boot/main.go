@@ -34,8 +34,8 @@ const (
 	maxRatio  = 1.15
 	maxInitrd = 24 << 20
 	maxAgent  = 25 // MiB resident
-	// maxSpread is how far runs may lie apart, in percent. The baseline repeats to
-	// the instruction; an agent that talks to devices sees their answers, which
+	// maxSpread is how far runs may lie apart, in percent. The baseline repeats
+	// almost to the instruction; an agent that talks to devices sees their answers, which
 	// come from other threads of QEMU, a little earlier or later.
 	maxSpread = 0.5
 )
