@@ -26,10 +26,11 @@ func encryptLegacy(random io.Reader, key kbs.TEEPubKey, plaintext []byte) (*kbs.
 	}
 	n, err1 := base64.RawURLEncoding.DecodeString(key.N)
 	e, err2 := base64.RawURLEncoding.DecodeString(key.E)
-	if err := errors.Join(err1, err2); err != nil || len(e) > 4 {
+	exponent := new(big.Int).SetBytes(e)
+	if err := errors.Join(err1, err2); err != nil || exponent.BitLen() > 31 {
 		return nil, errors.New("legacy response: the RSA key's n or e is malformed")
 	}
-	pub := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(new(big.Int).SetBytes(e).Int64())}
+	pub := &rsa.PublicKey{N: new(big.Int).SetBytes(n), E: int(exponent.Int64())}
 	random32 := make([]byte, 32+12)
 	if _, err := io.ReadFull(random, random32); err != nil {
 		return nil, fmt.Errorf("legacy response: %w", err)
