@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"unicode"
 
 	"google.golang.org/grpc/status"
 
@@ -30,7 +31,7 @@ func Explain(err error, sb *sandbox.Sandbox) error {
 	if !ok {
 		return err
 	}
-	message := "the guest: " + st.Message()
+	message := "the guest: " + printable(st.Message())
 	if sb != nil {
 		info := sb.Info()
 		for _, change := range sandbox.Explain(info.Launched, info.Expected) {
@@ -43,4 +44,21 @@ func Explain(err error, sb *sandbox.Sandbox) error {
 		}
 	}
 	return errors.New(strings.TrimSpace(message))
+}
+
+// maxMessage bounds what a guest can put on the caller's terminal, in bytes.
+const maxMessage = 16 << 10
+
+// printable makes a guest's text safe for a terminal: the guest runs what its
+// owner wrote, but this is another's screen.
+func printable(s string) string {
+	if len(s) > maxMessage {
+		s = s[:maxMessage] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		if r == '\n' || unicode.IsPrint(r) {
+			return r
+		}
+		return '\uFFFD'
+	}, strings.ToValidUTF8(s, "\uFFFD"))
 }

@@ -3,6 +3,7 @@ package adminapi
 import (
 	"crypto/ed25519"
 	"encoding/base64"
+	"net/http"
 	"net/http/httptest"
 	"testing"
 	"time"
@@ -46,7 +47,7 @@ func TestTimesAreTakenLiterally(t *testing.T) {
 		`{"iss":"coffer","aud":{"KBS":1},"iat":1788264000,"exp":1788264060}`:   401,
 		`[` + rest + `]`: 401,
 	} {
-		r := httptest.NewRequest("GET", "/admin/v1/bindings", nil)
+		r := httptest.NewRequest(http.MethodGet, "/admin/v1/bindings", nil)
 		r.Header.Set("Authorization", "Bearer "+sign(head, claims))
 		_, e := a.authenticate(r)
 		got := 0
@@ -58,7 +59,7 @@ func TestTimesAreTakenLiterally(t *testing.T) {
 		}
 	}
 	for _, header := range []string{`{"alg":"EdDSA","crit":["exp"],"exp":1}`, `{"alg":"EdDSA","b64":false,"crit":["b64"]}`, `{"alg":"ES256"}`, `{"alg":"none"}`, `{}`} {
-		r := httptest.NewRequest("GET", "/admin/v1/bindings", nil)
+		r := httptest.NewRequest(http.MethodGet, "/admin/v1/bindings", nil)
 		r.Header.Set("Authorization", "Bearer "+sign(header, `{`+rest+`,"iat":1788264000,"exp":1788264060}`))
 		if _, e := a.authenticate(r); e == nil {
 			t.Errorf("header %s was accepted", header)
@@ -75,7 +76,7 @@ func FuzzAuthenticate(f *testing.F) {
 	f.Add("Bearer a.b.c")
 	f.Add("Basic eDp5")
 	f.Fuzz(func(t *testing.T, header string) {
-		r := httptest.NewRequest("GET", "/admin/v1/bindings", nil)
+		r := httptest.NewRequest(http.MethodGet, "/admin/v1/bindings", nil)
 		r.Header["Authorization"] = []string{header}
 		subject, e := a.authenticate(r)
 		// Another spelling of the same base64 is the same token.
