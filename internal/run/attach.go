@@ -36,6 +36,9 @@ type Stdio struct {
 // errInterrupted ends a run that was interrupted twice.
 var errInterrupted = errors.New("interrupted")
 
+// errOutput is wrapped by the error of a run whose output the caller did not take.
+var errOutput = errors.New("the container's output")
+
 // Exit is how a container ended.
 type Exit struct {
 	// Code is its exit code, or 128 + the signal that ended it.
@@ -50,7 +53,7 @@ func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (Exit, err
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	// Opened before the start, so that nothing of the output is lost.
-	outputs, err := openOutputs(ctx, m, id, s)
+	outputs, err := openOutputs(ctx, m, id, s, cancel)
 	if err != nil {
 		return Exit{}, err
 	}
@@ -92,7 +95,9 @@ type outputStreams struct {
 	group sync.WaitGroup
 }
 
-func openOutputs(ctx context.Context, m Machine, id string, s Stdio) (*outputStreams, error) {
+// openOutputs opens them; an output that the caller does not take ends the run,
+// because the guest would go on and drain it.
+func openOutputs(ctx context.Context, m Machine, id string, s Stdio, cancel context.CancelCauseFunc) (*outputStreams, error) {
 	o := &outputStreams{}
 	// Both may be the same writer.
 	var mu sync.Mutex
@@ -108,14 +113,26 @@ func openOutputs(ctx context.Context, m Machine, id string, s Stdio) (*outputStr
 		}
 		o.conns = append(o.conns, conn)
 		o.group.Go(func() {
-			if _, err := io.Copy(w, conn); err != nil {
-				// The caller's end is gone (a closed pipe): the container
-				// learns of it when it writes again.
+			if _, err := io.Copy(writeErrors{w, cancel}, conn); err != nil {
 				_ = conn.Close()
 			}
 		})
 	}
 	return o, nil
+}
+
+// writeErrors ends the run with the error of a write.
+type writeErrors struct {
+	io.Writer
+	cancel context.CancelCauseFunc
+}
+
+func (w writeErrors) Write(p []byte) (int, error) {
+	n, err := w.Writer.Write(p)
+	if err != nil {
+		w.cancel(fmt.Errorf("%w: %w", errOutput, err))
+	}
+	return n, err
 }
 
 func (o *outputStreams) close() {
@@ -201,11 +218,13 @@ var forwarded = []os.Signal{
 }
 
 // CatchSignals takes the signals that RunContainer forwards away from the
-// process. stop gives them back.
+// process. stop gives them back. An output that nobody reads any more becomes an
+// error of the write instead of the process's death.
 func CatchSignals() (signals <-chan os.Signal, stop func()) {
-	c := make(chan os.Signal, 16)
+	c, pipe := make(chan os.Signal, 16), make(chan os.Signal, 1)
 	signal.Notify(c, forwarded...)
-	return c, func() { signal.Stop(c) }
+	signal.Notify(pipe, syscall.SIGPIPE)
+	return c, func() { signal.Stop(c); signal.Stop(pipe) }
 }
 
 // untilStarted lets an ending signal cancel what is done before the container

@@ -14,6 +14,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/coffer-project/coffer/initdata"
@@ -32,6 +33,8 @@ const Version = "0.1.0"
 const (
 	exitFailed      = 125
 	exitInterrupted = 130
+	// As of any program whose reader has gone.
+	exitBrokenPipe = 128 + int(syscall.SIGPIPE)
 )
 
 // GuestOptions say which guest is launched.
@@ -84,6 +87,8 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		case err == nil:
 		case errors.Is(err, errInterrupted), errors.Is(context.Cause(ctx), errInterrupted):
 			code, err = exitInterrupted, errInterrupted
+		case errors.Is(err, syscall.EPIPE) && errors.Is(err, errOutput):
+			code, err = exitBrokenPipe, nil
 		default:
 			code = exitFailed
 		}

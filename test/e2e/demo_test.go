@@ -3,6 +3,7 @@ package e2e
 import (
 	"encoding/json"
 	"slices"
+	"syscall"
 	"testing"
 )
 
@@ -35,4 +36,19 @@ func TestDemo(t *testing.T) {
 		t.Errorf("expected the acts %v, got %v", want, names)
 	}
 	contains(t, "stderr", stderr, "ok   replay")
+}
+
+// TestDemoInterrupted leaves neither trustee nor registry nor machine.
+func TestDemoInterrupted(t *testing.T) {
+	s := need(t)
+	t.Parallel()
+	c := s.program(t, "", "coffer", "demo", "--guest-image", s.guest)
+	c.boots = true
+	c.start()
+	c.until(&c.stderr, "ok   protect")
+	c.signal(syscall.SIGINT)
+	if code := c.wait(); code != 1 {
+		t.Errorf("expected exit code 1, got %d", code)
+	}
+	contains(t, "stderr", c.stderr.String(), "coffer: interrupt")
 }

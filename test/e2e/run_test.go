@@ -1,10 +1,12 @@
 package e2e
 
 import (
+	"bufio"
 	"bytes"
 	"crypto/rand"
 	"crypto/sha256"
 	"fmt"
+	"os"
 	"strings"
 	"syscall"
 	"testing"
@@ -98,6 +100,28 @@ func TestInputIgnored(t *testing.T) {
 	c.cmd.Stdin = endless{}
 	if stdout, stderr := c.expect(3); stdout+stderr != "" {
 		t.Errorf("expected no output, got %q and %q", stdout, stderr)
+	}
+}
+
+// TestOutputClosed ends a run whose output nobody reads any more, as any program.
+func TestOutputClosed(t *testing.T) {
+	s := need(t)
+	t.Parallel()
+	c := s.run(t, "", "-q", s.local(t).layout, "--", "while echo line; do sleep 0.1; done")
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = r.Close() }()
+	c.cmd.Stdout = w
+	c.start()
+	_ = w.Close()
+	if line, err := bufio.NewReader(r).ReadString('\n'); line != "line\n" || err != nil {
+		t.Errorf("got %q %v", line, err)
+	}
+	_ = r.Close()
+	if code := c.wait(); code != 141 {
+		t.Errorf("expected exit code 141, got %d; stderr: %s", code, &c.stderr)
 	}
 }
 
