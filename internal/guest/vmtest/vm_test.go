@@ -272,11 +272,11 @@ func TestNoTEE(t *testing.T) {
 	v := start(t, "-append", strings.ReplaceAll(cmdline, "coffer.tee=none coffer.development", ""))
 	h := v.connect()
 	_, err := h.Hello(t.Context(), &agentapi.HelloRequest{Versions: []uint32{1}})
-	if err == nil || !strings.Contains(err.Error(), "no TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
 		t.Errorf("hello: %v", err)
 	}
 	_, err = h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod"})
-	if err == nil || !strings.Contains(err.Error(), "no TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
 		t.Errorf("sandbox: %v", err)
 	}
 }
