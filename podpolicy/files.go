@@ -9,7 +9,7 @@ import (
 )
 
 // FilesUpdate is one version of a files volume on its way in. The caller writes
-// it to a place of its own and makes it visible, as a whole, after Commit. It is
+// it to a place of its own and makes it visible, as a whole, in Commit. It is
 // for one goroutine.
 type FilesUpdate struct {
 	guard   *Guard
@@ -122,28 +122,46 @@ func (u *FilesUpdate) content(name string, size int64, digest [sha256.Size]byte)
 }
 
 // Commit ends the update: every file that the policy names must have come
-// whole, and no later version in the meantime.
-func (u *FilesUpdate) Commit() error {
-	return step(u.guard, func(p *Policy, s *state) (*state, *Refusal) {
-		if r := decidePutFiles(p, s, u.volume, u.version); r != nil {
+// whole, and no later version in the meantime. Then publish makes the files
+// visible, while no other decision is made: a container that waits for them is
+// started with them, or not at all. If publish fails, so does Commit, and the
+// version is as if it had not come.
+func (u *FilesUpdate) Commit(publish func() error) error {
+	var failure error
+	err := step(u.guard, func(p *Policy, s *state) (*state, *Refusal) {
+		if r := u.complete(p, s); r != nil {
 			return nil, r
 		}
-		for _, name := range slices.Sorted(maps.Keys(u.sizes)) {
-			if !u.whole[name] {
-				return nil, refuse(RuleFilesMissing, keyPath("files", name), "the whole content", "a part", "")
-			}
-		}
-		required := slices.Sorted(maps.Keys(u.rule.Pinned))
-		if u.rule.Host != nil {
-			required = append(required, u.rule.Host.Names...)
-		}
-		for _, name := range required {
-			if !u.whole[name] {
-				return nil, refuse(RuleFilesMissing, keyPath("files", name), "every file that the policy names", nothing, "a volume is replaced as a whole")
-			}
+		if failure = publish(); failure != nil {
+			return s, nil
 		}
 		next := s.clone()
 		next.files[u.volume] = u.version
 		return next, nil
 	})
+	if err != nil {
+		return err
+	}
+	return failure
+}
+
+func (u *FilesUpdate) complete(p *Policy, s *state) *Refusal {
+	if r := decidePutFiles(p, s, u.volume, u.version); r != nil {
+		return r
+	}
+	for _, name := range slices.Sorted(maps.Keys(u.sizes)) {
+		if !u.whole[name] {
+			return refuse(RuleFilesMissing, keyPath("files", name), "the whole content", "a part", "")
+		}
+	}
+	required := slices.Sorted(maps.Keys(u.rule.Pinned))
+	if u.rule.Host != nil {
+		required = append(required, u.rule.Host.Names...)
+	}
+	for _, name := range required {
+		if !u.whole[name] {
+			return refuse(RuleFilesMissing, keyPath("files", name), "every file that the policy names", nothing, "a volume is replaced as a whole")
+		}
+	}
+	return nil
 }

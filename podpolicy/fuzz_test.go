@@ -89,7 +89,7 @@ func FuzzGuard(f *testing.F) {
 			if err == nil {
 				_, err = u.File("app.conf", int64(version))
 				check(err)
-				check(u.Commit())
+				check(u.Commit(published))
 			}
 		}
 		for _, c := range q.Containers {

@@ -127,7 +127,7 @@ func readyGuard(t testing.TB, p *podpolicy.Policy) *podpolicy.Guard {
 	start(t, g, podpolicy.ContainerProposal{ID: "mesh", Name: "mesh"}, podpolicy.ImageConfig{Digest: meshDigest, Entrypoint: []string{"/mesh"}})
 	u := must[*podpolicy.FilesUpdate](t)(g.PutFiles("config", 1))
 	putHello(t, u, "app.conf")
-	ok(t, u.Commit())
+	ok(t, u.Commit(published))
 	return g
 }
 
@@ -153,3 +153,6 @@ func runTo(t testing.TB, g *podpolicy.Guard, id, name, digest string, code int) 
 	ok(t, g.Exited(id, "", code))
 	ok(t, g.Deleted(id, ""))
 }
+
+// published is a publication that succeeds.
+func published() error { return nil }

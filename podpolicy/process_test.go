@@ -2,6 +2,7 @@ package podpolicy_test
 
 import (
 	"crypto/sha256"
+	"errors"
 	"testing"
 
 	"github.com/coffer-project/coffer/podpolicy"
@@ -156,14 +157,19 @@ func TestFiles(t *testing.T) {
 	refused(t, u.Content("token", 64999, sum), podpolicy.RuleFilesSize, "files.token")
 	ok(t, u.Content("token", 65000, sum))
 	refused(t, u.Content("token", 65000, sum), podpolicy.RuleFilesName, "files.token")
-	refused(t, u.Commit(), podpolicy.RuleFilesMissing, `files["ca.crt"]`)
+	refused(t, u.Commit(published), podpolicy.RuleFilesMissing, `files["ca.crt"]`)
 	ok(t, u.Content("ca.crt", 1, sum))
-	refused(t, u.Commit(), podpolicy.RuleFilesMissing, "files.namespace")
+	refused(t, u.Commit(published), podpolicy.RuleFilesMissing, "files.namespace")
 	must[uint32](t)(u.File("namespace", 0))
 	ok(t, u.Content("namespace", 0, sum))
 	stale := must[*podpolicy.FilesUpdate](t)(g.PutFiles("token", 4))
-	ok(t, u.Commit())
-	refused(t, stale.Commit(), podpolicy.RuleFilesVersion, "version")
+	// What could not be published has not come.
+	full := errors.New("no space")
+	if err := u.Commit(func() error { return full }); !errors.Is(err, full) {
+		t.Errorf("commit: %v, want %v", err, full)
+	}
+	ok(t, u.Commit(published))
+	refused(t, stale.Commit(func() error { t.Error("an old version was published"); return nil }), podpolicy.RuleFilesVersion, "version")
 	for _, version := range []uint64{0, 4, 5} {
 		_, err := g.PutFiles("token", version)
 		refused(t, err, podpolicy.RuleFilesVersion, "version")
@@ -172,7 +178,7 @@ func TestFiles(t *testing.T) {
 	u = must[*podpolicy.FilesUpdate](t)(g.PutFiles("config", 0))
 	must[uint32](t)(u.File("app.conf", 1))
 	refused(t, u.Content("app.conf", 1, sum), podpolicy.RuleFilesDigest, `files["app.conf"]`)
-	refused(t, u.Commit(), podpolicy.RuleFilesMissing, `files["app.conf"]`)
+	refused(t, u.Commit(published), podpolicy.RuleFilesMissing, `files["app.conf"]`)
 }
 
 func TestFilesMustBeThereBeforeStart(t *testing.T) {

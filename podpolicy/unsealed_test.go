@@ -27,7 +27,7 @@ func TestUnsealedTakesTheProposal(t *testing.T) {
 	}
 	u := must[*podpolicy.FilesUpdate](t)(g.PutFiles("conf", 1))
 	putHello(t, u, "any.name")
-	ok(t, u.Commit())
+	ok(t, u.Commit(published))
 
 	got := start(t, g, podpolicy.ContainerProposal{
 		ID: "c", Name: "web", Image: "nginx", Args: &[]string{"/x"}, Env: &[]string{"A=1", "S=sealed.a.b.c"}, User: &podpolicy.User{UID: 5, GID: 6}, Cwd: new("/w"),

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
+	"slices"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -107,6 +109,12 @@ func (p *proc) begin(started func() error) error {
 	}
 	p.starting = true
 	return nil
+}
+
+func (p *proc) begun() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.starting
 }
 
 // finish calls exited if the process was started; begin fails from then on.
@@ -492,10 +500,7 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 	if p.exec != "" && c.command(p.exec) != p {
 		return notFound("%s is gone", p)
 	}
-	p.mu.Lock()
-	running := p.starting && !p.ended()
-	p.mu.Unlock()
-	if running {
+	if p.begun() && !p.ended() {
 		return unready("%s is running; end it by a signal first", p)
 	}
 	if p.exec != "" {
@@ -532,12 +537,28 @@ func (a *Agent) remove(ctx context.Context, c *ctr) error {
 		return err
 	}
 	c.stop()
-	<-c.init.done
-	c.init.closeIO()
+	if err := c.settle(ctx); err != nil {
+		return err
+	}
+	return a.o.Images.Unmount(c.id)
+}
+
+// settle waits until the ends of a container's processes, which are dead, have
+// been recorded: later they would be taken for those of others that have the
+// same ids then. It closes their streams.
+func (c *ctr) settle(ctx context.Context) error {
 	c.mu.Lock()
-	for _, p := range c.execs {
+	all := append(slices.Collect(maps.Values(c.execs)), c.init)
+	c.mu.Unlock()
+	for _, p := range all {
+		if p.begun() || p.exec == "" {
+			select {
+			case <-p.done:
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
 		p.closeIO()
 	}
-	c.mu.Unlock()
-	return a.o.Images.Unmount(c.id)
+	return nil
 }

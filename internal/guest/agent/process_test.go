@@ -1,6 +1,8 @@
 package agent
 
 import (
+	"context"
+	"errors"
 	"log/slog"
 	"sync"
 	"testing"
@@ -71,5 +73,25 @@ func TestACallThatWaitedForADeletedContainer(t *testing.T) {
 	}
 	if err := a.delete(t.Context(), old, c, nil); codeOf(t.Context(), err) != codes.NotFound {
 		t.Errorf("delete of a command that was deleted: %v", err)
+	}
+}
+
+// The end of a command that was running when its container was deleted is
+// recorded before the container's id is free.
+func TestDeleteWaitsForTheEndOfCommands(t *testing.T) {
+	t.Parallel()
+	c := &ctr{execs: map[string]*proc{}, init: newProc("c", "")}
+	running, prepared := newProc("c", "running"), newProc("c", "prepared")
+	running.starting = true
+	c.execs["running"], c.execs["prepared"] = running, prepared
+	close(c.init.done)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := c.settle(ctx); !errors.Is(err, context.Canceled) {
+		t.Errorf("a command has not ended: %v", err)
+	}
+	close(running.done)
+	if err := c.settle(t.Context()); err != nil {
+		t.Error(err)
 	}
 }

@@ -86,8 +86,13 @@ func (a *Agent) fail(ctx context.Context, call string, err error) error {
 	return status.Error(codeOf(ctx, err), told)
 }
 
-// told is what the host may know of a failure: of a simulated guest all of it.
+// told is what the host may know of a failure: all of it where the guest is
+// simulated, or the call works with nothing but what the host has given.
 func (a *Agent) told(ctx context.Context, call string, err error) string {
+	switch call {
+	case "Hello", "CreateSandbox", "UpdateNetwork", "Shutdown":
+		return strings.ToValidUTF8(err.Error(), "\uFFFD")
+	}
 	if a.simulated(ctx) {
 		return strings.ToValidUTF8(err.Error(), "\uFFFD")
 	}

@@ -72,3 +72,15 @@ func TestWhatAHostIsTold(t *testing.T) {
 		}
 	}
 }
+
+// A host that started a machine without a TEE, or with a network that cannot
+// be, has to learn of it.
+func TestAHostIsToldWhatItDidItself(t *testing.T) {
+	t.Parallel()
+	a := &Agent{o: Options{Attestation: factsSource(t, false)}, log: slog.New(slog.DiscardHandler), events: newEventLog(time.Now)}
+	for _, call := range []string{"Hello", "CreateSandbox", "UpdateNetwork"} {
+		if err := a.fail(t.Context(), call, errors.New("no hardware TEE found")); !strings.Contains(err.Error(), "no hardware TEE found") {
+			t.Errorf("%s: told %v", call, err)
+		}
+	}
+}

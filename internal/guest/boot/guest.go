@@ -31,7 +31,6 @@ func GuestPhases(g *Guest) []Phase {
 	return []Phase{
 		{"root", moveRoot},
 		{"mounts", mountAll},
-		{"harden", func(context.Context) error { return harden("/proc/sys") }},
 		{"cmdline", func(context.Context) error {
 			raw, err := os.ReadFile("/proc/cmdline")
 			if err != nil {
@@ -50,10 +49,14 @@ func GuestPhases(g *Guest) []Phase {
 	}
 }
 
-// DriverPhases loads what the kernel does not have built in and every pod needs
-// (network, file systems). Nothing before a pod needs these drivers.
+// DriverPhases do what every pod needs and nothing before a pod does: they load
+// what the kernel does not have built in (network, file systems), and set
+// parameters, of which one waits for the kernel to come to rest.
 func DriverPhases() []Phase {
-	return []Phase{{"modules", func(ctx context.Context) error { return loadModules(ctx, ModuleList) }}}
+	return []Phase{
+		{"modules", func(ctx context.Context) error { return loadModules(ctx, ModuleList) }},
+		{"harden", func(context.Context) error { return harden("/proc/sys") }},
+	}
 }
 
 // TEEPhases loads drivers of hardware TEEs, and of transports that are hardware.

@@ -115,7 +115,9 @@ func serve(args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	defer unix.Unmount(filepath.Join(*dir, "images"), unix.MNT_DETACH) //nolint:errcheck // best effort at the end
+	for _, name := range []string{"images", "pod"} {
+		defer unix.Unmount(filepath.Join(*dir, name), unix.MNT_DETACH) //nolint:errcheck // best effort at the end
+	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", *socket)
 	if err != nil {
 		return err

@@ -74,6 +74,10 @@ func build(p parts) (*agent.Agent, error) {
 	if err := unix.Mount("tmpfs", dirs["images"], "tmpfs", unix.MS_NODEV, size); err != nil {
 		return nil, fmt.Errorf("mount the image store: %w", err)
 	}
+	// Containers may write the files they share; that is not to fill more.
+	if err := unix.Mount("tmpfs", dirs["pod"], "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711,size=4m"); err != nil {
+		return nil, fmt.Errorf("mount the pod's files: %w", err)
+	}
 	crun, err := container.NewCrun(container.Options{
 		Path: p.crun, StateDir: dirs["runtime"], BundleDir: dirs["bundles"],
 		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer", Reaper: p.reaper,

@@ -28,8 +28,9 @@ type Accept interface {
 	// Content is told what was read.
 	Content(name string, size int64, digest [sha256.Size]byte) error
 	// Commit is asked at the end whether everything is there. If it agrees,
-	// the new files take effect.
-	Commit() error
+	// it calls publish, by which the new files take effect, one archive at a
+	// time.
+	Commit(publish func() error) error
 }
 
 // Put replaces the files of a volume by those of a tar archive: all of them,
@@ -52,18 +53,20 @@ func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accep
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	names, err := unpackFiles(ctx, root, next, archive, accept)
+	published := false
+	if err == nil {
+		err = accept.Commit(func() error {
+			if err := publish(root, next, names); err != nil {
+				return err
+			}
+			published = true
+			return nil
+		})
+	}
+	if !published {
+		err = errors.Join(err, root.RemoveAll(next))
+	}
 	if err != nil {
-		_ = root.RemoveAll(next)
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	// What is committed last is also published last.
-	m.publishing.Lock()
-	defer m.publishing.Unlock()
-	if err := accept.Commit(); err != nil {
-		_ = root.RemoveAll(next)
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	if err := publish(root, next, names); err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	return nil
@@ -132,11 +135,17 @@ func writeFile(root *os.Root, path string, r io.Reader, mode fs.FileMode) (size 
 }
 
 // publish lets every name lead to the new directory at once, by renaming one
-// link, and then removes what is left of the old.
+// link, and then removes what is left of the old. What may fail for want of
+// room comes first: names that lead nowhere yet.
 func publish(root *os.Root, next string, names map[string]bool) error {
 	old, err := root.Readlink(dataLink)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
+	}
+	for name := range names {
+		if err := root.Symlink(filepath.Join(dataLink, name), name); err != nil && !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
 	const temp = "..data_tmp"
 	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -148,29 +157,18 @@ func publish(root *os.Root, next string, names map[string]bool) error {
 	if err := root.Rename(temp, dataLink); err != nil {
 		return err
 	}
-	for name := range names {
-		if err := root.Symlink(filepath.Join(dataLink, name), name); err != nil && !errors.Is(err, fs.ErrExist) {
-			return err
-		}
-	}
-	dir, err := root.Open(".")
-	if err != nil {
-		return err
-	}
-	entries, err := dir.ReadDir(-1)
-	_ = dir.Close()
-	if err != nil {
-		return err
-	}
-	for _, e := range entries {
-		if !strings.HasPrefix(e.Name(), "..") && !names[e.Name()] {
-			if err := root.Remove(e.Name()); err != nil {
-				return err
+	// The new files are in effect. What cannot be removed leads nowhere.
+	if dir, err := root.Open("."); err == nil {
+		entries, _ := dir.ReadDir(-1)
+		_ = dir.Close()
+		for _, e := range entries {
+			if !strings.HasPrefix(e.Name(), "..") && !names[e.Name()] {
+				_ = root.Remove(e.Name())
 			}
 		}
 	}
 	if old != "" {
-		return root.RemoveAll(old)
+		_ = root.RemoveAll(old)
 	}
 	return nil
 }

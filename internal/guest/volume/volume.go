@@ -29,8 +29,7 @@ type Manager struct {
 	mu    sync.Mutex
 	roots map[string]*os.File // O_PATH, by volume
 
-	puts       atomic.Uint64 // how many archives have come, to name their places
-	publishing sync.Mutex    // held over an archive's commit and what follows
+	puts atomic.Uint64 // how many archives have come, to name their places
 }
 
 // NewManager keeps volumes below dir.

@@ -5,11 +5,11 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
@@ -73,7 +73,12 @@ func (r *rule) Content(name string, _ int64, digest [sha256.Size]byte) error {
 	return nil
 }
 
-func (r *rule) Commit() error { return r.final }
+func (r *rule) Commit(publish func() error) error {
+	if r.final != nil {
+		return r.final
+	}
+	return publish()
+}
 
 func newRule() *rule { return &rule{maxSize: 100, digests: map[string][sha256.Size]byte{}} }
 
@@ -283,46 +288,42 @@ func (w *watchful) Content(string, int64, [sha256.Size]byte) error {
 	return errors.New("refused")
 }
 
-// Of two versions that come at once, the volume ends with the one that was
-// committed last.
-func TestPutsAtOncePublishInTheOrderOfTheirCommits(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
+// A volume without room for its names is left as it was, and Put says so: a
+// container must not be started on what was only accepted.
+func TestPutThatCannotBePublished(t *testing.T) {
+	env.Need(t)
+	dir := guesttest.Tmpfs(t)
 	m, err := volume.NewManager(dir)
 	if err != nil {
 		t.Fatal(err)
 	}
-	second := make(chan error, 1)
-	one := &committing{newRule(), func() {
-		// The second version comes when the first has just been accepted.
-		two := &committing{newRule(), func() {}}
-		entered := make(chan struct{})
-		go func() {
-			close(entered)
-			second <- m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "two"}), two)
-		}()
-		<-entered
-		// Were it published now, the first would take its place afterwards.
-		select {
-		case err := <-second:
-			second <- err
-		case <-time.After(100 * time.Millisecond):
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "old"}), newRule()); err != nil {
+		t.Fatal(err)
+	}
+	r := &exhausting{newRule(), func() {
+		// The last inode goes just before the files take effect.
+		if err := unix.Mount("", dir, "", unix.MS_REMOUNT, "nr_inodes=1000"); err != nil {
+			t.Fatal(err)
+		}
+		for i := range 1000 {
+			f, err := os.Create(filepath.Join(dir, fmt.Sprint("fill", i)))
+			if err != nil {
+				return
+			}
+			_ = f.Close()
 		}
 	}}
-	if err := m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "one"}), one); err != nil {
-		t.Fatal(err)
+	if err := m.Put(t.Context(), "config", archive(t, entry{name: "app.conf", content: "new"}), r); !errors.Is(err, unix.ENOSPC) {
+		t.Errorf("error = %v, want no space", err)
 	}
-	if err := <-second; err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(map[string]string{"app.conf": "two"}, content(t, filepath.Join(dir, "config"))); diff != "" {
+	if diff := cmp.Diff(map[string]string{"app.conf": "old"}, content(t, filepath.Join(dir, "config"))); diff != "" {
 		t.Error(diff)
 	}
 }
 
-type committing struct {
+type exhausting struct {
 	*rule
-	commit func()
+	exhaust func()
 }
 
-func (c *committing) Commit() error { c.commit(); return nil }
+func (e *exhausting) Commit(publish func() error) error { e.exhaust(); return publish() }
