@@ -133,7 +133,7 @@ func (u *FilesUpdate) Commit(publish func() error) error {
 			return nil, r
 		}
 		if failure = publish(); failure != nil {
-			return s, nil
+			return s, nil //nolint:nilerr // the state stays; the caller gets failure
 		}
 		next := s.clone()
 		next.files[u.volume] = u.version
