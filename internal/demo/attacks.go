@@ -19,6 +19,7 @@ import (
 	"github.com/coffer-project/coffer/internal/run"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
+	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/tee"
 )
 
@@ -73,10 +74,20 @@ func appendFile(initrd []byte, name string, content []byte) ([]byte, error) {
 	return b.Bytes(), nil
 }
 
-// tamperInitdata lets the quiet container talk.
+// tamperInitdata lets the host read the quiet container's output.
 func (w *world) tamperInitdata(ctx context.Context) (string, error) {
-	raw := bytes.Replace(w.initdata.Raw, []byte(quietName), []byte("quiex"), 1)
-	edited, err := run.OpenInitdata(raw)
+	policy, err := podpolicy.Parse(w.options.Policy)
+	if err != nil {
+		return "", err
+	}
+	for i := range policy.Containers {
+		policy.Containers[i].Allow.Logs = true
+	}
+	options := w.options
+	if options.Policy, err = policy.Canonical(); err != nil {
+		return "", err
+	}
+	edited, err := run.NewInitdata(options)
 	if err != nil {
 		return "", err
 	}
@@ -89,7 +100,7 @@ func (w *world) tamperInitdata(ctx context.Context) (string, error) {
 			if err != nil {
 				return "", err
 			}
-			line, err := w.launchEdited(ctx, "edited pod policy", edited, w.initdata.Digest,
+			line, err := w.launchEdited(ctx, "pod policy edited to allow logs", w.initdata.Digest,
 				func(sb *sandbox.Sandbox) error { return w.createSandbox(ctx, sb, edited) },
 				"initdata", hexOf(tee.Fit(w.initdata.Digest, 32)), hexOf(edited.Digest))
 			if err != nil {
@@ -105,7 +116,7 @@ func (w *world) tamperInitdata(ctx context.Context) (string, error) {
 			return line + "\n  → the trustee was not asked", nil
 		},
 		func() (string, error) {
-			return w.launchEdited(ctx, "edited pod policy, HOST_DATA changed to match", edited, edited.Digest,
+			return w.launchEdited(ctx, "pod policy edited, HOST_DATA changed to match", edited.Digest,
 				func(sb *sandbox.Sandbox) error {
 					if err := w.createSandbox(ctx, sb, edited); err != nil {
 						return fmt.Errorf("the guest refused already: %w", err)
@@ -116,7 +127,7 @@ func (w *world) tamperInitdata(ctx context.Context) (string, error) {
 	)
 }
 
-func (w *world) launchEdited(ctx context.Context, what string, _ *run.Initdata, hostData []byte, attempt func(*sandbox.Sandbox) error, says ...string) (string, error) {
+func (w *world) launchEdited(ctx context.Context, what string, hostData []byte, attempt func(*sandbox.Sandbox) error, says ...string) (string, error) {
 	sb, err := w.launch(ctx, hostData, sandbox.Override{}, nil)
 	if err != nil {
 		return "", err

@@ -14,7 +14,6 @@ import (
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/run"
 	"github.com/coffer-project/coffer/oci"
-	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/tee/softtee"
 )
 
@@ -64,7 +63,7 @@ type world struct {
 	unsigned oci.Reference
 	layer    oci.Digest // a layer of next
 
-	policy   *podpolicy.Policy
+	options  run.InitdataOptions
 	initdata *run.Initdata
 
 	pod      *sandbox.Sandbox // the pod of act run, which later acts attack

@@ -285,7 +285,7 @@ func (w *world) definePod(ctx context.Context, publicPEM []byte) error {
 		}
 		return c
 	}
-	w.policy = &podpolicy.Policy{
+	policy := &podpolicy.Policy{
 		APIVersion: podpolicy.APIVersion, Kind: podpolicy.Kind, Pod: podpolicy.Pod{Name: podpolicy.Name{Value: "demo"}},
 		Network: podpolicy.Network{DNS: podpolicy.DNS{Host: podpolicy.SlotDNS}, Hosts: podpolicy.Hosts{Host: podpolicy.SlotHosts}},
 		Containers: []podpolicy.Container{
@@ -301,7 +301,7 @@ func (w *world) definePod(ctx context.Context, publicPEM []byte) error {
 			container(unsignedName, w.unsigned, nil),
 		},
 	}
-	document, err := w.policy.Canonical()
+	document, err := policy.Canonical()
 	if err != nil {
 		return err
 	}
@@ -314,14 +314,14 @@ func (w *world) definePod(ctx context.Context, publicPEM []byte) error {
 	if err != nil {
 		return err
 	}
-	options := run.InitdataOptions{
+	w.options = run.InitdataOptions{
 		Policy: document, TrusteeURL: w.trustee.GuestURL, TrusteeCA: w.trustee.RootPEM, ImagePolicy: string(imagePolicy),
 		Credentials: credentials, RegistryRoots: []string{string(w.registry.RootPEM)},
 	}
-	if w.initdata, err = run.NewInitdata(options); err != nil {
+	if w.initdata, err = run.NewInitdata(w.options); err != nil {
 		return err
 	}
-	resources, err := run.Resources(w.policy, options, []string{imageKey, unsignedKey})
+	resources, err := run.Resources(policy, w.options, []string{imageKey, unsignedKey})
 	if err != nil {
 		return err
 	}

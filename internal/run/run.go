@@ -306,8 +306,15 @@ func FormatVerdicts(verdicts []admin.Verdict) string {
 			what += " " + v.Resource
 		}
 		fmt.Fprintf(&b, "%s: %s", outcome, what)
+		var notes []string
+		if v.EARStatus != "" {
+			notes = append(notes, v.EARStatus)
+		}
 		if v.Simulated {
-			b.WriteString(" (simulated)")
+			notes = append(notes, "simulated")
+		}
+		if len(notes) > 0 {
+			fmt.Fprintf(&b, " (%s)", strings.Join(notes, ", "))
 		}
 		if v.Reason != nil {
 			fmt.Fprintf(&b, ": %s", v.Reason)

@@ -68,14 +68,22 @@ type Verdict struct {
 	Resource string `json:"resource,omitempty"`
 	Granted  bool   `json:"granted"`
 	// Status is the HTTP status that was answered.
-	Status int         `json:"status"`
-	Reason *kbs.Reason `json:"reason,omitempty"`
+	Status int `json:"status"`
+	// EARStatus is the worst status of the appraisal: affirming, warning,
+	// contraindicated or none.
+	EARStatus string      `json:"ear_status,omitempty"`
+	Reason    *kbs.Reason `json:"reason,omitempty"`
+	Detail    string      `json:"detail,omitempty"`
 	// Claims are those the decision looked at, never a secret.
 	Claims json.RawMessage `json:"claims,omitempty"`
 	// InitData is the evidence's field in hexadecimal.
 	InitData string `json:"initdata,omitempty"`
 	// Simulated is true when the evidence came from a development root.
 	Simulated bool `json:"simulated"`
+	// AllowSimulated: simulated evidence was tolerated by configuration.
+	AllowSimulated bool `json:"allow_simulated,omitempty"`
+	// Policy is the id of the attestation policy.
+	Policy string `json:"policy,omitempty"`
 }
 
 // VerdictQuery selects verdicts, newest first.
