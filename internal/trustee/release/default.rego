@@ -152,7 +152,7 @@ deny contains {
 	"claim": "init_data",
 	"expected": sprintf("an initdata digest registered for %s: %s", [path, data.coffer.registered_description]),
 	"got": "no initdata: the environment was launched without any",
-	"help": "an unsealed pod gets no secrets: launch it with initdata (`coffer run` without --unsealed, `coffer prepare`)",
+	"help": "an unsealed pod gets no secrets: launch it with initdata (`coffer run` without --unsealed)",
 } if {
 	initdata_empty
 }
