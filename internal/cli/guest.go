@@ -37,7 +37,7 @@ The packages are downloaded and unpacked, never installed.`,
 			o.Logger = slog.New(slog.NewTextHandler(a.env.Stderr, &slog.HandlerOptions{Level: slog.LevelInfo}))
 			if lock != "" {
 				data, err := os.ReadFile(lock)
-				if err != nil && !(updateLock && os.IsNotExist(err)) {
+				if err != nil && (!updateLock || !os.IsNotExist(err)) {
 					return usagef("--lock: %w", err)
 				}
 				o.Lock = data

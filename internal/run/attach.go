@@ -71,6 +71,8 @@ func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (Exit, err
 		defer restore()
 		defer copyInput(stdin, s.Stdin)()
 	}
+	// Before the start, so that a program that asks at once gets it.
+	resize(ctx, m, id, s)
 	if _, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: id}); err != nil {
 		return Exit{}, fmt.Errorf("start: %w", err)
 	}
@@ -257,7 +259,6 @@ func forwardSignals(ctx context.Context, m Machine, id string, s Stdio, cancel c
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		resize(ctx, m, id, s)
 		ends := 0
 		for {
 			var sig os.Signal
