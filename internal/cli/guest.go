@@ -51,7 +51,7 @@ The packages are downloaded and unpacked, never installed.`,
 				return err
 			}
 			if updateLock {
-				if err := os.WriteFile(lock, result.Lock, 0o644); err != nil { //nolint:gosec // a source file
+				if err := os.WriteFile(lock, result.Lock, 0o644); err != nil {
 					return err
 				}
 			}

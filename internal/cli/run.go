@@ -75,7 +75,7 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 	if err != nil {
 		return o, usagef("--memory: %w", err)
 	}
-	o.MemoryMiB = int(bytes >> 20) //nolint:gosec // ParseBytes returns at most 2⁶³
+	o.MemoryMiB = int(bytes >> 20)
 	if o.Flags.Env, err = environment(r.env); err != nil {
 		return o, err
 	}
@@ -137,7 +137,8 @@ IMAGE is a registry's reference, oci:DIR[:TAG] or docker-archive:FILE. Without
 Signals are forwarded; a second interrupt ends the machine.
 
 Exit codes: the container's own (128 + n when signal n ended it), 125 when it
-did not run, 130 when interrupted before it ran or twice while it ran, 2 for
+did not run, 130 when interrupted before it ran or twice while it ran, 141 when
+nobody reads the output any more, 2 for
 wrong usage.`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, positional []string) error {

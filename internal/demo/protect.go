@@ -106,7 +106,7 @@ func (w *world) signingKey() (file string, publicPEM []byte, err error) {
 func (w *world) buildPlain(ctx context.Context, name, marker string) (image string, files int, err error) {
 	base, app := filepath.Join(w.dir, name, "base"), filepath.Join(w.dir, name, "app")
 	for _, dir := range []string{base, app} {
-		if err := os.MkdirAll(dir, 0o755); err != nil { //nolint:gosec // the root directory of an image
+		if err := os.MkdirAll(dir, 0o755); err != nil {
 			return "", 0, err
 		}
 	}

@@ -71,6 +71,8 @@ func RunContainer(ctx context.Context, m Machine, id string, s Stdio) (Exit, err
 		defer restore()
 		defer copyInput(stdin, s.Stdin)()
 	}
+	// Before the start, so that a program that asks at once gets it.
+	resize(ctx, m, id, s)
 	if _, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: id}); err != nil {
 		return Exit{}, fmt.Errorf("start: %w", err)
 	}
@@ -189,7 +191,7 @@ func copyInput(stdin net.Conn, from *os.File) (stop func()) {
 
 // readable waits until f can be read (true) or wake is closed (false).
 func readable(f, wake *os.File) bool {
-	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}} //nolint:gosec // descriptors are small
+	fds := []unix.PollFd{{Fd: int32(f.Fd()), Events: unix.POLLIN}, {Fd: int32(wake.Fd()), Events: unix.POLLIN}}
 	for {
 		_, err := unix.Poll(fds, -1)
 		if errors.Is(err, unix.EINTR) {
@@ -257,7 +259,6 @@ func forwardSignals(ctx context.Context, m Machine, id string, s Stdio, cancel c
 	ended, done := make(chan struct{}), make(chan struct{})
 	go func() {
 		defer close(done)
-		resize(ctx, m, id, s)
 		ends := 0
 		for {
 			var sig os.Signal
@@ -279,7 +280,7 @@ func forwardSignals(ctx context.Context, m Machine, id string, s Stdio, cancel c
 				}
 			}
 			number, _ := sig.(syscall.Signal)
-			_, _ = m.Agent().Signal(ctx, &agentapi.SignalRequest{ContainerId: id, Signal: uint32(number)}) //nolint:gosec // a signal's number
+			_, _ = m.Agent().Signal(ctx, &agentapi.SignalRequest{ContainerId: id, Signal: uint32(number)})
 		}
 	}()
 	return func() {
@@ -296,5 +297,5 @@ func resize(ctx context.Context, m Machine, id string, s Stdio) {
 	if err != nil {
 		return
 	}
-	_, _ = m.Agent().Resize(ctx, &agentapi.ResizeRequest{ContainerId: id, Width: uint32(width), Height: uint32(height)}) //nolint:gosec // a terminal's size
+	_, _ = m.Agent().Resize(ctx, &agentapi.ResizeRequest{ContainerId: id, Width: uint32(width), Height: uint32(height)})
 }

@@ -93,7 +93,7 @@ func FuzzAttestation(f *testing.F) {
 		r.AddCookie(w.Result().Cookies()[0])
 		w = httptest.NewRecorder()
 		h.ServeHTTP(w, r)
-		// The fake verifier demands a digest over this session's nonce: nothing passes.
+		// The fake verifier demands a digest over the challenge's nonce: nothing passes.
 		if w.Code < 400 || w.Code >= 500 {
 			t.Errorf("%q: %d %s", body, w.Code, w.Body)
 		}

@@ -118,7 +118,12 @@ func (s *suite) hide(name, value string) {
 	s.secrets[name+" in hex"] = hex.EncodeToString([]byte(value))
 	s.secrets[name+" in base64"] = strings.TrimRight(base64.StdEncoding.EncodeToString([]byte(value)), "=")
 	s.secrets[name+" in base64url"] = base64.RawURLEncoding.EncodeToString([]byte(value))
-	s.secrets[name+" as numbers"] = strings.Trim(fmt.Sprintf("%d", []byte(value)), "[]")
+	var numbers []string
+	for _, b := range []byte(value) {
+		numbers = append(numbers, strconv.Itoa(int(b)))
+	}
+	s.secrets[name+" as numbers"] = strings.Join(numbers, " ")
+	s.secrets[name+" as JSON numbers"] = strings.Join(numbers, ",")
 }
 
 // checkSecrets fails the test if a secret is in what a program printed.

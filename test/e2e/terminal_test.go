@@ -45,13 +45,17 @@ func TestTerminal(t *testing.T) {
 	s := need(t)
 	t.Parallel()
 	c := s.run(t, "", "-q", "-t", s.local(t).layout, "--", `
-trap 'echo resized to $(stty size)' WINCH
-trap 'echo interrupted inside' INT
+# A shell that is about to read does not notice a signal before there is input,
+# so it waits for signals in loops.
+trap 'echo resized to $(stty size); resized=1' WINCH
+trap 'echo interrupted inside; interrupted=1' INT
 [ -t 0 ] && [ -t 1 ] && [ -t 2 ] && echo "a terminal, $TERM"
 echo size $(stty size)
 echo ready
-until read line; do :; done; echo "read <$line>"
-until read line; do :; done; echo "after: <$line>"
+while [ -z "$resized" ]; do sleep 0.1; done
+read line; echo "read <$line>"
+while [ -z "$interrupted" ]; do sleep 0.1; done
+read line; echo "after: <$line>"
 exit 5`)
 	term := c.terminal(t, console.WinSize{Width: 91, Height: 37})
 	c.start()

@@ -22,7 +22,7 @@ func WriteMessage(w io.Writer, m proto.Message) error {
 		return fmt.Errorf("message of %d bytes is larger than %d", len(body), MaxMessage)
 	}
 	buf := make([]byte, 4, 4+len(body))
-	binary.BigEndian.PutUint32(buf, uint32(len(body))) //nolint:gosec // bounded above
+	binary.BigEndian.PutUint32(buf, uint32(len(body)))
 	_, err = w.Write(append(buf, body...))
 	return err
 }

@@ -26,7 +26,7 @@ func Base(ctx context.Context, dir string) (files int, err error) {
 		return 0, err
 	}
 	for _, d := range []string{"bin", "etc", "tmp", "root", "proc", "sys", "dev", "run", "var/tmp"} {
-		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil { //nolint:gosec // directories of an image are world readable
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
 			return 0, err
 		}
 	}
@@ -56,7 +56,7 @@ func Base(ctx context.Context, dir string) (files int, err error) {
 		"etc/os-release":    "NAME=\"Coffer demo\"\nID=coffer-demo\n",
 		"etc/nsswitch.conf": "hosts: files dns\n",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil { //nolint:gosec // as in every image
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			return 0, err
 		}
 		files++
@@ -73,13 +73,13 @@ echo "the image's secret has $(wc -c < /app/secret.txt) bytes"
 [ -z "$DB_PASSWORD" ] || echo "the database password has ${#DB_PASSWORD} characters"
 exit "${EXIT:-0}"
 `
-	if err := os.MkdirAll(filepath.Join(dir, "app"), 0o755); err != nil { //nolint:gosec // as in every image
+	if err := os.MkdirAll(filepath.Join(dir, "app"), 0o755); err != nil {
 		return err
 	}
-	if err := os.WriteFile(filepath.Join(dir, "app/run"), []byte(script), 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(dir, "app/run"), []byte(script), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(filepath.Join(dir, "app/secret.txt"), []byte(marker+"\n"), 0o644) //nolint:gosec // read by any user of the container
+	return os.WriteFile(filepath.Join(dir, "app/secret.txt"), []byte(marker+"\n"), 0o644)
 }
 
 func findBusybox(ctx context.Context) (string, error) {

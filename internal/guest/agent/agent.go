@@ -181,5 +181,5 @@ func resident() uint64 {
 	if _, err := fmt.Sscan(string(raw), &size, &pages); err != nil {
 		return 0
 	}
-	return pages * uint64(os.Getpagesize()) //nolint:gosec // positive
+	return pages * uint64(os.Getpagesize())
 }

@@ -250,7 +250,7 @@ func (a *Agent) end(sb *sandbox, p *proc, status reaper.Status, reason string) {
 	p.status, p.reason = status, reason
 	close(p.done)
 	a.events.add(&agentapi.Event{Body: &agentapi.Event_Exit{Exit: &agentapi.Exit{
-		ContainerId: p.container, ExecId: p.exec, ExitCode: uint32(status.Code), //nolint:gosec // 0 to 255
+		ContainerId: p.container, ExecId: p.exec, ExitCode: uint32(status.Code),
 	}}})
 }
 
@@ -266,7 +266,7 @@ func (a *Agent) Start(ctx context.Context, req *agentapi.StartRequest) (*agentap
 	if err != nil {
 		return nil, a.fail(ctx, "Start", err)
 	}
-	return &agentapi.StartResponse{Pid: uint32(p.get().PID)}, nil //nolint:gosec // a process id is positive
+	return &agentapi.StartResponse{Pid: uint32(p.get().PID)}, nil
 }
 
 func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
@@ -443,7 +443,7 @@ func (a *Agent) Wait(ctx context.Context, req *agentapi.WaitRequest) (*agentapi.
 		return nil, a.fail(ctx, "Wait", ctx.Err())
 	}
 	return &agentapi.WaitResponse{
-		ExitCode: uint32(p.status.Code), ExitedAt: p.status.At.UnixNano(), Reason: p.reason, //nolint:gosec // 0 to 255
+		ExitCode: uint32(p.status.Code), ExitedAt: p.status.At.UnixNano(), Reason: p.reason,
 	}, nil
 }
 
@@ -487,7 +487,7 @@ func (a *Agent) Delete(ctx context.Context, req *agentapi.DeleteRequest) (*agent
 	}
 	resp := &agentapi.DeleteResponse{}
 	if p.ended() {
-		resp.ExitCode, resp.ExitedAt = uint32(p.status.Code), p.status.At.UnixNano() //nolint:gosec // 0 to 255
+		resp.ExitCode, resp.ExitedAt = uint32(p.status.Code), p.status.At.UnixNano()
 	}
 	return resp, nil
 }

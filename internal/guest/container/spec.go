@@ -161,11 +161,11 @@ func resources(c Config) *specs.LinuxResources {
 		r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
 	}
 	if n := c.Limits.MemoryBytes; n != 0 {
-		limit := int64(min(n, 1<<62)) //nolint:gosec // bounded
+		limit := int64(min(n, 1<<62))
 		r.Memory = &specs.LinuxMemory{Limit: &limit}
 	}
 	if n := c.Limits.CPUMillis; n != 0 {
-		quota, period := int64(cpuQuota(n)), uint64(cpuPeriod) //nolint:gosec // at most 2^32*100
+		quota, period := int64(cpuQuota(n)), uint64(cpuPeriod)
 		r.CPU = &specs.LinuxCPU{Quota: &quota, Period: &period}
 	}
 	if n := c.Limits.PIDs; n != 0 {

@@ -142,7 +142,7 @@ func Rootfs(t *testing.T) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), program, 0o755); err != nil { //nolint:gosec // a program
+	if err := os.WriteFile(filepath.Join(root, "bin/busybox"), program, 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"sh", "cat", "echo", "id", "ls", "sleep", "stty", "hostname", "true", "mkdir", "touch", "env"} {

@@ -152,7 +152,7 @@ func (s *Store) free() (int64, error) {
 	if err := unix.Statfs(s.dir, &st); err != nil {
 		return 0, fmt.Errorf("image store: %w", err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil //nolint:gosec // far below 2^63
+	return int64(st.Bavail) * st.Bsize, nil
 }
 
 // Mount makes a container's root file system: the image with a writable layer

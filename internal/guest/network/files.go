@@ -29,7 +29,7 @@ func (f Files) Write(dir string) error {
 	for name, content := range map[string]string{
 		"resolv.conf": f.resolvConf(), "hosts": f.hosts(), "hostname": f.Hostname + "\n",
 	} {
-		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil { //nolint:gosec // everyone reads these
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(content), 0o644); err != nil {
 			return fmt.Errorf("network files: %w", err)
 		}
 	}

@@ -213,7 +213,7 @@ func TestPodVM(t *testing.T) {
 	ctx := t.Context()
 	hello := must[*agentapi.HelloResponse](t)(h.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{1}}))
 	for _, p := range hello.GetBootPhases() {
-		t.Logf("%-10s %v  tsc %d", p.GetName(), time.Duration(p.GetAtNs()), p.GetAtTsc()) //nolint:gosec // since boot
+		t.Logf("%-10s %v  tsc %d", p.GetName(), time.Duration(p.GetAtNs()), p.GetAtTsc())
 	}
 	must[*agentapi.CreateSandboxResponse](t)(h.CreateSandbox(ctx, &agentapi.CreateSandboxRequest{
 		SandboxId: "pod", PodName: "web", Hostname: "web-0", Network: network(), SharePid: true,
