@@ -138,8 +138,7 @@ Signals are forwarded; a second interrupt ends the machine.
 
 Exit codes: the container's own (128 + n when signal n ended it), 125 when it
 did not run, 130 when interrupted before it ran or twice while it ran, 141 when
-nobody reads the output any more, 2 for
-wrong usage.`,
+nobody reads the output any more, 2 for wrong usage.`,
 		Args: args(cobra.MinimumNArgs(1)),
 		RunE: func(c *cobra.Command, positional []string) error {
 			o, err := flags.options(a, positional)
