@@ -1,6 +1,7 @@
 package run
 
 import (
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -90,6 +91,7 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 			if v.Resource != "" {
 				names = append(names, v.Resource)
 			}
+			names = append(names, sealedNames(v.Sealed)...)
 		}
 	}
 	if o.Credentials != "" {
@@ -113,4 +115,35 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 		uris = append(uris, uri)
 	}
 	return uris, nil
+}
+
+// sealedNames are the KBS resources that a sealed secret needs: the key that
+// its header names for checking it, and the one it stands for if it is of type
+// vault. What is not understood is left to the guest, which refuses it by name.
+func sealedNames(sealed string) []string {
+	parts := strings.Split(strings.TrimPrefix(sealed, "sealed."), ".")
+	if len(parts) != 3 {
+		return nil
+	}
+	var header struct {
+		KID string `json:"kid"`
+	}
+	var payload struct {
+		Type string `json:"type"`
+		Name string `json:"name"`
+	}
+	for i, v := range []any{&header, &payload} {
+		raw, err := base64.RawURLEncoding.DecodeString(parts[i])
+		if err != nil || json.Unmarshal(raw, v) != nil {
+			return nil
+		}
+	}
+	var names []string
+	if strings.HasPrefix(header.KID, "kbs:///") {
+		names = append(names, header.KID)
+	}
+	if payload.Type == "vault" && strings.HasPrefix(payload.Name, "kbs:///") {
+		names = append(names, payload.Name)
+	}
+	return names
 }

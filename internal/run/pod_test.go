@@ -2,6 +2,7 @@ package run
 
 import (
 	"bytes"
+	"encoding/base64"
 	"strings"
 	"testing"
 
@@ -192,6 +193,29 @@ func TestCheck(t *testing.T) {
 	for _, want := range []string{"--tee", "--cpus", "--memory", "--policy and --initdata", "--unsealed", "--secret-env", "--trustee"} {
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("expected %s in: %v", want, err)
+		}
+	}
+}
+
+func TestSealedNames(t *testing.T) {
+	t.Parallel()
+	seal := func(header, payload string) string {
+		encode := base64.RawURLEncoding.EncodeToString
+		return "sealed." + encode([]byte(header)) + "." + encode([]byte(payload)) + ".c2lnbmF0dXJl"
+	}
+	for name, test := range map[string]struct {
+		sealed string
+		want   []string
+	}{
+		"vault":            {seal(`{"alg":"ES256","kid":"kbs:///shop/sign/key"}`, `{"type":"vault","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/sign/key", "kbs:///shop/db/a"}},
+		"key in the guest": {seal(`{"alg":"ES256","kid":"local"}`, `{"type":"vault","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/db/a"}},
+		"envelope":         {seal(`{"kid":"kbs:///shop/sign/key"}`, `{"type":"envelope","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/sign/key"}},
+		"not JSON":         {seal(`x`, `{}`), nil},
+		"too few parts":    {"sealed.a.b", nil},
+		"none":             {"", nil},
+	} {
+		if diff := cmp.Diff(test.want, sealedNames(test.sealed)); diff != "" {
+			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 	}
 }
