@@ -62,6 +62,34 @@ exit 7`
 	}
 }
 
+// TestConfinement looks for ways out of a container as its root: the agent's
+// and the TEE's devices, the kernel's switches, mounts.
+func TestConfinement(t *testing.T) {
+	s := need(t)
+	t.Parallel()
+	const script = `
+for d in /dev/vport* /dev/sev-guest /dev/tdx_guest /dev/vsock /dev/mem /dev/kmsg /dev/port /dev/ttyS0 /dev/hvc0; do
+	[ -e "$d" ] && echo "there is $d"
+done
+for major in 4 1 5 10 229 240 241 242 243 244 245 246 247 248 249 250; do
+	mknod /tmp/d$major c $major 1 2>/dev/null && echo "made a device $major"
+done
+(echo s > /proc/sysrq-trigger) 2>/dev/null && echo "sysrq"
+(echo x > /proc/sys/kernel/core_pattern) 2>/dev/null && echo "core_pattern"
+(echo x > /sys/kernel/uevent_helper) 2>/dev/null && echo "uevent_helper"
+mount -t tmpfs none /tmp 2>/dev/null && echo "mounted"
+mount -o remount,rw /proc 2>/dev/null && echo "remounted"
+chroot / true 2>/dev/null || echo "no chroot"
+unshare -r true 2>/dev/null && echo "new user namespace"
+dmesg >/dev/null 2>&1 && echo "kernel log"
+[ "$(cat /proc/1/comm)" = sh ] || echo "sees other processes"
+echo end`
+	stdout, stderr := s.run(t, "", "-q", "-u", "0:0", s.local(t).layout, "--", script).expect(0)
+	if strings.ReplaceAll(stdout, "no chroot\n", "") != "end\n" || stderr != "" {
+		t.Errorf("expected no way out, got %q, stderr %q", stdout, stderr)
+	}
+}
+
 // TestArchive runs what docker save wrote, as the image says.
 func TestArchive(t *testing.T) {
 	s := need(t)
