@@ -11,7 +11,8 @@ import (
 type Kind string
 
 const (
-	// Auto is SNP or TDX where the host has it, else Soft.
+	// Auto is SNP where the host has it, else Soft. It is never TDX, since
+	// neither guest nor trustee of this release knows its evidence.
 	Auto Kind = "auto"
 	// Soft is the software TEE: the protocol of SEV-SNP without its
 	// protection, for development.
@@ -62,7 +63,7 @@ func Choose(k Kind, f platform.Facts) (Kind, string, error) {
 	case f.SNP == nil:
 		return SNP, "this host launches SEV-SNP guests", nil
 	case f.TDX == nil:
-		return TDX, "this host launches TDX guests", nil
+		return Soft, "this host launches TDX guests, but their evidence is not supported yet; the software TEE protects nothing: " + oneLine(f.SNP), nil
 	}
 	return Soft, fmt.Sprintf("this host has no confidential hardware, the software TEE protects nothing: %s; %s",
 		oneLine(f.SNP), oneLine(f.TDX)), nil

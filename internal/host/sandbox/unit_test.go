@@ -30,7 +30,7 @@ func TestChoose(t *testing.T) {
 		{Auto, bare, Soft, "the software TEE protects nothing"},
 		{"", bare, Soft, "not here; not here; not here"},
 		{Auto, amd, SNP, "launches SEV-SNP"},
-		{Auto, intel, TDX, "launches TDX"},
+		{Auto, intel, Soft, "not supported yet"},
 		{Soft, amd, Soft, "asked for"},
 		{None, amd, None, "asked for"},
 		{SNP, amd, SNP, "asked for"},
