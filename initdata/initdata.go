@@ -20,7 +20,8 @@ import (
 	"github.com/coffer-project/coffer/tee"
 )
 
-// Names of the entries Coffer knows. Others are kept and ignored.
+// Names of the entries Coffer knows. Parse keeps others, which mean something to
+// other guests; a guest of Coffer refuses them.
 const (
 	// KeyAA is the attestation agent's configuration.
 	KeyAA = "aa.toml"

@@ -13,14 +13,17 @@ func (a *app) demoCommand() *cobra.Command {
 		Use:   "demo",
 		Short: "Show an encrypted, signed image in an attested VM, and the host's attacks refused",
 		Long: `Start a trustee and a registry on loopback, protect an image, run it in an
-attested virtual machine, and try what an untrusted host would try. The account
-goes to standard error; with --output json the report goes to standard output.
+attested virtual machine, and try what an untrusted host would try. With --output
+json the report goes to standard output and the account to standard error.
 Exit status 0 means that every act did what it should.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			ctx, stop := notifyInterrupt(c.Context())
 			defer stop()
-			o.Out, o.Logger = a.env.Stderr, a.logger()
+			o.Out, o.Logger = a.env.Stdout, a.logger()
+			if a.json() {
+				o.Out = a.env.Stderr
+			}
 			report, err := demo.Run(ctx, o)
 			if a.json() {
 				if err := report.WriteJSON(a.env.Stdout); err != nil {

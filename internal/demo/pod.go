@@ -150,11 +150,27 @@ func (w *world) quiet(ctx context.Context) (string, error) {
 	if err != nil {
 		return line, fmt.Errorf("logs: %w", err)
 	}
-	line += fmt.Sprintf("\nits processes: %d; read its logs after it wrote a line\n  → the stream is accepted and drained inside: %d bytes came", stats.GetPids(), len(read))
+	line += fmt.Sprintf("\nits processes: %d; read its logs after it wrote a line\n  → %d bytes came", stats.GetPids(), len(read))
 	if len(read) != 0 {
 		return line, errors.New("the host read output that the policy keeps from it")
 	}
-	return line, nil
+	told, err := w.streamRefusal(ctx)
+	return line + ": " + told, err
+}
+
+// streamRefusal is what the guest told about the stream it drained.
+func (w *world) streamRefusal(ctx context.Context) (string, error) {
+	ctx, cancel := context.WithTimeoutCause(ctx, time.Minute, errors.New("the guest told of no refused stream"))
+	defer cancel()
+	for event, err := range w.pod.Events(ctx) {
+		if err != nil {
+			return "", err
+		}
+		if r := event.GetRefusal(); r.GetRule() == "stream.forbidden" {
+			return fmt.Sprintf("refused (rule %s): %s: expected %s, got %s (%s)", r.GetRule(), r.GetPath(), r.GetExpected(), r.GetGot(), r.GetHelp()), nil
+		}
+	}
+	return "", context.Cause(ctx)
 }
 
 func hexOf(b []byte) string { return hex.EncodeToString(b) }

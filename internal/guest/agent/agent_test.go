@@ -262,6 +262,18 @@ func TestForbiddenStreamsAreDrained(t *testing.T) {
 	if got := readAll(t, out) + readAll(t, errs); got != "" {
 		t.Errorf("%d bytes of forbidden output came out", len(got))
 	}
+	// Each of them is told of, by its rule.
+	events := h.open(&agentapi.StreamHeader{Kind: agentapi.StreamHeader_EVENTS})
+	told := map[string]int{}
+	for told["allow.stdin"] != 1 || told["allow.logs"] != 2 {
+		var e agentapi.Event
+		if err := channel.ReadMessage(events, &e); err != nil {
+			t.Fatalf("after the refusals %v: %v", told, err)
+		}
+		if r := e.GetRefusal(); r.GetRule() == agent.RuleStream {
+			told[r.GetPath()]++
+		}
+	}
 }
 
 func TestTheTrusteeDenies(t *testing.T) {

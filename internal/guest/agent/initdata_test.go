@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"strings"
 	"testing"
 
 	"github.com/coffer-project/coffer/initdata"
@@ -59,6 +60,28 @@ func TestInitdataMustBeComplete(t *testing.T) {
 		if r := refusalOf(err); r == nil || r.Rule != RuleInitdataContent || sb.guard != nil {
 			t.Errorf("%s: %v", name, err)
 		}
+	}
+}
+
+// A misspelt entry is refused: left out without a word, it could be the one that
+// demands signatures.
+func TestInitdataWithAnUnknownEntry(t *testing.T) {
+	t.Parallel()
+	policy := `{"apiVersion":"coffer/v1","kind":"PodPolicy","pod":{"name":"pod"},"containers":[{"name":"web","image":{"digest":"sha256:` +
+		strings.Repeat("a", 64) + `","from":["registry.example/web"]},"args":["/web"]}]}`
+	read := func(data map[string]string) error {
+		raw, err := (&initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: data}).Encode()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return (&sandbox{}).readInitdata(raw, &BrokerConfig{})
+	}
+	if err := read(map[string]string{initdata.KeyPodPolicy: policy}); err != nil {
+		t.Fatalf("without it: %v", err)
+	}
+	err := read(map[string]string{initdata.KeyPodPolicy: policy, "chd.toml": ""})
+	if r := refusalOf(err); r == nil || r.Path != "initdata.data" || !strings.Contains(r.Got, "chd.toml") {
+		t.Errorf("with it: %v", err)
 	}
 }
 

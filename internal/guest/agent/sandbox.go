@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -158,6 +159,14 @@ func (sb *sandbox) readInitdata(raw []byte, broker *BrokerConfig) error {
 	}
 	if _, ok := doc.Data[initdata.KeyPolicyRego]; ok {
 		return bad(initdata.KeyPolicyRego, "no such entry", errors.New("a policy for Kata's agent, which this guest does not enforce; write "+initdata.KeyPodPolicy))
+	}
+	// A misspelt cdh.toml would leave its image policy out without a word.
+	for _, name := range slices.Sorted(maps.Keys(doc.Data)) {
+		switch name {
+		case initdata.KeyAA, initdata.KeyCDH, initdata.KeyPodPolicy:
+		default:
+			return bad("data", "entries "+initdata.KeyAA+", "+initdata.KeyCDH+" and "+initdata.KeyPodPolicy, fmt.Errorf("an entry %q, which this guest does not know", clip(name)))
+		}
 	}
 	text, ok := doc.Data[initdata.KeyPodPolicy]
 	if !ok {

@@ -180,6 +180,23 @@ func (a *Agent) serveEvents(ctx context.Context, conn net.Conn) error {
 	}
 }
 
+// forbidden tells log and event stream that a stream carries nothing, and why.
+func (a *Agent) forbidden(ctx context.Context, h *agentapi.StreamHeader, kind podpolicy.StreamKind) {
+	path := "allow.logs"
+	switch {
+	case h.GetExecId() != "":
+		path = "allow.exec"
+	case kind == podpolicy.Stdin:
+		path = "allow.stdin"
+	}
+	r := &podpolicy.Refusal{
+		Rule: RuleStream, Path: path, Expected: "a stream that the policy allows", Got: h.GetKind().String() + " of " + clip(h.GetContainerId()),
+		Help: "the stream is accepted and drained inside the guest; nothing of it is sent",
+	}
+	a.log.WarnContext(ctx, "stream forbidden", "rule", r.Rule, "path", r.Path, "container", h.GetContainerId())
+	a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: a.public(ctx, r)}})
+}
+
 // serveStdio joins a host's stream to a process. One that the policy forbids
 // looks the same from outside: it is taken, what comes is thrown away, nothing
 // is sent, and it ends when the process does.
@@ -191,6 +208,9 @@ func (a *Agent) serveStdio(ctx context.Context, s *channel.Session, conn net.Con
 	allowed := guard.Stream(h.GetContainerId(), h.GetExecId(), kind)
 	if err := channel.WriteReply(conn, nil); err != nil {
 		return err
+	}
+	if !allowed {
+		a.forbidden(ctx, h, kind)
 	}
 	alive := func() bool {
 		select {

@@ -24,6 +24,8 @@ const (
 	RuleInitdataContent = "initdata.content"
 	// RuleTrustee: the trustee must accept the guest.
 	RuleTrustee = "trustee.denied"
+	// RuleStream: a stream that the policy forbids is taken and drained.
+	RuleStream = "stream.forbidden"
 )
 
 // coded is an error with its code at the protocol's edge.
