@@ -158,7 +158,7 @@ func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
 	switch kind {
 	case sandbox.Soft:
 		o.Logger.InfoContext(context.Background(), "software TEE", "reason", reason)
-		u.Text("coffer: software TEE: nothing is confidential; this host has no SEV-SNP and no TDX (--debug says why)\n")
+		u.Text("coffer: software TEE: nothing is confidential (--debug says why no hardware TEE is used)\n")
 	case sandbox.None:
 		u.Text("coffer: no TEE: nothing is attested, no policy is in force, no secret is given\n")
 	}
