@@ -89,7 +89,8 @@ func (a *Agent) fail(ctx context.Context, call string, err error) error {
 }
 
 // told is what the host may know of a failure: all of it where the guest is
-// simulated, or the call works with nothing but what the host has given.
+// simulated, or the call works with nothing but what the host has given; else
+// what failed and, where it is something the host sees itself, the kind.
 func (a *Agent) told(ctx context.Context, call string, err error) string {
 	switch call {
 	case "Hello", "CreateSandbox", "UpdateNetwork", "Shutdown":
@@ -104,6 +105,9 @@ func (a *Agent) told(ctx context.Context, call string, err error) string {
 			return strings.ToValidUTF8(c.Error(), "\uFFFD")
 		}
 		what += ": " + c.what
+	}
+	if kind := cause(err); kind != "" {
+		return what + ": " + kind
 	}
 	return what + ": failed; a guest of a hardware TEE does not tell its host why (with coffer.debug on the measured command line its log does)"
 }
