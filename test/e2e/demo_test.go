@@ -45,7 +45,7 @@ func TestDemoInterrupted(t *testing.T) {
 	c := s.program(t, "", "coffer", "demo", "--guest-image", s.guest)
 	c.boots = true
 	c.start()
-	c.until(&c.stderr, "ok   protect")
+	c.until(&c.stdout, "ok   protect")
 	c.signal(syscall.SIGINT)
 	if code := c.wait(); code != 1 {
 		t.Errorf("expected exit code 1, got %d", code)

@@ -145,8 +145,8 @@ func TestEncrypted(t *testing.T) {
 	stdout, stderr := s.run(t, state, append(registry, "--debug", "--show-appraisal", "--secret-env", "PASSWORD=kbs:///shop/db/password",
 		image, "--", "printf %s \"$PASSWORD\" | sha256sum; cat /app/secret.txt")...).expect(0)
 	contains(t, "stdout", stdout, sha256Hex(password), "a marker")
-	contains(t, "stderr", stderr, "granted: attestation (simulated)", "granted: resource shop/image/app (simulated)",
-		"granted: resource shop/registry/auth (simulated)", "granted: resource shop/db/password (simulated)")
+	contains(t, "stderr", stderr, "granted: attestation (warning, simulated)", "granted: resource shop/image/app (warning, simulated)",
+		"granted: resource shop/registry/auth (warning, simulated)", "granted: resource shop/db/password (warning, simulated)")
 
 	t.Run("unsealed", func(t *testing.T) {
 		stdout, stderr := s.run(t, state, "--debug", "--unsealed", "oci:"+encrypted+":v1", "--", "echo ran").expect(125)
