@@ -169,7 +169,7 @@ func (a *Attestation) Devices() (map[tee.Name]json.RawMessage, error) {
 // that one.
 func (a *Attestation) Digest(alg, nonce string) ([]byte, error) {
 	if a.Version == V040 && a.Nonce != nonce {
-		return nil, errors.New("kbs: attestation: runtime-data: nonce is not the one of this session's challenge: attest again")
+		return nil, errors.New("kbs: attestation: runtime-data: the nonce is not that of the challenge: begin again at /auth")
 	}
 	return RuntimeDigest(alg, nonce, a.TEEKey, a.Additional)
 }

@@ -33,6 +33,7 @@ func (r *runFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	addGuestFlags(c, &r.o.Guest)
 	f.StringVar(&r.memory, "memory", "512", "the machine's memory in MiB, or with a suffix (2Gi)")
+	f.StringVar(&r.o.Accel, "accel", "auto", "what executes the guest: auto, kvm or tcg; auto boots a small guest once to find out")
 	f.StringVar(&r.o.Transport, "transport", "serial", "what carries the agent protocol: serial, or vsock where the host has /dev/vhost-vsock")
 	f.StringArrayVarP(&r.env, "env", "e", nil, "KEY=VALUE, or KEY for the caller's value (repeatable)")
 	f.StringArrayVar(&r.secretEnv, "secret-env", nil, "KEY=kbs:///REPOSITORY/TYPE/TAG or KEY=sealed.…: resolved inside the guest (repeatable)")

@@ -31,19 +31,20 @@ func Explain(err error, sb *sandbox.Sandbox) error {
 	if !ok {
 		return err
 	}
-	message := "the guest: " + printable(st.Message())
+	var message strings.Builder
+	message.WriteString("the guest: " + printable(st.Message()))
 	if sb != nil {
 		info := sb.Info()
 		for _, change := range sandbox.Explain(info.Launched, info.Expected) {
-			message += fmt.Sprintf("\nthe launch differs from the guest image's manifest: %s", change)
+			fmt.Fprintf(&message, "\nthe launch differs from the guest image's manifest: %s", change)
 		}
 	}
 	for _, d := range st.Details() {
 		if r, ok := d.(*agentapi.Refusal); ok {
-			return &RefusedError{r, message}
+			return &RefusedError{r, message.String()}
 		}
 	}
-	return errors.New(strings.TrimSpace(message))
+	return errors.New(strings.TrimSpace(message.String()))
 }
 
 // maxMessage bounds what a guest can put on the caller's terminal, in bytes.

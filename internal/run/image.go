@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/cli/hint"
+	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/archive"
 	"github.com/coffer-project/coffer/oci/build"
@@ -26,7 +27,7 @@ import (
 )
 
 // HostName is the name under which the guest reaches the host's loopback.
-const HostName = "host.coffer.internal"
+const HostName = sandbox.HostName
 
 // localRepository is what an image that no registry has is called in the guest.
 const localRepository = "local/image"
@@ -337,36 +338,14 @@ func (i *Image) resolve(ctx context.Context, f oci.Fetcher, ref oci.Reference) e
 		return err
 	}
 	i.Ref = ref.WithDigest(top.Digest)
-	data, err := oci.ReadAll(ctx, f, top, oci.MaxDocument)
-	if err != nil {
-		return err
-	}
 	platform := oci.GuestPlatform()
-	if oci.IsIndex(top.MediaType) {
-		index, err := oci.ParseIndex(data, top.MediaType)
-		if err != nil {
-			return err
-		}
-		if top, err = index.Select(platform); err != nil {
-			return err
-		}
-		if data, err = oci.ReadAll(ctx, f, top, oci.MaxDocument); err != nil {
-			return err
-		}
-	}
-	i.manifest = top.Digest
-	manifest, err := oci.ParseManifest(data, top.MediaType)
+	chosen, manifest, err := build.Inspect(ctx, f, i.Ref, platform)
 	if err != nil {
 		return err
 	}
-	if err := manifest.CheckImage(); err != nil {
-		return err
-	}
-	if data, err = oci.ReadAll(ctx, f, manifest.Config, oci.MaxDocument); err != nil {
+	i.manifest = chosen.Digest
+	if i.Config, err = build.Config(ctx, f, manifest); err != nil {
 		return fmt.Errorf("configuration: %w", err)
-	}
-	if i.Config, err = oci.ParseImageConfig(data); err != nil {
-		return err
 	}
 	if err := i.Config.CheckImage(platform, len(manifest.Layers)); err != nil {
 		return err

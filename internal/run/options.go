@@ -13,6 +13,7 @@ import (
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/cli/hint"
+	"github.com/coffer-project/coffer/internal/host/accel"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/oci"
@@ -29,6 +30,8 @@ type Options struct {
 	MemoryMiB int
 	// Transport is serial (or empty) or vsock.
 	Transport string
+	// Accel is auto (or empty), kvm or tcg.
+	Accel string
 	// Flags of the generated policy; Args is the command.
 	Flags podpolicy.Flags
 	// Policy replaces the generated one; Initdata brings a policy, the
@@ -74,6 +77,9 @@ func (o Options) Check() error {
 	}
 	if o.MemoryMiB < 128 {
 		errs = append(errs, fmt.Errorf("--memory: expected at least 128 MiB, got %d MiB", o.MemoryMiB))
+	}
+	if _, err := accel.ParseMode(o.Accel); err != nil {
+		errs = append(errs, fmt.Errorf("--accel: %w", err))
 	}
 	if o.Policy != nil && o.Initdata != nil {
 		errs = append(errs, errors.New("--policy and --initdata: expected at most one; initdata brings its policy"))

@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/cli/ui"
+	"github.com/coffer-project/coffer/internal/host/accel"
 	"github.com/coffer-project/coffer/internal/host/platform"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -172,8 +173,8 @@ func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
 func (o Options) sandboxConfig(ctx context.Context, p *Prepared, kind sandbox.Kind, u *ui.UI) (*sandbox.Config, error) {
 	config := &sandbox.Config{
 		Image: o.Guest.Dir, TEE: kind, VCPUs: o.Guest.CPUs, MemoryMiB: o.MemoryMiB, Firmware: o.Guest.Firmware, Logger: o.Logger,
-		Transport: sandbox.Transport(o.Transport),
-		Progress:  func(s sandbox.Stage) { u.Status("%s", s) },
+		Transport: sandbox.Transport(o.Transport), Accelerator: accel.Mode(o.Accel),
+		Progress: func(s sandbox.Stage) { u.Status("%s", s) },
 	}
 	if p.Initdata != nil {
 		config.InitDataDigest = p.Initdata.Digest
