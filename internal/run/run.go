@@ -110,7 +110,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		return 0, err
 	}
 	o.Guest.TEE = string(kind)
-	o.announce(u, kind, reason)
+	o.announce(ctx, u, kind, reason)
 
 	u.Status("preparing %s", o.ImageName)
 	p, err := Prepare(ctx, o)
@@ -155,10 +155,10 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 }
 
 // announce says in plain words what protects the pod.
-func (o Options) announce(u *ui.UI, kind sandbox.Kind, reason string) {
+func (o Options) announce(ctx context.Context, u *ui.UI, kind sandbox.Kind, reason string) {
 	switch kind {
 	case sandbox.Soft:
-		o.Logger.InfoContext(context.Background(), "software TEE", "reason", reason)
+		o.Logger.InfoContext(ctx, "software TEE", "reason", reason)
 		u.Text("coffer: software TEE: nothing is confidential (--debug says why no hardware TEE is used)\n")
 	case sandbox.None:
 		u.Text("coffer: no TEE: nothing is attested, no policy is in force, no secret is given\n")
