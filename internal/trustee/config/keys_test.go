@@ -13,15 +13,22 @@ func keys(t *testing.T) []string {
 	walk = func(prefix string, typ reflect.Type) {
 		for f := range typ.Fields() {
 			name := prefix + f.Tag.Get("toml")
-			if f.Type.Kind() == reflect.Struct {
+			switch k := f.Type.Kind(); {
+			case f.Anonymous:
+				walk(prefix, f.Type)
+			case k == reflect.Struct:
 				walk(name+".", f.Type)
-				continue
+			case k == reflect.Slice && f.Type.Elem().Kind() == reflect.Struct:
+				walk(name+"[].", f.Type.Elem())
+			case k == reflect.Map && f.Type.Elem() == reflect.TypeFor[PKIRole]():
+				walk(name+".NAME.", f.Type.Elem())
+			default:
+				out = append(out, name)
 			}
-			out = append(out, name)
 		}
 	}
 	walk("", reflect.TypeFor[Config]())
-	if len(out) < 30 {
+	if len(out) < 100 {
 		t.Fatalf("only %d keys", len(out))
 	}
 	return out
