@@ -1,5 +1,5 @@
 // Package identity makes and keeps the trustee's keys in its state directory:
-// the TLS authority and server certificate, the token key, the
+// the TLS authority and server certificate, the
 // administrator's key and the key-encryption key. Files are private to the
 // user and written in one step; what exists is never replaced, but for a
 // server certificate that is about to expire.
@@ -85,32 +85,6 @@ func (d Dir) KEK(file string, size int) (secret.Bytes, error) {
 		return secret.Bytes{}, fmt.Errorf("key-encryption key %s: expected %d bytes in hex", file, size)
 	}
 	return secret.New(key), nil
-}
-
-// TokenKeys returns the token keys in files, or where there are none the
-// directory's own.
-func (d Dir) TokenKeys(files []string) ([]*ecdsa.PrivateKey, error) {
-	if len(files) == 0 {
-		text, err := d.loadOrCreate(tokenKey, newECKey)
-		if err != nil {
-			return nil, fmt.Errorf("token key: %w", err)
-		}
-		k, err := parseKey[*ecdsa.PrivateKey](d.File(tokenKey), text)
-		return []*ecdsa.PrivateKey{k}, err
-	}
-	var out []*ecdsa.PrivateKey
-	for _, f := range files {
-		text, err := readSecret(f)
-		if err != nil {
-			return nil, fmt.Errorf("token key: %w", err)
-		}
-		k, err := parseKey[*ecdsa.PrivateKey](f, text)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, k)
-	}
-	return out, nil
 }
 
 // AdminKey returns the administrator's key pair, which is made when it is missing.

@@ -1,9 +1,11 @@
 package identity
 
 import (
+	"bytes"
 	"crypto/ed25519"
 	"crypto/x509"
 	"encoding/pem"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -32,13 +34,8 @@ func TestKeysAreKept(t *testing.T) {
 	if err != nil || !k1.Equal(k2) {
 		t.Errorf("KEK differs: %v", err)
 	}
-	t1, err := d.TokenKeys(nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	t2, err := d.TokenKeys([]string{d.File(tokenKey)})
-	if err != nil || !t1[0].Equal(t2[0]) {
-		t.Errorf("token key differs: %v", err)
+	if d.LegacyTokenKey() != nil {
+		t.Error("a token key that was never there")
 	}
 	a1, err := d.AdminKey()
 	if err != nil {
@@ -111,15 +108,13 @@ func TestBadFiles(t *testing.T) {
 	if _, err := d.KEK("", 32); err == nil || strings.Contains(err.Error(), "abcd") {
 		t.Errorf("short key: %v", err)
 	}
-	write(tokenKey, "nonsense", 0o600)
-	if _, err := d.TokenKeys(nil); err == nil {
-		t.Error("broken token key: want an error")
-	}
-	if _, err := d.AdminKey(); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := d.TokenKeys([]string{d.File(adminKey)}); err == nil || !strings.Contains(err.Error(), "ecdsa") {
+	write(adminKey, string(mustKey(t)), 0o600)
+	if _, err := d.AdminKey(); err == nil || !strings.Contains(err.Error(), "ed25519") {
 		t.Errorf("wrong type of key: %v", err)
+	}
+	write(tokenKey, "a key", 0o600)
+	if string(d.LegacyTokenKey()) != "a key" {
+		t.Error("the legacy token key is not found")
 	}
 	if _, err := AdminPublicKeys([]string{d.File(tokenKey)}); err == nil {
 		t.Error("no public key: want an error")
@@ -137,7 +132,7 @@ func TestAuthority(t *testing.T) {
 	d := open(t)
 	now := time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
 	clock := func() time.Time { return now }
-	a, err := d.Authority([]string{"localhost", "127.0.0.1"}, clock)
+	a, err := d.Authority([]string{"localhost", "127.0.0.1"}, clock, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -152,7 +147,7 @@ func TestAuthority(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	b, err := d.Authority([]string{"localhost"}, clock)
+	b, err := d.Authority([]string{"localhost"}, clock, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -163,7 +158,7 @@ func TestAuthority(t *testing.T) {
 	if c2, err := a.Certificate(); err != nil || c2.Leaf.SerialNumber.Cmp(c1.Leaf.SerialNumber) == 0 {
 		t.Errorf("not renewed: %v", err)
 	}
-	if b, err = d.Authority([]string{"other.example"}, clock); err != nil {
+	if b, err = d.Authority([]string{"other.example"}, clock, slog.New(slog.DiscardHandler)); err != nil {
 		t.Fatal(err)
 	}
 	if c2, _ := b.Certificate(); c2.Leaf.VerifyHostname("other.example") != nil {
@@ -175,7 +170,7 @@ func TestAuthority(t *testing.T) {
 	if err := d.replace(caKey, mustKey(t)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := d.Authority([]string{"localhost"}, clock); err == nil || !strings.Contains(err.Error(), "belong together") {
+	if _, err := d.Authority([]string{"localhost"}, clock, slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "belong together") {
 		t.Errorf("swapped key: %v", err)
 	}
 }
@@ -186,7 +181,8 @@ func TestFailedRenewalKeepsServing(t *testing.T) {
 	t.Parallel()
 	d := open(t)
 	now := time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
-	a, err := d.Authority([]string{"localhost"}, func() time.Time { return now })
+	var log bytes.Buffer
+	a, err := d.Authority([]string{"localhost"}, func() time.Time { return now }, slog.New(slog.NewTextHandler(&log, nil)))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -200,6 +196,9 @@ func TestFailedRenewalKeepsServing(t *testing.T) {
 	now = now.Add(serverLifetime - renewBefore)
 	if c2, err := a.Certificate(); err != nil || c2 != c1 {
 		t.Errorf("got %v, want the old certificate", err)
+	}
+	if _, err := a.Certificate(); err != nil || strings.Count(log.String(), "cannot be renewed") != 1 {
+		t.Errorf("%v; want one line about the renewal that failed: %q", err, log.String())
 	}
 	now = c1.Leaf.NotAfter
 	if _, err := a.Certificate(); err == nil {

@@ -9,6 +9,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -24,6 +25,8 @@ const (
 	renewBefore = 30 * 24 * time.Hour
 	// backdate tolerates clients whose clock is behind.
 	backdate = time.Hour
+	// warnEvery is how often a renewal that fails is logged; every connection tries it.
+	warnEvery = time.Minute
 )
 
 // Authority is the trustee's own TLS authority with its server certificate,
@@ -32,18 +35,20 @@ type Authority struct {
 	d     Dir
 	names []string
 	now   func() time.Time
+	log   *slog.Logger
 	root  []byte
 	ca    *x509.Certificate
 	key   *ecdsa.PrivateKey
 
 	mu      sync.Mutex
 	current *tls.Certificate
+	warned  time.Time
 }
 
 // Authority loads or makes the authority (P-256, ten years) and a server
 // certificate for names.
-func (d Dir) Authority(names []string, now func() time.Time) (*Authority, error) {
-	a := &Authority{d: d, names: names, now: now}
+func (d Dir) Authority(names []string, now func() time.Time, log *slog.Logger) (*Authority, error) {
+	a := &Authority{d: d, names: names, now: now, log: log}
 	text, err := d.loadOrCreate(caKey, newECKey)
 	if err != nil {
 		return nil, fmt.Errorf("TLS authority: %w", err)
@@ -85,6 +90,10 @@ func (a *Authority) Certificate() (*tls.Certificate, error) {
 	}
 	fresh, err := a.issue()
 	if err != nil && a.good(a.current, 0) {
+		if now := a.now(); now.Sub(a.warned) > warnEvery {
+			a.warned = now
+			a.log.Error("the TLS certificate cannot be renewed", "error", err, "expires", a.current.Leaf.NotAfter)
+		}
 		return a.current, nil
 	}
 	if err != nil {
