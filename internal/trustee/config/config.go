@@ -1,6 +1,6 @@
 // Package config is the trustee's configuration: a TOML file in which every
 // key is known, every value checked, and every problem reported at once.
-// docs/trustee.md is its reference, deploy/trustee/trustee.toml an example
+// docs/trustee-configuration.md is its reference, deploy/trustee/trustee.toml an example
 // with every key.
 package config
 

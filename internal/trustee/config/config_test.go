@@ -142,7 +142,7 @@ func TestExample(t *testing.T) {
 	if d := cmp.Diff(want, c, cmpopts.EquateEmpty()); d != "" {
 		t.Error(d)
 	}
-	doc, err := os.ReadFile("../../../docs/trustee.md")
+	doc, err := os.ReadFile("../../../docs/trustee-configuration.md")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -151,7 +151,7 @@ func TestExample(t *testing.T) {
 			t.Errorf("deploy/trustee/trustee.toml lacks %s", key)
 		}
 		if !strings.Contains(string(doc), "`"+key+"`") {
-			t.Errorf("docs/trustee.md lacks `%s`", key)
+			t.Errorf("docs/trustee-configuration.md lacks `%s`", key)
 		}
 	}
 }

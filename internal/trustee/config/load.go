@@ -52,7 +52,7 @@ func Parse(data []byte) (Config, error) {
 	}
 	var errs []error
 	for _, key := range meta.Undecoded() {
-		errs = append(errs, fmt.Errorf("%s: unknown key (docs/trustee.md lists all)", key))
+		errs = append(errs, fmt.Errorf("%s: unknown key (docs/trustee-configuration.md lists all)", key))
 	}
 	errs = append(errs, spelling(meta.Keys())...)
 	errs = append(errs, c.problems()...)
