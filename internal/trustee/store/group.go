@@ -1,0 +1,6 @@
+package store
+
+type group struct{}
+
+func (g *group) start(*Store) {}
+func (g *group) stop()        {}
