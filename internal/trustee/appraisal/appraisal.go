@@ -243,7 +243,7 @@ func annotate(p Part) map[string]any {
 	delete(claims, "report_data")
 	delete(claims, "init_data")
 	out := map[string]any{
-		string(r.TEE):  claims,
+		string(r.TEE): claims,
 		"report_data": hex.EncodeToString(r.ReportData),
 		"simulated":   r.Simulated,
 	}
