@@ -6,18 +6,18 @@ package appraisal
 
 import (
 	"context"
-	_ "embed"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/tee"
 )
@@ -44,12 +44,11 @@ const maxFindings = 32
 // has to fit into a request header.
 const maxTokenInitData = 64 << 10
 
-//go:embed default_cpu.rego
-var defaultCPU string
-
 // References looks reference values up. found is false for an unknown name.
+// A reference is asked for once per generation of the policies' source, which
+// has to change with the reference values as well.
 type References interface {
-	LookupReference(ctx context.Context, name string) (ref refvalues.Reference, found bool, err error)
+	Reference(ctx context.Context, t tenant.Name, name string) (ref refvalues.Reference, found bool, err error)
 }
 
 // Options of [New].
@@ -65,104 +64,95 @@ type Options struct {
 
 // Engine appraises. It is safe for concurrent use.
 type Engine struct {
-	o   Options
-	set *policy.Set
+	o          Options
+	set        *policy.Set
+	references *references
 }
 
 // New returns an engine with the built-in policies as defaults.
 func New(o Options) *Engine {
-	e := &Engine{o: o}
+	e := &Engine{o: o, references: newReferences(o.References)}
 	e.set = policy.NewSet(policy.SetOptions{
-		Source:   o.Policies,
-		Defaults: map[string]string{DefaultPolicy + "_" + string(tee.CPU): defaultCPU},
-		Rules:    []string{"trust_claims", "findings", "extensions"},
-		Timeout:  o.Timeout,
-		Functions: map[string]policy.Function{
-			"query_reference_value":      e.query,
-			"reference_value_registered": e.registered,
-			"describe_reference_value":   e.describe,
-		},
+		Source:    o.Policies,
+		Defaults:  defaults(),
+		Rules:     []string{ruleClaims, ruleFindings, ruleExtensions},
+		Timeout:   o.Timeout,
+		Functions: functions(),
 	})
 	return e
 }
 
-// CheckPolicy reports whether a text can be stored as an attestation policy.
-func (e *Engine) CheckPolicy(ctx context.Context, id, text string) error {
-	return e.set.Check(ctx, id, text)
-}
-
-func (e *Engine) query(ctx context.Context, name string) (json.RawMessage, error) {
-	r, found, err := e.o.References.LookupReference(ctx, name)
-	if err != nil || !found {
-		return nil, err
-	}
-	return r.Current(e.o.Now()), nil
-}
-
-func (e *Engine) registered(ctx context.Context, name string) (json.RawMessage, error) {
-	_, found, err := e.o.References.LookupReference(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(found)
-}
-
-func (e *Engine) describe(ctx context.Context, name string) (json.RawMessage, error) {
-	r, _, err := e.o.References.LookupReference(ctx, name)
-	if err != nil {
-		return nil, err
-	}
-	return json.Marshal(r.Describe(e.o.Now()))
+// Part is one environment or device that was found genuine.
+type Part struct {
+	Result *tee.Result
+	// Runtime is the document its report data is the digest of; nil where
+	// only the digest is known.
+	Runtime map[string]any
+	// InitData are the claims of initdata whose digest the evidence holds
+	// ([InitDataClaims]); nil where it was not presented.
+	InitData map[string]any
 }
 
 // Evidence is what one handshake proved.
 type Evidence struct {
-	// Results of the verifiers, the primary environment first.
-	Results []*tee.Result
-	// Nonce, Key and Additional are the runtime data the results are bound to.
-	Nonce      string
-	Key        kbs.TEEPubKey
-	Additional *string
-	// InitData are the claims of initdata whose digest the evidence holds
-	// ([InitDataClaims]); nil when the guest did not present it.
-	InitData map[string]any
+	Tenant tenant.Name
+	// Parts are at least one, the primary environment first.
+	Parts []Part
 	// PolicyID selects the policy; empty means [DefaultPolicy].
 	PolicyID string
 }
 
-// Appraise judges every result and returns the submodules of the attestation
-// result by name: class and index, "cpu0" first.
-func (e *Engine) Appraise(ctx context.Context, ev Evidence) (map[string]ear.Submod, error) {
+// Results of an appraisal.
+type Results struct {
+	// Names are the submodules' names in the order of the parts: class and
+	// index, "cpu0" first.
+	Names []string
+	// Submods by name.
+	Submods map[string]ear.Submod
+	// Labels are the policies that judged, by the submodule's name:
+	// "default_cpu@3", "default_cpu (built in)", or "" where there was none.
+	Labels map[string]string
+}
+
+// Appraise judges every part. All see one generation of policies and
+// reference values.
+func (e *Engine) Appraise(ctx context.Context, ev Evidence) (Results, error) {
+	if len(ev.Parts) == 0 {
+		return Results{}, errors.New("appraisal: there is no evidence")
+	}
 	id := ev.PolicyID
 	if id == "" {
 		id = DefaultPolicy
 	}
-	out := map[string]ear.Submod{}
+	view, err := e.set.View(ctx, ev.Tenant)
+	if err != nil {
+		return Results{}, fmt.Errorf("appraisal: %w", err)
+	}
+	ctx = e.references.in(ctx, ev.Tenant, view.Generation(), e.o.Now())
+	out := Results{Submods: map[string]ear.Submod{}, Labels: map[string]string{}}
 	count := map[tee.Class]int{}
-	for _, r := range ev.Results {
-		name := fmt.Sprintf("%s%d", r.Class, count[r.Class])
-		count[r.Class]++
-		m, err := e.appraise(ctx, ev, r, id)
+	for _, p := range ev.Parts {
+		name := fmt.Sprintf("%s%d", p.Result.Class, count[p.Result.Class])
+		count[p.Result.Class]++
+		m, label, err := e.appraise(ctx, view, p, id)
 		if err != nil {
-			return nil, fmt.Errorf("appraisal: %s: %w", name, err)
+			return Results{}, fmt.Errorf("appraisal: %s: %w", name, err)
 		}
-		out[name] = m
+		out.Names = append(out.Names, name)
+		out.Submods[name], out.Labels[name] = m, label
 	}
 	return out, nil
 }
 
-func (e *Engine) appraise(ctx context.Context, ev Evidence, r *tee.Result, id string) (ear.Submod, error) {
-	id += "_" + string(r.Class)
-	annotated := annotate(ev, r)
-	doc, err := json.Marshal(annotated)
-	if err != nil {
-		return ear.Submod{}, err
-	}
-	m := ear.Submod{PolicyID: strings.TrimSuffix(id, "_"+string(r.Class))}
-	p, label, ok, err := e.set.Get(ctx, id)
+func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, policyID string) (ear.Submod, string, error) {
+	r := part.Result
+	id := policyID + "_" + string(r.Class)
+	annotated := annotate(part)
+	m := ear.Submod{PolicyID: policyID}
+	p, label, ok, err := view.Get(ctx, id)
 	switch {
 	case err != nil:
-		return ear.Submod{}, err
+		return ear.Submod{}, "", err
 	case !ok:
 		m.Vector = ear.Vector{Hardware: hardwareUnknown, Executables: executablesUnknown, Configuration: configurationUnknown}
 		m.Findings = []ear.Finding{{Affects: "hardware", Reason: kbs.Reason{
@@ -170,30 +160,41 @@ func (e *Engine) appraise(ctx context.Context, ev Evidence, r *tee.Result, id st
 			Help: "store one with POST /kbs/v0/attestation-policy",
 		}}}
 	default:
-		if err := judge(ctx, p, doc, &m); err != nil {
-			return ear.Submod{}, fmt.Errorf("%s: %w", label, err)
+		if err := judge(ctx, p, annotated, &m); err != nil {
+			return ear.Submod{}, "", fmt.Errorf("%s: %w", label, err)
 		}
 	}
 	lowerSimulated(r, &m)
 	m.Findings = m.Findings[:min(len(m.Findings), maxFindings)]
 	m.Status = m.Vector.Status()
 	m.Evidence, err = json.Marshal(e.forToken(annotated))
-	return m, err
+	return m, label, err
 }
 
-func judge(ctx context.Context, p *policy.Policy, doc json.RawMessage, m *ear.Submod) error {
-	in, err := policy.NewInput(doc)
+// The rules of an attestation policy.
+const (
+	ruleClaims     = "trust_claims"
+	ruleFindings   = "findings"
+	ruleExtensions = "extensions"
+)
+
+func judge(ctx context.Context, p *policy.Policy, annotated map[string]any, m *ear.Submod) error {
+	in, err := policy.InputOf(annotated)
+	if err != nil {
+		return err
+	}
+	result, err := p.EvalAll(ctx, in, nil)
 	if err != nil {
 		return err
 	}
 	var claims map[string]json.Number
-	if _, err := p.Eval(ctx, "trust_claims", in, nil, &claims); err != nil {
+	if _, err := result.Decode(ruleClaims, &claims); err != nil {
 		return err
 	}
 	if m.Vector, err = ear.ParseVector(claims); err != nil {
 		return err
 	}
-	if _, err := p.Eval(ctx, "findings", in, nil, &m.Findings); err != nil {
+	if _, err := result.Decode(ruleFindings, &m.Findings); err != nil {
 		return err
 	}
 	var extensions []struct {
@@ -201,7 +202,7 @@ func judge(ctx context.Context, p *policy.Policy, doc json.RawMessage, m *ear.Su
 		Key   json.Number     `json:"key"`
 		Value json.RawMessage `json:"value"`
 	}
-	if _, err := p.Eval(ctx, "extensions", in, nil, &extensions); err != nil {
+	if _, err := result.Decode(ruleExtensions, &extensions); err != nil {
 		return err
 	}
 	for _, x := range extensions {
@@ -236,24 +237,23 @@ const RuleSimulated = "evidence.simulated"
 
 // annotate lays claims out as relying parties of the ecosystem expect them:
 // TEE claims under the TEE's name, report data and initdata beside them.
-func annotate(ev Evidence, r *tee.Result) map[string]any {
+func annotate(p Part) map[string]any {
+	r := p.Result
 	claims := maps.Clone(r.Claims)
 	delete(claims, "report_data")
 	delete(claims, "init_data")
-	runtime := map[string]any{"nonce": ev.Nonce, "tee-pubkey": ev.Key}
-	if ev.Additional != nil {
-		runtime["additional-evidence"] = *ev.Additional
-	}
 	out := map[string]any{
-		string(r.TEE):         claims,
-		"report_data":         hex.EncodeToString(r.ReportData),
-		"runtime_data_claims": runtime,
-		"simulated":           r.Simulated,
+		string(r.TEE):  claims,
+		"report_data": hex.EncodeToString(r.ReportData),
+		"simulated":   r.Simulated,
+	}
+	if p.Runtime != nil {
+		out["runtime_data_claims"] = p.Runtime
 	}
 	if r.InitData != nil {
 		out["init_data"] = hex.EncodeToString(r.InitData)
-		if ev.InitData != nil {
-			out["init_data_claims"] = ev.InitData
+		if p.InitData != nil {
+			out["init_data_claims"] = p.InitData
 		}
 	}
 	return out
@@ -277,4 +277,10 @@ func (e *Engine) forToken(annotated map[string]any) map[string]any {
 		}
 	}
 	return out
+}
+
+// CheckPolicy reports whether a text can be stored as an attestation policy.
+// Every error about the text is a *[policy.CompileError].
+func (e *Engine) CheckPolicy(ctx context.Context, _ tenant.Name, id, text string) error {
+	return e.set.Check(ctx, id, text)
 }

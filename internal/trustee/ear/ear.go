@@ -190,6 +190,8 @@ type Claims struct {
 	// Protocol is the KBS protocol version of the handshake: it decides the
 	// form of the responses that the token's bearer can read.
 	Protocol string `json:"coffer.kbs-protocol"`
+	// Tenant is whose trustee judged: a token is good for this tenant alone.
+	Tenant string `json:"coffer.tenant"`
 }
 
 // CPU is the name of the submodule whose evidence is bound to the TEE key.

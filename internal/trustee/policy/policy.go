@@ -10,13 +10,12 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
-	"github.com/open-policy-agent/opa/v1/storage"
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
@@ -26,16 +25,32 @@ const MaxText = 256 << 10
 // DefaultTimeout bounds one evaluation where [Options] say nothing.
 const DefaultTimeout = 2 * time.Second
 
-// Function is a builtin of one string argument that a policy may call. A nil
-// document stands for null.
-type Function func(ctx context.Context, arg string) (json.RawMessage, error)
+// Function is a builtin that a policy may call. Its first argument is always
+// a string.
+type Function struct {
+	// Args is the number of arguments, 1 or more.
+	Args int
+	// Call computes the value; nil stands for null. An error ends the
+	// evaluation: it never makes the call merely undefined.
+	Call func(ctx context.Context, args []ast.Value) (ast.Value, error)
+}
+
+// Module is one source file of a policy.
+type Module struct {
+	// Name stands in error messages as the file name.
+	Name string
+	// Text is Rego; its package must be "policy".
+	Text string
+}
 
 // Options of [Compile].
 type Options struct {
-	// Name stands in error messages as the file name.
+	// Name is the policy's in error messages, and the file name of Text.
 	Name string
-	// Text is the module; its package must be "policy".
+	// Text is the module of a policy that is one file.
 	Text string
+	// Modules are the files of a policy that is several; Text is empty then.
+	Modules []Module
 	// Rules are the rules of package policy that will be evaluated.
 	Rules []string
 	// Functions are extra builtins by name.
@@ -48,6 +63,9 @@ type Options struct {
 type Policy struct {
 	name    string
 	timeout time.Duration
+	modules []*ast.Module
+	names   []string
+	all     rego.PreparedEvalQuery
 	rules   map[string]rego.PreparedEvalQuery
 }
 
@@ -63,68 +81,121 @@ func (e *CompileError) Error() string { return fmt.Sprintf("policy %s: %v", e.Na
 // Unwrap returns the cause.
 func (e *CompileError) Unwrap() error { return e.Err }
 
+// parse reads one module of package policy.
+func parse(m Module) (*ast.Module, error) {
+	if len(m.Text) > MaxText {
+		return nil, &CompileError{m.Name, fmt.Errorf("expected at most %d bytes, got %d", MaxText, len(m.Text))}
+	}
+	module, err := ast.ParseModuleWithOpts(m.Name, m.Text, ast.ParserOptions{RegoVersion: ast.RegoV1, Capabilities: capabilities()})
+	if err != nil {
+		return nil, &CompileError{m.Name, err}
+	}
+	if module == nil {
+		return nil, &CompileError{m.Name, errors.New("is empty: expected a module of package policy")}
+	}
+	if got := module.Package.Path.String(); got != "data.policy" {
+		return nil, &CompileError{m.Name, fmt.Errorf("expected package policy, got package %s", strings.TrimPrefix(got, "data."))}
+	}
+	return module, nil
+}
+
 // Compile checks and prepares a policy. Every error about the text is a
 // *[CompileError].
 func Compile(ctx context.Context, o Options) (*Policy, error) {
-	if len(o.Text) > MaxText {
-		return nil, &CompileError{o.Name, fmt.Errorf("expected at most %d bytes, got %d", MaxText, len(o.Text))}
+	sources := o.Modules
+	if len(sources) == 0 {
+		sources = []Module{{o.Name, o.Text}}
 	}
-	module, err := ast.ParseModuleWithOpts(o.Name, o.Text, ast.ParserOptions{RegoVersion: ast.RegoV1, Capabilities: capabilities()})
-	if err != nil {
-		return nil, &CompileError{o.Name, err}
-	}
-	if module == nil {
-		return nil, &CompileError{o.Name, errors.New("is empty: expected a module of package policy")}
-	}
-	if got := module.Package.Path.String(); got != "data.policy" {
-		return nil, &CompileError{o.Name, fmt.Errorf("expected package policy, got package %s", strings.TrimPrefix(got, "data."))}
-	}
-	p := &Policy{name: o.Name, timeout: o.Timeout, rules: map[string]rego.PreparedEvalQuery{}}
+	p := &Policy{name: o.Name, timeout: o.Timeout, names: o.Rules, rules: map[string]rego.PreparedEvalQuery{}}
 	if p.timeout <= 0 {
 		p.timeout = DefaultTimeout
 	}
-	for _, rule := range o.Rules {
-		opts := []func(*rego.Rego){
-			rego.ParsedModule(module.Copy()),
+	modules := map[string]*ast.Module{}
+	for _, m := range sources {
+		module, err := parse(m)
+		if err != nil {
+			return nil, err
+		}
+		modules[m.Name] = module
+		// The compiler rewrites what it is given.
+		p.modules = append(p.modules, module.Copy())
+	}
+	declared := map[string]*ast.Builtin{}
+	var functions []func(*rego.Rego)
+	for name, f := range o.Functions {
+		decl, opt := function(name, f)
+		declared[name] = &ast.Builtin{Name: name, Decl: decl}
+		functions = append(functions, opt)
+	}
+	compiler := ast.NewCompiler().WithCapabilities(capabilities()).WithBuiltins(declared).WithDefaultRegoVersion(ast.RegoV1)
+	if compiler.Compile(modules); compiler.Failed() {
+		return nil, &CompileError{o.Name, compiler.Errors}
+	}
+	prepare := func(query string) (rego.PreparedEvalQuery, error) {
+		opts := append([]func(*rego.Rego){
+			rego.Compiler(compiler),
 			rego.SetRegoVersion(ast.RegoV1),
 			rego.Capabilities(capabilities()),
 			rego.Store(requestStore{}),
 			rego.StrictBuiltinErrors(true),
-			rego.Query("data.policy." + rule),
-		}
-		for name, f := range o.Functions {
-			opts = append(opts, function(name, f))
-		}
+			rego.GenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) { return t.Value, nil }),
+			rego.Query(query),
+		}, functions...)
 		q, err := rego.New(opts...).PrepareForEval(ctx)
 		if err != nil {
-			return nil, &CompileError{o.Name, err}
+			return q, &CompileError{o.Name, err}
 		}
-		p.rules[rule] = q
+		return q, nil
 	}
-	return p, nil
+	var err error
+	for _, rule := range o.Rules {
+		if p.rules[rule], err = prepare("data.policy." + rule); err != nil {
+			return nil, err
+		}
+	}
+	p.all, err = prepare(everything(o.Rules))
+	return p, err
 }
 
-func function(name string, f Function) func(*rego.Rego) {
-	decl := &rego.Function{Name: name, Decl: types.NewFunction(types.Args(types.S), types.A), Memoize: true}
-	return rego.Function1(decl, func(bc rego.BuiltinContext, arg *ast.Term) (*ast.Term, error) {
-		s, ok := arg.Value.(ast.String)
-		if !ok {
-			return nil, fmt.Errorf("%s: expected a string, got %s", name, arg)
+// everything is a query for all rules at once: an array of an array for each,
+// which is empty where the rule is undefined.
+func everything(rules []string) string {
+	parts := make([]string, len(rules))
+	for i, rule := range rules {
+		parts[i] = fmt.Sprintf("[v | v := data.policy.%s]", rule)
+	}
+	return "[" + strings.Join(parts, ", ") + "]"
+}
+
+// Modules returns the policy's syntax trees, which must not be changed.
+func (p *Policy) Modules() []*ast.Module { return p.modules }
+
+func function(name string, f Function) (*types.Function, func(*rego.Rego)) {
+	args := make([]types.Type, f.Args)
+	for i := range args {
+		args[i] = types.A
+	}
+	args[0] = types.S
+	decl := types.NewFunction(types.Args(args...), types.A)
+	call := func(bc rego.BuiltinContext, terms []*ast.Term) (*ast.Term, error) {
+		values := make([]ast.Value, len(terms))
+		for i, t := range terms {
+			values[i] = t.Value
 		}
-		doc, err := f(bc.Context, string(s))
+		if _, ok := values[0].(ast.String); !ok {
+			return nil, fmt.Errorf("%s: expected a string, got %s", name, terms[0])
+		}
+		v, err := f.Call(bc.Context, values)
 		if err != nil {
 			// Not "undefined": a policy must never be decided without the value.
-			return nil, rego.NewHaltError(fmt.Errorf("%s(%q): %w", name, string(s), err))
+			return nil, rego.NewHaltError(fmt.Errorf("%s(%s): %w", name, terms[0], err))
 		}
-		if doc == nil {
+		if v == nil {
 			return ast.NullTerm(), nil
 		}
-		v, err := ast.ValueFromReader(strings.NewReader(string(doc)))
-		if err != nil {
-			return nil, rego.NewHaltError(fmt.Errorf("%s(%q): %w", name, string(s), err))
-		}
 		return ast.NewTerm(v), nil
-	})
+	}
+	return decl, rego.FunctionDyn(&rego.Function{Name: name, Decl: decl, Memoize: true}, call)
 }
 
 // Input is a document prepared for evaluation. It may be used for several
@@ -140,109 +211,108 @@ func NewInput(doc json.RawMessage) (Input, error) {
 	return Input{v}, nil
 }
 
-// Eval evaluates one rule named at [Compile] into out, as by json.Unmarshal.
-// It reports false, and leaves out alone, where the rule is undefined. An
-// evaluation that fails or does not end in time is an error.
-func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[string]any, out any) (bool, error) {
-	q, ok := p.rules[rule]
+// InputOf prepares a value that is made of what encoding/json decodes to
+// (with json.Number for numbers) or of anything that it can encode.
+func InputOf(doc any) (Input, error) {
+	v, err := ast.InterfaceToValue(doc)
+	if err != nil {
+		return Input{}, fmt.Errorf("policy input: %w", err)
+	}
+	return Input{v}, nil
+}
+
+// Result holds what the rules of one evaluation came to.
+type Result struct {
+	policy string
+	values map[string]ast.Value
+}
+
+// Value is a rule's value; false where the rule is undefined.
+func (r Result) Value(rule string) (ast.Value, bool) {
+	v, ok := r.values[rule]
+	return v, ok
+}
+
+// Decode writes a rule's value into out, as by json.Unmarshal. It reports
+// false, and leaves out alone, where the rule is undefined.
+func (r Result) Decode(rule string, out any) (bool, error) {
+	v, ok := r.values[rule]
 	if !ok {
-		return false, fmt.Errorf("policy %s: rule %s was not prepared", p.name, rule)
-	}
-	ctx, cancel := context.WithTimeout(ctx, p.timeout)
-	defer cancel()
-	// Plain JSON types, whatever the caller's slices and maps are made of.
-	doc, err := json.Marshal(data)
-	if err != nil {
-		return false, fmt.Errorf("policy %s: data: %w", p.name, err)
-	}
-	var txn requestTxn
-	if err := json.Unmarshal(doc, &txn.data); err != nil {
-		return false, fmt.Errorf("policy %s: data: %w", p.name, err)
-	}
-	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
-	if err != nil {
-		if ctx.Err() != nil {
-			return false, fmt.Errorf("policy %s: rule %s did not end within %v: %w", p.name, rule, p.timeout, ctx.Err())
-		}
-		return false, fmt.Errorf("policy %s: rule %s: %w", p.name, rule, err)
-	}
-	if len(rs) == 0 || len(rs[0].Expressions) == 0 {
 		return false, nil
 	}
-	doc, err = json.Marshal(rs[0].Expressions[0].Value)
-	if err != nil {
-		return false, fmt.Errorf("policy %s: rule %s: %w", p.name, rule, err)
-	}
-	if err := json.Unmarshal(doc, out); err != nil {
-		return false, fmt.Errorf("policy %s: rule %s has a value of the wrong type: %w", p.name, rule, err)
+	if err := decode(v, out); err != nil {
+		return false, fmt.Errorf("policy %s: rule %s has a value of the wrong type: %w", r.policy, rule, err)
 	}
 	return true, nil
 }
 
-// requestStore is a read-only OPA store whose document travels in the
-// transaction. So a prepared query, which is tied to one store, serves
-// concurrent requests with different data and without a lock.
-type requestStore struct {
-	storage.TriggersNotSupported
-	storage.WritesNotSupported
-}
-
-type requestTxn struct{ data map[string]any }
-
-func (requestTxn) ID() uint64 { return 0 }
-
-func (requestStore) NewTransaction(context.Context, ...storage.TransactionParams) (storage.Transaction, error) {
-	return requestTxn{}, nil
-}
-func (requestStore) Commit(context.Context, storage.Transaction) error { return nil }
-func (requestStore) Abort(context.Context, storage.Transaction)        {}
-func (requestStore) Truncate(context.Context, storage.Transaction, storage.TransactionParams, storage.Iterator) error {
-	return &storage.Error{Code: storage.WritesNotSupportedErr, Message: "read-only"}
-}
-
-// The store holds no policies; preparing a query asks all the same.
-
-func (requestStore) ListPolicies(context.Context, storage.Transaction) ([]string, error) {
-	return nil, nil
-}
-
-func (requestStore) GetPolicy(_ context.Context, _ storage.Transaction, id string) ([]byte, error) {
-	return nil, &storage.Error{Code: storage.NotFoundErr, Message: id}
-}
-
-func (requestStore) UpsertPolicy(context.Context, storage.Transaction, string, []byte) error {
-	return &storage.Error{Code: storage.WritesNotSupportedErr, Message: "read-only"}
-}
-
-func (requestStore) DeletePolicy(context.Context, storage.Transaction, string) error {
-	return &storage.Error{Code: storage.WritesNotSupportedErr, Message: "read-only"}
-}
-
-func (requestStore) Read(_ context.Context, txn storage.Transaction, path storage.Path) (any, error) {
-	t, _ := txn.(requestTxn)
-	var doc any = map[string]any{}
-	if t.data != nil {
-		doc = t.data
+func decode(v ast.Value, out any) error {
+	plain, err := ast.JSON(v)
+	if err != nil {
+		return err
 	}
-	for _, key := range path {
-		ok := false
-		switch d := doc.(type) {
-		case map[string]any:
-			doc, ok = d[key]
-		case []any: // OPA asks for elements by their decimal index
-			var i int
-			if i, ok = index(key, len(d)); ok {
-				doc = d[i]
-			}
-		}
-		if !ok {
-			return nil, &storage.Error{Code: storage.NotFoundErr, Message: path.String() + ": does not exist"}
+	doc, err := json.Marshal(plain)
+	if err != nil {
+		return err
+	}
+	return json.Unmarshal(doc, out)
+}
+
+// EvalAll evaluates every rule named at [Compile] in one go. An evaluation
+// that fails or does not end in time is an error.
+func (p *Policy) EvalAll(ctx context.Context, in Input, data map[string]any) (Result, error) {
+	r := Result{policy: p.name, values: make(map[string]ast.Value, len(p.names))}
+	v, err := p.eval(ctx, "", p.all, in, data)
+	if err != nil {
+		return r, err
+	}
+	list, ok := v.(*ast.Array)
+	if !ok || list.Len() != len(p.names) {
+		return r, fmt.Errorf("policy %s: the evaluation came to nothing", p.name)
+	}
+	for i, name := range p.names {
+		if one, ok := list.Elem(i).Value.(*ast.Array); ok && one.Len() == 1 {
+			r.values[name] = one.Elem(0).Value
 		}
 	}
-	return doc, nil
+	return r, nil
 }
 
-func index(key string, n int) (int, bool) {
-	i, err := strconv.Atoi(key)
-	return i, err == nil && i >= 0 && i < n && strconv.Itoa(i) == key
+// Eval evaluates one rule named at [Compile] into out, as by json.Unmarshal.
+// It reports false, and leaves out alone, where the rule is undefined. An
+// evaluation that fails or does not end in time is an error.
+func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[string]any, out any) (bool, error) {
+	if !slices.Contains(p.names, rule) {
+		return false, fmt.Errorf("policy %s: rule %s was not prepared", p.name, rule)
+	}
+	v, err := p.eval(ctx, "rule "+rule+" ", p.rules[rule], in, data)
+	if err != nil || v == nil {
+		return false, err
+	}
+	return Result{p.name, map[string]ast.Value{rule: v}}.Decode(rule, out)
+}
+
+// eval returns nil for a query that is undefined.
+func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
+	ctx, cancel := context.WithTimeout(ctx, p.timeout)
+	defer cancel()
+	txn, err := newTxn(data)
+	if err != nil {
+		return nil, fmt.Errorf("policy %s: data: %w", p.name, err)
+	}
+	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
+	if err != nil {
+		if ctx.Err() != nil {
+			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w", p.name, what, p.timeout, ctx.Err())
+		}
+		return nil, fmt.Errorf("policy %s: %s%w", p.name, what, err)
+	}
+	if len(rs) == 0 || len(rs[0].Expressions) == 0 {
+		return nil, nil
+	}
+	v, ok := rs[0].Expressions[0].Value.(ast.Value)
+	if !ok {
+		return nil, fmt.Errorf("policy %s: %sexpected a value of Rego, got %T", p.name, what, rs[0].Expressions[0].Value)
+	}
+	return v, nil
 }

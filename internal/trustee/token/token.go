@@ -1,13 +1,12 @@
 // Package token signs attestation tokens and checks them on the way back.
-// Keys are persistent, named by kid and published as a JWK set; the first
-// signs, all verify, so that a key can be rotated while its tokens live.
+// Keys are persistent, shared by all replicas, named by kid and published as
+// a JWK set; the first signs, all verify, so that a key can be rotated while
+// its tokens live. Tokens of other attestation services are accepted where
+// their keys are trusted ([Trust]).
 package token
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"encoding/base64"
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +16,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
 // MaxBytes bounds a compact token. Eight GPUs with verbose claims need about 170 KiB.
@@ -27,108 +27,131 @@ const skew = time.Minute
 
 // Options of [New].
 type Options struct {
-	// Keys are P-256 (ES256) or P-384 (ES384) keys; the first signs.
-	Keys []*ecdsa.PrivateKey
+	// Keys is where signing keys come from.
+	Keys KeySource
 	// Issuer and Audience are put into tokens and required of them.
 	Issuer, Audience string
 	Lifetime         time.Duration
 	Now              func() time.Time
+	// Trusted are other attestation services whose tokens are accepted.
+	Trusted []*Trust
 }
 
 // Authority mints and verifies tokens. It is safe for concurrent use.
 type Authority struct {
-	o      Options
-	signer jose.Signer
-	keys   map[string]jose.JSONWebKey
-	set    jose.JSONWebKeySet
+	o    Options
+	ring *ring
 }
 
-// New prepares the keys.
-func New(o Options) (*Authority, error) {
-	if len(o.Keys) == 0 {
-		return nil, errors.New("token: expected at least one signing key")
+// New loads the keys.
+func New(ctx context.Context, o Options) (*Authority, error) {
+	if o.Keys == nil {
+		return nil, errors.New("token: expected a source of signing keys")
 	}
 	if o.Issuer == "" || o.Audience == "" || o.Lifetime <= 0 {
 		return nil, errors.New("token: issuer, audience and lifetime are required")
 	}
-	a := &Authority{o: o, keys: map[string]jose.JSONWebKey{}}
-	for i, k := range o.Keys {
-		var alg jose.SignatureAlgorithm
-		switch k.Curve {
-		case elliptic.P256():
-			alg = jose.ES256
-		case elliptic.P384():
-			alg = jose.ES384
-		default:
-			return nil, fmt.Errorf("token: key %d: expected curve P-256 or P-384, got %s", i, k.Curve.Params().Name)
+	for _, t := range o.Trusted {
+		if t.o.Issuer == o.Issuer {
+			return nil, fmt.Errorf("token: a trusted attestation service has the issuer %q, which is this trustee's own: give one of them another name", o.Issuer)
 		}
-		pub := jose.JSONWebKey{Key: &k.PublicKey, Algorithm: string(alg), Use: "sig"}
-		thumb, err := pub.Thumbprint(crypto.SHA256)
-		if err != nil {
-			return nil, fmt.Errorf("token: key %d: %w", i, err)
-		}
-		pub.KeyID = base64.RawURLEncoding.EncodeToString(thumb)
-		a.keys[pub.KeyID] = pub
-		a.set.Keys = append(a.set.Keys, pub)
-		if i > 0 {
-			continue
-		}
-		private := jose.JSONWebKey{Key: k, KeyID: pub.KeyID, Algorithm: string(alg)}
-		a.signer, err = jose.NewSigner(jose.SigningKey{Algorithm: alg, Key: private}, (&jose.SignerOptions{}).WithType("JWT"))
-		if err != nil {
-			return nil, fmt.Errorf("token: %w", err)
-		}
+	}
+	a := &Authority{o: o, ring: newRing(o.Keys, o.Now)}
+	if _, err := a.ring.current(ctx); err != nil {
+		return nil, err
 	}
 	return a, nil
 }
 
 // JWKS is the public keys as a JWK set.
-func (a *Authority) JWKS() jose.JSONWebKeySet { return a.set }
+func (a *Authority) JWKS(ctx context.Context) (jose.JSONWebKeySet, error) {
+	k, err := a.ring.current(ctx)
+	if err != nil {
+		return jose.JSONWebKeySet{}, err
+	}
+	return k.set, nil
+}
 
 // Issuer is the name in tokens.
 func (a *Authority) Issuer() string { return a.o.Issuer }
 
-// Mint signs the claims. It sets profile, issuer, audience and times.
-func (a *Authority) Mint(c ear.Claims) (string, error) {
+// Mint signs the claims. It sets profile, issuer, audience, tenant and times.
+func (a *Authority) Mint(ctx context.Context, t tenant.Name, c ear.Claims) (string, error) {
+	compact, _, err := a.MintPayload(ctx, t, c)
+	return compact, err
+}
+
+// MintPayload is [Authority.Mint] and returns the payload that was signed too.
+func (a *Authority) MintPayload(ctx context.Context, t tenant.Name, c ear.Claims) (string, json.RawMessage, error) {
+	k, err := a.ring.current(ctx)
+	if err != nil {
+		return "", nil, err
+	}
 	now := a.o.Now()
-	c.Profile, c.Issuer, c.Audience = ear.Profile, a.o.Issuer, []string{a.o.Audience}
+	c.Profile, c.Issuer, c.Audience, c.Tenant = ear.Profile, a.o.Issuer, []string{a.o.Audience}, string(t)
 	c.IssuedAt, c.NotBefore, c.Expires = now.Unix(), now.Unix(), now.Add(a.o.Lifetime).Unix()
 	payload, err := json.Marshal(c)
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return "", nil, fmt.Errorf("token: %w", err)
 	}
-	sig, err := a.signer.Sign(payload)
+	sig, err := k.signer.Sign(payload)
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return "", nil, fmt.Errorf("token: %w", err)
 	}
 	compact, err := sig.CompactSerialize()
 	if err != nil {
-		return "", fmt.Errorf("token: %w", err)
+		return "", nil, fmt.Errorf("token: %w", err)
 	}
 	if len(compact) > MaxBytes {
-		return "", fmt.Errorf("token: expected at most %d bytes, got %d: set attestation.verbose_token = false", MaxBytes, len(compact))
+		return "", nil, fmt.Errorf("token: expected at most %d bytes, got %d: set attestation.verbose_token = false", MaxBytes, len(compact))
 	}
-	return compact, nil
+	return compact, payload, nil
 }
 
-// Verify checks a token's signature, issuer, audience and times. It returns
-// the claims, and the payload as it was signed for policies to read.
-func (a *Authority) Verify(compact string) (*ear.Claims, json.RawMessage, error) {
+// algorithms of tokens: ours, and those of other attestation services.
+func algorithms() []jose.SignatureAlgorithm {
+	return []jose.SignatureAlgorithm{jose.ES256, jose.ES384, jose.RS256, jose.RS384, jose.RS512, jose.PS256, jose.PS384, jose.PS512}
+}
+
+// Verify checks a token's signature, issuer, audience, times and tenant. It
+// returns the claims, and the payload as it was signed for policies to read.
+func (a *Authority) Verify(ctx context.Context, t tenant.Name, compact string) (*ear.Claims, json.RawMessage, error) {
 	if len(compact) > MaxBytes {
 		return nil, nil, fmt.Errorf("token: expected at most %d bytes, got %d", MaxBytes, len(compact))
 	}
-	sig, err := jose.ParseSignedCompact(compact, []jose.SignatureAlgorithm{jose.ES256, jose.ES384})
+	sig, err := jose.ParseSignedCompact(compact, algorithms())
 	if err != nil {
-		return nil, nil, fmt.Errorf("token: is no signed JWT (ES256, ES384): %w", err)
+		return nil, nil, fmt.Errorf("token: is no signed JWT of an algorithm that is accepted: %w", err)
 	}
+	// Read before the signature is checked, and used for nothing but to find
+	// out whose keys have to check it.
+	var from struct {
+		Issuer string `json:"iss"`
+	}
+	if err := json.Unmarshal(sig.UnsafePayloadWithoutVerification(), &from); err != nil {
+		return nil, nil, fmt.Errorf("token: payload: %w", err)
+	}
+	for _, other := range a.o.Trusted {
+		if from.Issuer == other.o.Issuer {
+			return other.verify(ctx, t, sig, a.o.Now())
+		}
+	}
+	return a.own(ctx, t, sig)
+}
+
+// own verifies a token that this trustee minted.
+func (a *Authority) own(ctx context.Context, t tenant.Name, sig *jose.JSONWebSignature) (*ear.Claims, json.RawMessage, error) {
 	// The key comes from our set by its id; a key inside the token is ignored.
 	h := sig.Signatures[0].Protected
-	key, ok := a.keys[h.KeyID]
+	key, ok, err := a.ring.find(ctx, h.KeyID)
+	if err != nil {
+		return nil, nil, err
+	}
 	if !ok {
 		return nil, nil, fmt.Errorf("token: kid: expected one of this trustee's keys, got %q", clip(h.KeyID))
 	}
 	if h.Algorithm != key.Algorithm {
-		return nil, nil, fmt.Errorf("token: alg: expected %s, got %s", key.Algorithm, h.Algorithm)
+		return nil, nil, fmt.Errorf("token: alg: expected %s, got %s", key.Algorithm, clip(h.Algorithm))
 	}
 	payload, err := sig.Verify(key.Key)
 	if err != nil {
@@ -148,8 +171,13 @@ func (a *Authority) Verify(compact string) (*ear.Claims, json.RawMessage, error)
 		return nil, nil, fmt.Errorf("token: expired at %s", time.Unix(c.Expires, 0).UTC().Format(time.RFC3339))
 	case c.NotBefore == 0 || now.Add(skew).Before(time.Unix(c.NotBefore, 0)):
 		return nil, nil, fmt.Errorf("token: not valid before %s", time.Unix(c.NotBefore, 0).UTC().Format(time.RFC3339))
+	case c.IssuedAt == 0 || now.Add(skew).Before(time.Unix(c.IssuedAt, 0)):
+		return nil, nil, fmt.Errorf("token: iat: expected a time that has passed, got %s", time.Unix(c.IssuedAt, 0).UTC().Format(time.RFC3339))
 	case c.ID == "":
 		return nil, nil, errors.New("token: jti is missing")
+	case c.Tenant != string(t):
+		// Whose token it is, is nobody else's business.
+		return nil, nil, fmt.Errorf("token: coffer.tenant: expected %q, got another", t)
 	}
 	return &c, payload, nil
 }
