@@ -76,15 +76,19 @@ func runtimeJSON(nonce string, key TEEPubKey, additional *string) ([]byte, error
 	member("nonce", nonce)
 	b = append(b, `,"tee-pubkey":{`...)
 	member("alg", key.Alg)
-	if key.KTY == ktyEC {
+	switch key.KTY {
+	case ktyEC:
 		member("crv", key.Crv)
 		member("kty", key.KTY)
 		member("x", key.X)
 		member("y", key.Y)
-	} else {
+	case ktyRSA:
 		member("e", key.E)
 		member("kty", key.KTY)
 		member("n", key.N)
+	default: // AKP: the key is valid
+		member("kty", key.KTY)
+		member("pub", key.Pub)
 	}
 	return append(b, "}}"...), nil
 }

@@ -93,7 +93,7 @@ func TestDecryptVector(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	kek, err := deriveKEK(k.priv, eph.PublicKey())
+	kek, err := deriveKEK(k.ec, eph.PublicKey())
 	if err != nil || hex.EncodeToString(kek) != vectorKEK {
 		t.Errorf("KEK = %x, %v; want %s", kek, err, vectorKEK)
 	}
@@ -277,7 +277,7 @@ func TestEncryptRefuses(t *testing.T) {
 		size int
 	}{
 		"zero key":  {TEEPubKey{}, 1},
-		"RSA1_5":    {testRSAKey(AlgRSA15), 1},
+		"RSA alg":   {testRSAKey(AlgECDH), 1},
 		"too large": {vectorKey, MaxResourceBytes + 1},
 	} {
 		if r, err := EncryptResponse(rand.Reader, tc.key, make([]byte, tc.size)); err == nil || r != nil {
@@ -354,7 +354,14 @@ func FuzzDecryptHeader(f *testing.F) {
 	f.Add(head)
 	k := vectorTEEKey(f)
 	f.Fuzz(func(t *testing.T, head []byte) {
-		if pub, err := k.parseHeader(b64.EncodeToString(head)); (pub == nil) == (err == nil) {
+		o, err := k.parseHeader(b64.EncodeToString(head))
+		if (o.members == nil) == (err == nil) {
+			t.Fatalf("got %v, %v", o, err)
+		}
+		if err != nil {
+			return
+		}
+		if pub, err := k.ephemeral(o); (pub == nil) == (err == nil) {
 			t.Fatalf("got %v, %v", pub, err)
 		}
 	})

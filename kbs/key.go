@@ -2,12 +2,12 @@ package kbs
 
 import (
 	"crypto/ecdh"
+	"crypto/mlkem"
 	"crypto/rsa"
 	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io"
 	"math/big"
 	"strings"
 )
@@ -28,21 +28,23 @@ func decode64(s string) ([]byte, error) {
 const (
 	ktyEC  = "EC"
 	ktyRSA = "RSA"
+	ktyAKP = "AKP"
 
 	// CurveP256 and CurveP521 are the curves of an EC TEE key.
 	CurveP256 = "P-256"
 	CurveP521 = "P-521"
 
-	// AlgECDH and AlgOAEP wrap a response's key; AlgRSA15 is what protocol
-	// 0.1 used and nothing newer should.
+	// AlgECDH, AlgOAEP and AlgMLKEM wrap a response's key; AlgRSA15 is what
+	// protocol 0.1 used and nothing newer should.
 	AlgECDH  = "ECDH-ES+A256KW"
 	AlgOAEP  = "RSA-OAEP-256"
+	AlgMLKEM = "ML-KEM-768+A192KW"
 	AlgRSA15 = "RSA1_5"
 )
 
 // TEEPubKey is the public key that a guest makes for a handshake and that its
 // evidence is bound to. Members hold what the wire holds (unpadded base64url
-// for X, Y, N and E), because the digest is over these strings. It is
+// for X, Y, N, E and Pub), because the digest is over these strings. It is
 // comparable: two equal values are the same key. The zero value is not valid.
 type TEEPubKey struct {
 	KTY string `json:"kty"`
@@ -52,6 +54,7 @@ type TEEPubKey struct {
 	Y   string `json:"y,omitempty"`
 	N   string `json:"n,omitempty"`
 	E   string `json:"e,omitempty"`
+	Pub string `json:"pub,omitempty"`
 }
 
 // ParseTEEPubKey decodes and validates a key. Members that do not belong to
@@ -75,8 +78,10 @@ func ParseTEEPubKey(data []byte) (TEEPubKey, error) {
 		members = map[string]*string{"crv": &k.Crv, "x": &k.X, "y": &k.Y}
 	case ktyRSA:
 		members = map[string]*string{"n": &k.N, "e": &k.E}
+	case ktyAKP:
+		members = map[string]*string{"pub": &k.Pub}
 	default:
-		return TEEPubKey{}, fmt.Errorf("kbs: %s: unsupported key type %q: expected EC or RSA", what, clip(k.KTY, 32))
+		return TEEPubKey{}, unsupportedType(k.KTY)
 	}
 	for name, p := range members {
 		if *p, err = o.str(name); err != nil {
@@ -101,24 +106,38 @@ func (k *TEEPubKey) UnmarshalJSON(data []byte) error {
 
 var _ json.Unmarshaler = (*TEEPubKey)(nil)
 
+func unsupportedType(kty string) error {
+	return fmt.Errorf("kbs: tee-pubkey: unsupported key type %q: expected EC, RSA or AKP", clip(kty, 32))
+}
+
 // Validate checks that k is a usable key: an EC point on P-256 or P-521 with
-// coordinates of full length, or an RSA key of 2048 to 8192 bits.
+// coordinates of full length, an RSA key of 2048 to 8192 bits, or an ML-KEM-768
+// encapsulation key.
 func (k TEEPubKey) Validate() error {
+	foreign := func(members string) error {
+		return fmt.Errorf("kbs: tee-pubkey: a key of type %s has no members %s", k.KTY, members)
+	}
+	var err error
 	switch k.KTY {
 	case ktyEC:
-		if k.N != "" || k.E != "" {
-			return errors.New("kbs: tee-pubkey: an EC key has no members n and e")
+		if k.N != "" || k.E != "" || k.Pub != "" {
+			return foreign("n, e and pub")
 		}
-		_, err := k.ecdh()
-		return err
+		_, err = k.ecdh()
 	case ktyRSA:
-		if k.Crv != "" || k.X != "" || k.Y != "" {
-			return errors.New("kbs: tee-pubkey: an RSA key has no members crv, x and y")
+		if k.Crv != "" || k.X != "" || k.Y != "" || k.Pub != "" {
+			return foreign("crv, x, y and pub")
 		}
-		_, err := k.rsa()
-		return err
+		_, err = k.rsa()
+	case ktyAKP:
+		if k.Crv != "" || k.X != "" || k.Y != "" || k.N != "" || k.E != "" {
+			return foreign("crv, x, y, n and e")
+		}
+		_, err = k.mlkem()
+	default:
+		return unsupportedType(k.KTY)
 	}
-	return fmt.Errorf("kbs: tee-pubkey: unsupported key type %q: expected EC or RSA", clip(k.KTY, 32))
+	return err
 }
 
 // curve returns a curve and the length of a coordinate in bytes.
@@ -195,72 +214,18 @@ func (k TEEPubKey) rsa() (*rsa.PublicKey, error) {
 	return pub, nil
 }
 
-// TEEKey is the private key of a handshake. It never leaves the guest, and
-// prints as nothing but its public half. It is safe for concurrent use.
-type TEEKey struct {
-	priv *ecdh.PrivateKey
-	pub  TEEPubKey
-}
-
-// GenerateTEEKey makes a P-256 key out of bytes read from rand.
-func GenerateTEEKey(rand io.Reader) (*TEEKey, error) {
-	priv, err := generate(rand, CurveP256)
+func (k TEEPubKey) mlkem() (*mlkem.EncapsulationKey768, error) {
+	if k.Alg != AlgMLKEM {
+		return nil, fmt.Errorf("kbs: tee-pubkey: member \"alg\": expected %s for an AKP key, got %q", AlgMLKEM, clip(k.Alg, 32))
+	}
+	raw, err := decode64(k.Pub)
+	if err != nil || len(raw) != mlkem.EncapsulationKeySize768 {
+		return nil, fmt.Errorf("kbs: tee-pubkey: member \"pub\": expected unpadded base64url of exactly %d bytes", mlkem.EncapsulationKeySize768)
+	}
+	// This checks that the coefficients are reduced (FIPS 203 section 7.2).
+	key, err := mlkem.NewEncapsulationKey768(raw)
 	if err != nil {
-		return nil, fmt.Errorf("kbs: TEE key: %w", err)
+		return nil, errors.New("kbs: tee-pubkey: member \"pub\": is no ML-KEM-768 encapsulation key")
 	}
-	return NewTEEKey(priv)
-}
-
-// NewTEEKey uses an existing key on P-256 or P-521.
-func NewTEEKey(priv *ecdh.PrivateKey) (*TEEKey, error) {
-	k := &TEEKey{priv: priv}
-	k.pub.KTY, k.pub.Alg = ktyEC, AlgECDH
-	switch priv.Curve() {
-	case ecdh.P256():
-		k.pub.Crv = CurveP256
-	case ecdh.P521():
-		k.pub.Crv = CurveP521
-	default:
-		return nil, errors.New("kbs: TEE key: expected a key on P-256 or P-521")
-	}
-	k.pub.X, k.pub.Y = encodePoint(priv.PublicKey())
-	return k, nil
-}
-
-// Public returns the public half.
-func (k *TEEKey) Public() TEEPubKey { return k.pub }
-
-// Format prints the public half whatever the verb.
-func (k *TEEKey) Format(f fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(f, "TEE key %s %s", k.pub.Crv, k.pub.X)
-}
-
-// encodePoint writes an uncompressed point as a JWK's x and y.
-func encodePoint(pub *ecdh.PublicKey) (x, y string) {
-	p := pub.Bytes()[1:]
-	return b64.EncodeToString(p[:len(p)/2]), b64.EncodeToString(p[len(p)/2:])
-}
-
-// generate draws a private key by rejection from the bytes of rand. The
-// standard library's generator ignores its reader.
-func generate(rand io.Reader, crv string) (*ecdh.PrivateKey, error) {
-	c, size, err := curve(crv)
-	if err != nil {
-		return nil, err
-	}
-	buf := make([]byte, size)
-	defer clear(buf)
-	// One draw in 2^32 or fewer is out of range on either curve.
-	for range 8 {
-		if _, err := io.ReadFull(rand, buf); err != nil {
-			return nil, fmt.Errorf("read randomness: %w", err)
-		}
-		if crv == CurveP521 {
-			buf[0] &= 1
-		}
-		if priv, err := c.NewPrivateKey(buf); err == nil {
-			return priv, nil
-		}
-	}
-	return nil, errors.New("randomness gives no valid private key: the source is broken")
+	return key, nil
 }
