@@ -3,12 +3,17 @@
 # "default", that is not simulated, and whose initdata digest the resource's
 # owner has registered for it.
 #
+# It holds for stored resources and for what plugins serve alike: the path of
+# the latter, as owners bind digests to it, is "+plugin/segment/...".
+#
 # input: the verified token's claims (EAR).
 # data: plugin, resource-path, query and
 #   coffer.registered_initdata       digests registered for this path, lower-case
-#                                    hex, fitted to the evidence's field
+#                                    hex, fitted to the evidence's field; at most
+#                                    64, the evidence's own first
 #   coffer.registered_description    the same for people
 #   coffer.allow_simulated           the trustee's configuration
+#   coffer.tenant                    whose resource it is
 #
 # "allow" decides; "deny" only explains: {priority, rule, claim, expected, got,
 # help}, the lowest priority is shown first.
@@ -19,7 +24,6 @@ import rego.v1
 default allow := false
 
 allow if {
-	data.plugin == "resource"
 	input.submods.cpu0
 	every submod in input.submods {
 		by_default_policy(submod)
@@ -75,18 +79,9 @@ initdata_registered if {
 
 # --- reasons ------------------------------------------------------------------
 
-path := concat("/", data["resource-path"])
+path := concat("/", data["resource-path"]) if data.plugin == "resource"
 
-deny contains {
-	"priority": 10,
-	"rule": "resource.plugin",
-	"claim": "plugin",
-	"expected": "resource",
-	"got": data.plugin,
-	"help": "the built-in policy releases stored resources only: store a resource policy that knows this plugin",
-} if {
-	data.plugin != "resource"
-}
+path := concat("/", array.concat([concat("", ["+", data.plugin])], data["resource-path"])) if data.plugin != "resource"
 
 deny contains {
 	"priority": 10,
@@ -163,7 +158,7 @@ deny contains {
 	"claim": "init_data",
 	"expected": sprintf("an initdata digest registered for %s: %s", [path, data.coffer.registered_description]),
 	"got": own_initdata,
-	"help": "the pod's initdata is not the one its owner registered for this resource; if it is meant, the owner registers its digest (PUT /admin/v1/bindings)",
+	"help": "the pod's initdata is not the one its owner registered for this resource; if it is meant, the owner registers its digest (`coffer trustee bind`)",
 } if {
 	not initdata_empty
 	not initdata_registered

@@ -1,78 +1,62 @@
 // Package release decides whether an attested guest may have a resource, by
-// the resource policy, and says why not.
+// the resource policy that is bound to it most specifically, and says why not.
+// What a decision depended on is handed back as one document, so that a record
+// of it can be replayed (package explain).
 package release
 
 import (
-	"cmp"
 	"context"
-	_ "embed"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
-	"maps"
-	"slices"
-	"strings"
 	"time"
 
-	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
-	"github.com/coffer-project/coffer/internal/trustee/resource"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
-	"github.com/coffer-project/coffer/tee"
 )
-
-// PolicyID is the id of the one resource policy.
-const PolicyID = "resource-policy"
-
-//go:embed default.rego
-var defaultPolicy string
-
-// Binding is an initdata digest that a resource's owner has registered.
-type Binding struct {
-	// InitData is the whole digest in hex.
-	InitData    string
-	Description string
-}
-
-// Bindings looks up what is registered for a resource and its prefixes.
-type Bindings interface {
-	BindingsFor(ctx context.Context, p resource.Path) ([]Binding, error)
-}
 
 // Options of [New].
 type Options struct {
-	Policies policy.Source
+	Policies Source
 	Bindings Bindings
 	// AllowSimulated is handed to the policy.
 	AllowSimulated bool
-	Timeout        time.Duration
+	// Timeout bounds one evaluation; zero means [policy.DefaultTimeout].
+	Timeout time.Duration
 }
 
 // Engine decides. It is safe for concurrent use.
 type Engine struct {
-	o   Options
-	set *policy.Set
+	o        Options
+	policies *policies
 }
 
 // New returns an engine with the built-in policy as default.
-func New(o Options) *Engine {
-	return &Engine{o: o, set: policy.NewSet(policy.SetOptions{
-		Source:   o.Policies,
-		Defaults: map[string]string{PolicyID: defaultPolicy},
-		Rules:    []string{"allow", "deny"},
-		Timeout:  o.Timeout,
-	})}
-}
+func New(o Options) *Engine { return &Engine{o: o, policies: newPolicies(o.Policies, o.Timeout)} }
 
-// CheckPolicy reports whether a text can be stored as the resource policy.
-func (e *Engine) CheckPolicy(ctx context.Context, text string) error {
-	return e.set.Check(ctx, PolicyID, text)
+// CheckPolicy reports whether a text can be stored as the resource policy of a
+// scope ([ParseScope]). An error about the text is a *[policy.CompileError].
+func (e *Engine) CheckPolicy(ctx context.Context, scope, text string) error {
+	if _, err := ParseScope(scope); err != nil {
+		return err
+	}
+	name := PolicyID
+	if scope != "" {
+		name += ":" + scope
+	}
+	_, err := prepare(ctx, name, text, e.o.Timeout)
+	return err
 }
 
 // Request is one guest asking for one resource.
 type Request struct {
-	Path resource.Path
+	Tenant tenant.Name
+	// Plugin serves the resource: [kbs.PluginResource] for stored ones.
+	Plugin string
+	// Path are the segments after the plugin's name: repository, type and tag
+	// of a stored resource.
+	Path []string
 	// Query are the URL's query parameters.
 	Query map[string]string
 	// Claims are the verified token's, Payload the same as it was signed.
@@ -85,151 +69,77 @@ type Decision struct {
 	Granted bool
 	// Reasons are never empty for a denial; the first matters most.
 	Reasons []kbs.Reason
-	// PolicyID is the policy that decided, with its version.
+	// PolicyID is the [Label] of the policy that decided.
 	PolicyID string
+	// Data is the document beside the claims that the policy saw as data, in
+	// JSON: what a record has to keep. See [Data].
+	Data json.RawMessage
 }
 
 // Decide evaluates the policy. An error is no decision: nothing is released.
 func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
-	p, label, ok, err := e.set.Get(ctx, PolicyID)
-	if err != nil || !ok {
-		return Decision{}, fmt.Errorf("resource policy: %w", err)
-	}
-	coffer, err := e.data(ctx, r)
+	scopes, err := Scopes(r.Plugin, r.Path)
 	if err != nil {
 		return Decision{}, err
 	}
-	data := map[string]any{"plugin": kbs.PluginResource, "resource-path": r.Path.Segments(), "query": r.Query, "coffer": coffer}
-	if r.Query == nil {
-		data["query"] = map[string]string{}
+	p, err := e.policies.get(ctx, r.Tenant, scopes)
+	if err != nil {
+		return Decision{}, err
+	}
+	data, err := e.data(ctx, r, scopes)
+	if err != nil {
+		return Decision{}, err
 	}
 	in, err := policy.NewInput(r.Payload)
 	if err != nil {
 		return Decision{}, err
 	}
-	d := Decision{PolicyID: label}
-	// Anything but the boolean true denies.
-	var allow any
-	if _, err := p.Eval(ctx, "allow", in, data, &allow); err != nil {
+	d, err := p.decide(ctx, in, data, r.Claims)
+	if err != nil {
 		return Decision{}, err
 	}
-	if d.Granted = allow == true; d.Granted {
-		return d, nil
-	}
-	d.Reasons, err = reasons(ctx, p, in, data)
-	if err != nil || len(d.Reasons) == 0 {
-		d.Reasons = fallback(label, r.Claims)
+	if d.Data, err = json.Marshal(data); err != nil {
+		return Decision{}, fmt.Errorf("resource policy: data: %w", err)
 	}
 	return d, nil
 }
 
-// maxReasons bounds what a denial lists.
-const maxReasons = 16
-
-func reasons(ctx context.Context, p *policy.Policy, in policy.Input, data map[string]any) ([]kbs.Reason, error) {
-	type reason struct {
-		Priority *float64 `json:"priority"`
-		kbs.Reason
-	}
-	var deny []reason
-	if _, err := p.Eval(ctx, "deny", in, data, &deny); err != nil {
-		return nil, err
-	}
-	const unordered = 100
-	priority := func(r reason) float64 {
-		if r.Priority == nil {
-			return unordered
-		}
-		return *r.Priority
-	}
-	slices.SortStableFunc(deny, func(a, b reason) int { return cmp.Compare(priority(a), priority(b)) })
-	var out []kbs.Reason
-	for _, r := range deny[:min(len(deny), maxReasons)] {
-		if r.Rule == "" {
-			r.Rule = "resource-policy"
-		}
-		out = append(out, r.Reason)
-	}
-	return out, nil
-}
-
-// fallback explains the denial of a policy that explains nothing: by the
-// appraisal's own findings, else by its status.
-func fallback(label string, c *ear.Claims) []kbs.Reason {
-	r := kbs.Reason{
-		Rule: "resource-policy", Claim: "data.policy.allow", Expected: "true", Got: "false or undefined",
-		Help: "the operator's resource policy " + label + " refuses and gives no reason: it may define a set `deny` of objects with rule, claim, expected, got and help",
-	}
-	out := []kbs.Reason{r}
-	for _, name := range slices.Sorted(maps.Keys(c.Submods)) {
-		for _, f := range c.Submods[name].Findings {
-			out = append(out, f.Reason)
-		}
-	}
-	return out[:min(len(out), maxReasons)]
-}
-
-// describeMax is how many digests a denial lists.
-const describeMax = 8
-
-// data is data.coffer. Digests are fitted to the evidence's field here, so
-// that a policy compares plain strings.
-func (e *Engine) data(ctx context.Context, r Request) (map[string]any, error) {
-	bindings, err := e.o.Bindings.BindingsFor(ctx, r.Path)
+// Replay decides again from a record: with the policy text given, the claims
+// and the data document as they were recorded. An error about the text is a
+// *[policy.CompileError].
+func Replay(ctx context.Context, label, text string, claims, data json.RawMessage) (Decision, error) {
+	p, err := prepare(ctx, label, text, 0)
 	if err != nil {
-		return nil, err
+		return Decision{}, err
 	}
-	field := InitDataField(r.Claims)
-	fitted, text := []string{}, []string{}
-	for _, b := range bindings {
-		digest, err := hex.DecodeString(b.InitData)
-		if err != nil {
-			return nil, fmt.Errorf("stored binding for %s: initdata is no hex: %w", r.Path, err)
-		}
-		line := b.InitData
-		if len(field) > 0 {
-			fit := hex.EncodeToString(tee.Fit(digest, len(field)))
-			// A digest too short to tell anything, or of zeros, is not handed over at all.
-			if !initdata.MatchesField(digest, tee.Fit(digest, len(field))) {
-				continue
-			}
-			fitted = append(fitted, fit)
-			line = fit
-		}
-		if b.Description != "" {
-			line += " (" + b.Description + ")"
-		}
-		text = append(text, line)
+	var c ear.Claims
+	if err := json.Unmarshal(claims, &c); err != nil {
+		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
-	return map[string]any{
-		"registered_initdata":    fitted,
-		"registered_description": describe(text),
-		"allow_simulated":        e.o.AllowSimulated,
-	}, nil
-}
-
-func describe(text []string) string {
-	if len(text) == 0 {
-		return "nothing is registered"
-	}
-	if more := len(text) - describeMax; more > 0 {
-		text = append(slices.Clip(text[:describeMax]), fmt.Sprintf("and %d more", more))
-	}
-	return "[" + strings.Join(text, ", ") + "]"
-}
-
-// InitDataField is the initdata field of the CPU's evidence as the token
-// holds it, nil where it has none.
-func InitDataField(c *ear.Claims) []byte {
-	var e struct {
-		InitData string `json:"init_data"`
-	}
-	if json.Unmarshal(c.Submods[ear.CPU].Evidence, &e) != nil {
-		return nil
-	}
-	field, err := hex.DecodeString(e.InitData)
+	in, err := policy.NewInput(claims)
 	if err != nil {
-		return nil
+		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
-	return field
+	var doc Data
+	if err := json.Unmarshal(data, &doc); err != nil {
+		return Decision{}, fmt.Errorf("recorded data: %w", err)
+	}
+	d, err := p.decide(ctx, in, doc, &c)
+	if err != nil {
+		return Decision{}, err
+	}
+	d.Data = data
+	return d, nil
+}
+
+// PolicyText is the text that a [Label] names, of a tenant.
+func (e *Engine) PolicyText(ctx context.Context, t tenant.Name, label string) (string, error) {
+	scope, version, err := ParseLabel(label)
+	if err != nil {
+		return "", err
+	}
+	if version == 0 {
+		return defaultPolicy, nil
+	}
+	return e.o.Policies.ResourcePolicy(ctx, t, scope, version)
 }

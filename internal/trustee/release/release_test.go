@@ -9,25 +9,34 @@ import (
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
-	"github.com/coffer-project/coffer/internal/trustee/resource"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
 )
 
-type fakePolicies string
+// fakePolicies are policies by scope, of every tenant, all of version 1.
+type fakePolicies map[string]string
 
-func (f fakePolicies) PolicyVersion(context.Context, string) (int64, error) {
-	if f == "" {
-		return 0, nil
+func (f fakePolicies) Generation(context.Context, tenant.Name) (int64, error) { return 1, nil }
+
+func (f fakePolicies) ResourcePolicies(context.Context, tenant.Name) (map[string]int64, error) {
+	out := map[string]int64{}
+	for scope := range f {
+		out[scope] = 1
 	}
-	return 1, nil
+	return out, nil
 }
-func (f fakePolicies) PolicyText(context.Context, string, int64) (string, error) {
-	return string(f), nil
+
+func (f fakePolicies) ResourcePolicy(_ context.Context, _ tenant.Name, scope string, version int64) (string, error) {
+	text, ok := f[scope]
+	if !ok || version != 1 {
+		return "", errors.New("no such policy")
+	}
+	return text, nil
 }
 
 type fakeBindings []Binding
 
-func (f fakeBindings) BindingsFor(context.Context, resource.Path) ([]Binding, error) {
+func (f fakeBindings) BindingsFor(context.Context, tenant.Name, []string) ([]Binding, error) {
 	if len(f) > 0 && f[0].InitData == "broken" {
 		return nil, errors.New("store is down")
 	}
@@ -63,16 +72,12 @@ var (
 
 func decide(t *testing.T, e *Engine, submods map[string]ear.Submod) (Decision, error) {
 	t.Helper()
-	p, err := resource.Parse("demo/key/1")
-	if err != nil {
-		t.Fatal(err)
-	}
 	c := &ear.Claims{Submods: submods}
 	payload, err := json.Marshal(c)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return e.Decide(t.Context(), Request{Path: p, Claims: c, Payload: payload})
+	return e.Decide(t.Context(), Request{Tenant: tenant.Default, Plugin: kbs.PluginResource, Path: []string{"demo", "key", "1"}, Claims: c, Payload: payload})
 }
 
 func TestDefaultPolicy(t *testing.T) {
@@ -125,7 +130,7 @@ func TestDefaultPolicy(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
-			e := New(Options{Policies: fakePolicies(""), Bindings: tc.bindings, AllowSimulated: tc.allow})
+			e := New(Options{Policies: fakePolicies{}, Bindings: tc.bindings, AllowSimulated: tc.allow})
 			d, err := decide(t, e, tc.submods)
 			if err != nil {
 				t.Fatal(err)
@@ -175,7 +180,7 @@ func TestOwnPolicies(t *testing.T) {
 		{name: "bad reason", text: "package policy\ndeny := 7", rule: "resource-policy"},
 		{name: "error", text: "package policy\nallow if to_number(\"x\") == 1", fails: true},
 	} {
-		d, err := decide(t, New(Options{Policies: fakePolicies(tc.text), Bindings: fakeBindings(nil)}), cpu)
+		d, err := decide(t, New(Options{Policies: fakePolicies{"": tc.text}, Bindings: fakeBindings(nil)}), cpu)
 		if (err != nil) != tc.fails || d.Granted != tc.granted {
 			t.Errorf("%s: %+v, %v", tc.name, d, err)
 		}
@@ -183,7 +188,7 @@ func TestOwnPolicies(t *testing.T) {
 			t.Errorf("%s: reasons %+v", tc.name, d.Reasons)
 		}
 	}
-	if d, err := decide(t, New(Options{Policies: fakePolicies(""), Bindings: fakeBindings{{InitData: "broken"}}}), cpu); err == nil || d.Granted {
+	if d, err := decide(t, New(Options{Policies: fakePolicies{}, Bindings: fakeBindings{{InitData: "broken"}}}), cpu); err == nil || d.Granted {
 		t.Errorf("store failure: %+v, %v", d, err)
 	}
 }

@@ -1,0 +1,242 @@
+package audit
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"iter"
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/coffer-project/coffer/internal/strictjson"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
+)
+
+func sortedKeys[V any](m map[string]V) []string { return slices.Sorted(maps.Keys(m)) }
+
+func isHash(s string) bool {
+	b, err := hex.DecodeString(s)
+	return err == nil && len(b) == 32 && hex.EncodeToString(b) == s
+}
+
+// VerifyOptions of [Verify].
+type VerifyOptions struct {
+	Tenant tenant.Name
+	// Keys verify the checkpoints. They have to come from somewhere else than
+	// the log: who can rewrite it can sign it anew with a key of his own.
+	Keys Keys
+	// Checkpoints are all signed checkpoints that the log holds.
+	Checkpoints []string
+	// Pinned are signed checkpoints that were kept elsewhere. Each must be
+	// found in the chain: without one, a log cut off after a checkpoint of
+	// its own passes.
+	Pinned []string
+}
+
+// Report says what was verified, and what is wrong first.
+type Report struct {
+	Tenant tenant.Name `json:"tenant"`
+	// OK: every entry and checkpoint is as it was written.
+	OK bool `json:"ok"`
+	// First and Last are sequence numbers; both are 0 of an empty chain.
+	First   int64 `json:"first"`
+	Last    int64 `json:"last"`
+	Entries int64 `json:"entries"`
+	// Head is the last entry's hash.
+	Head string `json:"head"`
+	// From and To are the times of the first and the last record.
+	From time.Time `json:"from,omitzero"`
+	To   time.Time `json:"to,omitzero"`
+	// Checkpoints counts the signed checkpoints that agree with the chain, and
+	// Pinned those among them that were kept elsewhere.
+	Checkpoints int `json:"checkpoints"`
+	Pinned      int `json:"pinned"`
+	// Anchor is the checkpoint that the chain begins after, where retention has
+	// removed its beginning.
+	Anchor *Checkpoint `json:"anchor,omitempty"`
+	// LastCheckpoint is the newest one that agrees with the chain. Entries after
+	// it are chained, but not signed yet.
+	LastCheckpoint *Checkpoint `json:"last_checkpoint,omitempty"`
+	Unsigned       int64       `json:"unsigned"`
+	// Problem is the first thing that is wrong.
+	Problem *Problem `json:"problem,omitempty"`
+}
+
+// Problem is where a chain is not as it was written.
+type Problem struct {
+	// Seq is the entry, or the entry that a checkpoint names; 0 where none can be named.
+	Seq int64 `json:"seq,omitempty"`
+	// What is wrong, for example "hash".
+	What     string `json:"what"`
+	Expected string `json:"expected"`
+	Got      string `json:"got"`
+}
+
+func (p *Problem) String() string {
+	return fmt.Sprintf("audit log: entry %d: %s: expected %s, got %s", p.Seq, p.What, p.Expected, p.Got)
+}
+
+// Verify walks a chain, oldest entry first, and stops at the first thing that
+// is wrong, which the report names. An error is not being able to tell: the
+// entries could not be read.
+func Verify(ctx context.Context, entries iter.Seq2[Entry, error], o VerifyOptions) (Report, error) {
+	v := verifier{o: o, pins: map[int64]pin{}, report: Report{Tenant: o.Tenant, Head: Genesis}}
+	if p := v.checkpoints(); p != nil {
+		return v.failed(p), nil
+	}
+	for e, err := range entries {
+		if err == nil {
+			err = ctx.Err()
+		}
+		if err != nil {
+			return v.report, fmt.Errorf("audit log of tenant %s: after entry %d: %w", o.Tenant, v.report.Last, err)
+		}
+		if p := v.entry(e); p != nil {
+			return v.failed(p), nil
+		}
+	}
+	if p := v.end(); p != nil {
+		return v.failed(p), nil
+	}
+	v.report.OK = true
+	return v.report, nil
+}
+
+// pin is what signed checkpoints say of one entry.
+type pin struct {
+	Checkpoint
+	count  int
+	pinned int
+}
+
+type verifier struct {
+	o      VerifyOptions
+	pins   map[int64]pin
+	newest int64 // the highest pinned entry
+	report Report
+}
+
+func (v *verifier) failed(p *Problem) Report {
+	v.report.Problem = p
+	return v.report
+}
+
+// checkpoints reads them. Two that disagree about one entry are proof of two
+// chains.
+func (v *verifier) checkpoints() *Problem {
+	for i, jws := range slices.Concat(v.o.Pinned, v.o.Checkpoints) {
+		c, err := v.o.Keys.Checkpoint(jws)
+		if err != nil {
+			return &Problem{Seq: c.Seq, What: "checkpoint", Expected: "a signature by a known key", Got: err.Error()}
+		}
+		if c.Tenant != v.o.Tenant {
+			return &Problem{Seq: c.Seq, What: "checkpoint: tenant", Expected: string(v.o.Tenant), Got: string(c.Tenant)}
+		}
+		p, ok := v.pins[c.Seq]
+		if !ok {
+			p.Checkpoint = c
+		} else if p.Hash != c.Hash {
+			return &Problem{Seq: c.Seq, What: "checkpoint: another one for the same entry", Expected: p.Hash, Got: c.Hash}
+		}
+		p.count++
+		if i < len(v.o.Pinned) {
+			p.pinned++
+		}
+		v.pins[c.Seq] = p
+		v.newest = max(v.newest, c.Seq)
+	}
+	return nil
+}
+
+func (v *verifier) entry(e Entry) *Problem {
+	r := &v.report
+	bad := func(what, expected, got string) *Problem { return &Problem{e.Seq, what, expected, got} }
+	if r.Entries == 0 {
+		if p := v.first(e); p != nil {
+			return p
+		}
+	}
+	if want := r.Last + 1; r.Entries > 0 && e.Seq != want {
+		return &Problem{want, "seq", fmt.Sprint(want), fmt.Sprint(e.Seq)}
+	}
+	if e.Previous != r.Head {
+		return bad("previous", r.Head, fmt.Sprintf("%.80q", e.Previous))
+	}
+	if want := Hash(v.o.Tenant, e.Seq, e.Previous, e.Body); e.Hash != want {
+		return bad("hash", want+" of what the entry holds now", fmt.Sprintf("%.80q", e.Hash))
+	}
+	rec, err := DecodeRecord(e.Body)
+	if err != nil {
+		return bad("record", "a record", err.Error())
+	}
+	if rec.Tenant != v.o.Tenant {
+		return bad("record: tenant", string(v.o.Tenant), string(rec.Tenant))
+	}
+	if p, ok := v.pins[e.Seq]; ok {
+		if p.Hash != e.Hash {
+			return bad("checkpoint of "+p.At.Format(time.RFC3339), p.Hash, e.Hash)
+		}
+		v.agrees(p)
+	}
+	if r.Entries == 0 {
+		r.First, r.From = e.Seq, rec.At
+	}
+	r.Entries++
+	r.Last, r.Head, r.To = e.Seq, e.Hash, rec.At
+	return nil
+}
+
+// agrees counts a pin that the chain holds.
+func (v *verifier) agrees(p pin) {
+	v.report.Checkpoints += p.count
+	v.report.Pinned += p.pinned
+	v.report.LastCheckpoint = &p.Checkpoint
+}
+
+// first anchors the chain: it begins with entry 1, or right after an entry that
+// was signed for.
+func (v *verifier) first(e Entry) *Problem {
+	if e.Seq == 1 {
+		return nil
+	}
+	p, ok := v.pins[e.Seq-1]
+	if !ok || e.Seq < 1 {
+		return &Problem{e.Seq, "seq", "1, or the entry after a signed checkpoint", fmt.Sprint(e.Seq)}
+	}
+	v.report.Anchor, v.report.Last, v.report.Head = &p.Checkpoint, p.Seq, p.Hash
+	v.agrees(p)
+	return nil
+}
+
+func (v *verifier) end() *Problem {
+	r := &v.report
+	if v.newest > r.Last {
+		p := v.pins[v.newest]
+		return &Problem{v.newest, "cut off", fmt.Sprintf("an entry of hash %s, as signed at %s", p.Hash, p.At.Format(time.RFC3339)),
+			fmt.Sprintf("a log that ends with entry %d", r.Last)}
+	}
+	// Older ones than the anchor pin what retention has removed; one that was
+	// kept elsewhere cannot be checked then, which is no agreement.
+	if r.LastCheckpoint != nil {
+		r.Unsigned = r.Last - r.LastCheckpoint.Seq
+	} else {
+		r.Unsigned = r.Entries
+	}
+	return nil
+}
+
+// DecodeRecord reads an entry's body. It refuses what the store would not have
+// written: unknown or repeated members and bodies over [MaxBody].
+func DecodeRecord(body []byte) (Record, error) {
+	var r Record
+	if err := strictjson.Decode(body, &r, strictjson.Limits{Bytes: MaxBody, Depth: 64}); err != nil {
+		return Record{}, fmt.Errorf("audit record: %w", err)
+	}
+	switch r.Kind {
+	case KindAttestation, KindResource, KindAdmin:
+	default:
+		return Record{}, fmt.Errorf("audit record: kind: expected %s, %s or %s, got %.40q", KindAttestation, KindResource, KindAdmin, r.Kind)
+	}
+	return r, nil
+}

@@ -1,0 +1,172 @@
+package release
+
+import (
+	"context"
+	"encoding/hex"
+	"encoding/json"
+	"fmt"
+	"strings"
+
+	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/internal/trustee/ear"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/tee"
+)
+
+// Binding is an initdata digest that a resource's owner has registered.
+type Binding struct {
+	// InitData is the whole digest in hex.
+	InitData    string
+	Description string
+}
+
+// Bindings looks up what is registered for any of the scopes.
+type Bindings interface {
+	BindingsFor(ctx context.Context, t tenant.Name, scopes []string) ([]Binding, error)
+}
+
+// maxRegistered bounds the digests that a policy sees and a record keeps. The
+// one that the evidence holds is always among them.
+const maxRegistered = 64
+
+// describeMax is how many digests a denial lists.
+const describeMax = 8
+
+// Data is the document data of a resource policy. The first three members are
+// the ecosystem's; coffer is our addition.
+type Data struct {
+	Plugin string `json:"plugin"`
+	// Path are the segments of the resource.
+	Path   []string          `json:"resource-path"`
+	Query  map[string]string `json:"query"`
+	Coffer Coffer            `json:"coffer"`
+}
+
+// Coffer is data.coffer.
+type Coffer struct {
+	Tenant tenant.Name `json:"tenant"`
+	// RegisteredInitData are digests registered for the path or a prefix, in
+	// lower-case hex, fitted to the evidence's field: at most 64 of them, the
+	// evidence's own first where it is registered.
+	RegisteredInitData []string `json:"registered_initdata"`
+	// RegisteredDescription is the same for people.
+	RegisteredDescription string `json:"registered_description"`
+	// AllowSimulated is the trustee's configuration.
+	AllowSimulated bool `json:"allow_simulated"`
+}
+
+// document is the same in plain JSON types, without the detour of encoding it.
+func (d Data) document() map[string]any {
+	query := make(map[string]any, len(d.Query))
+	for k, v := range d.Query {
+		query[k] = v
+	}
+	return map[string]any{
+		"plugin": d.Plugin, "resource-path": plain(d.Path), "query": query,
+		"coffer": map[string]any{
+			"tenant":                 string(d.Coffer.Tenant),
+			"registered_initdata":    plain(d.Coffer.RegisteredInitData),
+			"registered_description": d.Coffer.RegisteredDescription,
+			"allow_simulated":        d.Coffer.AllowSimulated,
+		},
+	}
+}
+
+func plain(list []string) []any {
+	out := make([]any, len(list))
+	for i, s := range list {
+		out[i] = s
+	}
+	return out
+}
+
+func (e *Engine) data(ctx context.Context, r Request, scopes []string) (Data, error) {
+	bindings, err := e.o.Bindings.BindingsFor(ctx, r.Tenant, scopes)
+	if err != nil {
+		return Data{}, fmt.Errorf("bindings of %s: %w", scopes[0], err)
+	}
+	digests, description, err := Registered(bindings, r.Claims)
+	if err != nil {
+		return Data{}, fmt.Errorf("bindings of %s: %w", scopes[0], err)
+	}
+	d := Data{Plugin: r.Plugin, Path: r.Path, Query: r.Query, Coffer: Coffer{
+		Tenant: r.Tenant, RegisteredInitData: digests, RegisteredDescription: description, AllowSimulated: e.o.AllowSimulated,
+	}}
+	if d.Path == nil {
+		d.Path = []string{}
+	}
+	if d.Query == nil {
+		d.Query = map[string]string{}
+	}
+	return d, nil
+}
+
+// Registered fits digests to the field that the evidence has for them, so that
+// a policy compares plain strings, and describes them. What cannot match, a
+// digest too short to tell anything or of zeros, is left out.
+func Registered(bindings []Binding, c *ear.Claims) (digests []string, description string, err error) {
+	field := InitDataField(c)
+	own := hex.EncodeToString(field)
+	digests = []string{}
+	var text []string
+	total := 0
+	for _, b := range bindings {
+		digest, err := hex.DecodeString(b.InitData)
+		if err != nil {
+			return nil, "", fmt.Errorf("stored binding: initdata is no hex: %w", err)
+		}
+		line := strings.ToLower(b.InitData)
+		if len(field) > 0 {
+			fitted := tee.Fit(digest, len(field))
+			if !initdata.MatchesField(digest, fitted) {
+				continue
+			}
+			line = hex.EncodeToString(fitted)
+		}
+		total++
+		fit := line
+		if b.Description != "" {
+			line += " (" + b.Description + ")"
+		}
+		if len(text) < describeMax {
+			text = append(text, line)
+		}
+		switch {
+		case len(field) == 0: // there is nothing to compare with
+		case fit == own && len(digests) > 0 && digests[0] != own:
+			if len(digests) == maxRegistered {
+				digests = digests[:maxRegistered-1]
+			}
+			digests = append([]string{fit}, digests...)
+		case len(digests) < maxRegistered:
+			digests = append(digests, fit)
+		}
+	}
+	return digests, describe(text, total), nil
+}
+
+func describe(text []string, total int) string {
+	if total == 0 {
+		return "nothing is registered"
+	}
+	if more := total - len(text); more > 0 {
+		text = append(text, fmt.Sprintf("and %d more", more))
+	}
+	return "[" + strings.Join(text, ", ") + "]"
+}
+
+// InitDataField is the initdata field of the CPU's evidence as the token
+// holds it, nil where it has none.
+func InitDataField(c *ear.Claims) []byte {
+	var e struct {
+		InitData string `json:"init_data"`
+	}
+	if json.Unmarshal(c.Submods[ear.CPU].Evidence, &e) != nil {
+		return nil
+	}
+	field, err := hex.DecodeString(e.InitData)
+	if err != nil {
+		return nil
+	}
+	return field
+}
