@@ -1,0 +1,88 @@
+package admin
+
+import (
+	"encoding/json"
+	"time"
+
+	"github.com/coffer-project/coffer/kbs"
+)
+
+// Kinds of policy.
+const (
+	// PolicyAttestation appraises evidence; its id is name_class, for example
+	// default_cpu.
+	PolicyAttestation = "attestation"
+	// PolicyResource releases resources; its id is a scope: "" for all, a
+	// repository, repository/type, repository/type/tag, or +plugin/segment/…
+	// The most specific one decides.
+	PolicyResource = "resource"
+)
+
+// PolicyInfo describes a version of a policy.
+type PolicyInfo struct {
+	Kind string `json:"kind"`
+	ID   string `json:"id"`
+	// Version counts from 1; 0 is the built-in policy.
+	Version int64     `json:"version"`
+	Author  string    `json:"author,omitempty"`
+	Created time.Time `json:"created,omitzero"`
+	// Deleted: from this version on a less specific or the built-in policy is
+	// in force.
+	Deleted bool `json:"deleted,omitempty"`
+}
+
+// Policy is a version with its text.
+type Policy struct {
+	PolicyInfo
+	Text string
+}
+
+// PolicyCheck asks whether a text could be stored.
+type PolicyCheck struct {
+	Kind string `json:"kind"`
+	ID   string `json:"id"`
+	Text string `json:"text"`
+}
+
+// PolicyProblems answer a check.
+type PolicyProblems struct {
+	OK bool `json:"ok"`
+	// Problems each say where and what; none when OK.
+	Problems []string `json:"problems"`
+}
+
+// ExplainRequest replays a recorded decision on a resource.
+type ExplainRequest struct {
+	// Seq or ID names the record.
+	Seq int64  `json:"seq,omitempty"`
+	ID  string `json:"id,omitempty"`
+	// Text is a policy to try instead of the recorded one; empty: that one.
+	Text string `json:"text,omitempty"`
+}
+
+// Explanation is what a replay found.
+type Explanation struct {
+	// Recorded is what was decided then, Granted what the replay decides.
+	Recorded bool `json:"recorded"`
+	Granted  bool `json:"granted"`
+	// Policy is the policy that was replayed, with its version.
+	Policy  string       `json:"policy"`
+	Reasons []kbs.Reason `json:"reasons,omitempty"`
+	// Conditions are those of the policy's rules, in the text's order.
+	Conditions []Condition `json:"conditions,omitempty"`
+	// Data is the policy's data document at the time.
+	Data json.RawMessage `json:"data,omitempty"`
+}
+
+// Condition is one expression of a rule.
+type Condition struct {
+	Rule string `json:"rule"`
+	// File and Line say where it stands; lines count from 1.
+	File string `json:"file,omitempty"`
+	Line int    `json:"line,omitempty"`
+	Text string `json:"text"`
+	// Holds is false where the expression was false or undefined.
+	Holds bool `json:"holds"`
+	// Values are those of the variables in it, where known.
+	Values json.RawMessage `json:"values,omitempty"`
+}
