@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/internal/trustee/webhook"
 )
 
 // Validate reports every problem at once.
@@ -211,15 +212,18 @@ func (c *Config) operationProblems(p *problems) {
 		p.add("audit.retention", "0 or more", c.Audit.Retention.D().String())
 	}
 	p.positive("audit.checkpoint_interval", c.Audit.Checkpoint.D(), 24*time.Hour)
+	names := map[string]bool{}
 	for i, w := range c.Webhooks {
 		at := fmt.Sprintf("webhook[%d].", i)
+		if !policyID(w.Name) || names[w.Name] {
+			p.add(at+"name", "a name of its own of letters, digits and -", fmt.Sprintf("%q", w.Name))
+		}
+		names[w.Name] = true
 		p.secureURL(at+"url", w.URL)
 		p.notEmpty(at+"secret_file", w.SecretFile)
-		if len(w.Events) == 0 {
-			p.add(at+"events", "at least one of attestation, resource, admin", "none")
-		}
+		p.reach(at+"tenant", w.Tenant)
 		for _, e := range w.Events {
-			p.oneOf(at+"events", e, "attestation", "resource", "admin")
+			p.oneOf(at+"events", e, webhook.Types()...)
 		}
 	}
 	if c.Tracing.Endpoint != "" {

@@ -66,8 +66,10 @@ type TLS struct {
 // Proxy says which load balancers may tell the address of a client.
 type Proxy struct {
 	// Trusted are networks (CIDR) from which a PROXY protocol header is
-	// expected and believed.
+	// believed.
 	Trusted []string `toml:"trusted"`
+	// Required refuses their connections without one, health checks too.
+	Required bool `toml:"required"`
 }
 
 // Session configures handshakes.
@@ -154,13 +156,16 @@ type Audit struct {
 	Checkpoint Duration `toml:"checkpoint_interval"`
 }
 
-// Webhook is told of failed attestations.
+// Webhook is told of refusals, or of whatever else the audit log records.
 type Webhook struct {
-	URL string `toml:"url"`
+	// Name tells its place in the log from others'.
+	Name string `toml:"name"`
+	URL  string `toml:"url"`
 	// SecretFile holds the key of the HMAC-SHA-256 signature of each call.
 	SecretFile string `toml:"secret_file"`
-	// Events are "attestation" (refused evidence), "resource" (refused
-	// releases) and "admin" (refused administration).
+	// Tenant whose events it gets; "*": everybody's.
+	Tenant string `toml:"tenant"`
+	// Events are webhook.Types; none: attestation.failed.
 	Events []string `toml:"events"`
 	// Roots is a PEM file of the certificates that vouch for the receiver;
 	// empty: the system's.

@@ -60,6 +60,7 @@ kind = "pkcs11"
 backend = "vault"
 [[webhook]]
 url = "https://u:p@example.com"
+events = ["everything"]
 [plugins.pki]
 enabled = true
 [plugins.pki.roles.web]
