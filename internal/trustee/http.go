@@ -2,13 +2,17 @@ package trustee
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/http"
 	"strings"
 	"time"
 
-	"github.com/coffer-project/coffer/internal/trustee/broker"
+	"github.com/coffer-project/coffer/internal/trustee/listener"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
+	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
 // Timeouts of connections; a request's own is configured.
@@ -17,10 +21,10 @@ const (
 	idleTimeout   = 2 * time.Minute
 )
 
-func (t *Trustee) newServer() *http.Server {
+func (t *Trustee) newServer(h http.Handler) *http.Server {
 	l := t.o.Config.Limits
 	return &http.Server{
-		Handler:           t.Handler(),
+		Handler:           h,
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       l.RequestTimeout.D(),
 		WriteTimeout:      l.RequestTimeout.D() + headerTimeout,
@@ -30,39 +34,74 @@ func (t *Trustee) newServer() *http.Server {
 	}
 }
 
-// Handler serves every endpoint: the KBS protocol below /kbs/v0,
-// administration below /admin/v1, token keys below /.well-known, and /healthz.
+// Handler serves every endpoint: the KBS protocol below /kbs/v0 and
+// administration below /admin/v1, both also below /tenants/NAME; token keys
+// below /.well-known; /healthz, /readyz and /metrics.
 func (t *Trustee) Handler() http.Handler {
+	h := http.Handler(http.HandlerFunc(t.serve))
+	h = ratelimit.Middleware{
+		Limiter: t.limiter, Client: listener.ClientAddr, Logger: t.o.Logger,
+		Rejected: func(r ratelimit.Reason) { t.metrics.RateLimited(string(r)) },
+	}.HTTP(h)
+	h = t.unlimited(h)
+	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+}
+
+// unlimited answers health checks before any limit: a client that floods the
+// trustee must not make it look dead to its own load balancer.
+func (t *Trustee) unlimited(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		ctx, cancel := context.WithTimeout(r.Context(), t.o.Config.Limits.RequestTimeout.D())
-		defer cancel()
-		start := t.o.Now()
-		sw := &statusWriter{ResponseWriter: w}
-		t.route(sw, r.WithContext(ctx))
-		// Neither query, header nor body: they can hold credentials.
-		t.o.Logger.DebugContext(ctx, "request", "method", r.Method, "path", clip(r.URL.Path), "status", sw.status,
-			"remote", r.RemoteAddr, "seconds", t.o.Now().Sub(start).Seconds())
+		switch r.URL.Path {
+		case "/healthz":
+			t.get(w, r, func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusOK) })
+		case "/readyz":
+			t.get(w, r, t.ready)
+		default:
+			next.ServeHTTP(w, r)
+		}
 	})
 }
 
+func (t *Trustee) serve(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), t.o.Config.Limits.RequestTimeout.D())
+	defer cancel()
+	start := t.o.Now()
+	sw := &statusWriter{ResponseWriter: w}
+	t.route(sw, r.WithContext(ctx))
+	// Neither query, header nor body: they can hold credentials.
+	t.o.Logger.DebugContext(ctx, "request", "method", r.Method, "path", clip(r.URL.Path), "status", sw.status,
+		"client", listener.ClientText(r), "seconds", t.o.Now().Sub(start).Seconds())
+}
+
 func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
-	path := r.URL.Path
 	// Nothing here needs escaping; what is escaped could be read in two ways.
-	if strings.ContainsAny(r.URL.EscapedPath(), "%") || strings.Contains(path, "//") {
+	if strings.ContainsAny(r.URL.EscapedPath(), "%") || strings.Contains(r.URL.Path, "//") {
 		t.fail(w, r, problem.New(http.StatusBadRequest, problem.InvalidPath, "path: percent-encoding and empty segments are not accepted"))
 		return
 	}
+	name, path, err := tenant.FromPath(r.URL.Path)
+	if err != nil {
+		t.fail(w, r, noTenant())
+		return
+	}
+	if name == tenant.Default {
+		if h := t.global(path); h != nil {
+			t.get(w, r, h)
+			return
+		}
+	} else if e := t.enter(r.Context(), name); e != nil {
+		t.fail(w, r, e)
+		return
+	}
+	inner := r.WithContext(tenant.With(r.Context(), name))
+	u := *r.URL
+	u.Path, u.RawPath = path, ""
+	inner.URL = &u
 	switch {
-	case path == "/healthz":
-		t.get(w, r, t.health)
-	case path == "/.well-known/jwks.json":
-		t.get(w, r, func(w http.ResponseWriter, _ *http.Request) { problem.JSON(w, http.StatusOK, t.tokens.JWKS()) })
-	case path == "/.well-known/openid-configuration":
-		t.get(w, r, t.discovery)
-	case broker.Handles(r):
-		t.broker.ServeHTTP(w, r)
-	case isAdmin(path):
-		t.admin.ServeHTTP(w, r)
+	case t.broker.Handles(inner):
+		t.broker.ServeHTTP(w, inner)
+	case t.isAdmin(path):
+		t.admin.ServeHTTP(w, inner)
 	case strings.HasPrefix(path, "/kbs/v0/"):
 		t.fail(w, r, problem.New(http.StatusNotFound, problem.PluginNotFound, "no such plugin"))
 	default:
@@ -70,18 +109,51 @@ func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
+// global are the endpoints that are no tenant's.
+func (t *Trustee) global(path string) http.HandlerFunc {
+	switch {
+	case path == "/metrics" && t.o.Config.Metrics.Enabled:
+		return t.metrics.Handler().ServeHTTP
+	case path == "/.well-known/jwks.json":
+		return t.jwks
+	case path == "/.well-known/openid-configuration":
+		return t.discovery
+	}
+	return nil
+}
+
+func noTenant() *problem.Error {
+	return problem.New(http.StatusNotFound, problem.InvalidPath, "no such tenant")
+}
+
+// enter makes sure that the tenant exists and is enabled.
+func (t *Trustee) enter(ctx context.Context, name tenant.Name) *problem.Error {
+	_, err := t.store.Generation(ctx, name)
+	switch {
+	case errors.Is(err, store.ErrNoTenant):
+		return noTenant()
+	case err != nil:
+		return problem.Internal(problem.Storage, err)
+	}
+	return nil
+}
+
 // isAdmin names the paths of administration.
-func isAdmin(path string) bool {
+func (t *Trustee) isAdmin(path string) bool {
 	if strings.HasPrefix(path, "/admin/v1/") {
 		return true
 	}
 	rest, ok := strings.CutPrefix(path, "/kbs/v0/")
+	if !ok {
+		return false
+	}
 	first, _, _ := strings.Cut(rest, "/")
 	switch first {
 	case "resource", "resource-policy", "attestation-policy", "reference-value":
-		return ok
+		return true
 	}
-	return false
+	_, ok = t.plugins.Lookup(first)
+	return ok
 }
 
 func (t *Trustee) get(w http.ResponseWriter, r *http.Request, h http.HandlerFunc) {
@@ -97,15 +169,38 @@ func (t *Trustee) fail(w http.ResponseWriter, r *http.Request, e *problem.Error)
 	problem.Write(r.Context(), t.o.Logger, w, e)
 }
 
-// health is 200 with an empty body where the database answers.
-func (t *Trustee) health(w http.ResponseWriter, r *http.Request) {
-	if err := t.store.Ping(r.Context()); err != nil {
+// readyTimeout bounds the question whether the database answers, which is
+// asked without the patience that requests have.
+const readyTimeout = 2 * time.Second
+
+// ready is 200 where requests can be served: the database answers, and no stop
+// is under way.
+func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
+	if t.draining.Load() {
+		t.fail(w, r, problem.Busy(problem.Storage, "the trustee is stopping"))
+		return
+	}
+	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
+	defer cancel()
+	err := t.store.Ping(ctx)
+	t.metrics.StoreUp(err == nil)
+	if err != nil {
 		e := problem.Busy(problem.Storage, "the database does not answer")
 		e.Cause = err
 		t.fail(w, r, e)
 		return
 	}
 	w.WriteHeader(http.StatusOK)
+}
+
+// jwks are the keys that tokens are verified with.
+func (t *Trustee) jwks(w http.ResponseWriter, r *http.Request) {
+	set, err := t.tokens.JWKS(r.Context())
+	if err != nil {
+		t.fail(w, r, problem.Internal(problem.Storage, err))
+		return
+	}
+	problem.JSON(w, http.StatusOK, set)
 }
 
 // discovery points OIDC-style relying parties to the keys of tokens.
@@ -134,7 +229,14 @@ func (w *statusWriter) WriteHeader(status int) {
 	w.ResponseWriter.WriteHeader(status)
 }
 
-// Unwrap lets http.MaxBytesReader reach the connection.
+func (w *statusWriter) Write(b []byte) (int, error) {
+	if w.status == 0 {
+		w.status = http.StatusOK
+	}
+	return w.ResponseWriter.Write(b)
+}
+
+// Unwrap lets http.ResponseController and MaxBytesReader reach the connection.
 func (w *statusWriter) Unwrap() http.ResponseWriter { return w.ResponseWriter }
 
 func clip(s string) string {
