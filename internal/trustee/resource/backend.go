@@ -14,6 +14,9 @@ var (
 	ErrNotFound = errors.New("not found")
 	// ErrReadOnly: the backend's contents are administered elsewhere.
 	ErrReadOnly = errors.New("the backend is read-only: administer its contents where they are kept")
+	// ErrUnavailable: what keeps the contents cannot be reached or does not
+	// serve at the moment; the same call may succeed later.
+	ErrUnavailable = errors.New("the resource backend is not available")
 )
 
 // Info describes one version of a resource without its content.
