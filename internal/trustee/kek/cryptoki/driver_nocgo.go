@@ -1,0 +1,5 @@
+//go:build !cgo
+
+package cryptoki
+
+func loadDriver(string) (module, error) { return nil, ErrNoCgo }
