@@ -24,6 +24,8 @@ type ErrorInfo struct {
 	// Reason says which rule refused, when a rule did. It is Coffer's
 	// addition; other implementations ignore it.
 	Reason *Reason `json:"reason,omitempty"`
+	// Reasons are all of them, Reason the first.
+	Reasons []Reason `json:"reasons,omitempty"`
 }
 
 // Reason explains a refusal.
@@ -86,9 +88,21 @@ func NewStatusError(op string, status int, body []byte) *StatusError {
 	}
 	e.Info.Type = clip(e.Info.Type, 256)
 	e.Info.Detail = strings.TrimSpace(clip(e.Info.Detail, 1024))
-	if r := e.Info.Reason; r != nil {
-		r.Rule, r.Claim = clip(r.Rule, 128), clip(r.Claim, 256)
-		r.Expected, r.Got, r.Help = clip(r.Expected, 1024), clip(r.Got, 1024), clip(r.Help, 1024)
+	if e.Info.Reason != nil {
+		e.Info.Reason.clip()
+	}
+	e.Info.Reasons = e.Info.Reasons[:min(len(e.Info.Reasons), maxReasons)]
+	for i := range e.Info.Reasons {
+		e.Info.Reasons[i].clip()
 	}
 	return e
+}
+
+// maxReasons is how many reasons of an error body are kept.
+const maxReasons = 16
+
+// clip makes text of the other side fit to be shown.
+func (r *Reason) clip() {
+	r.Rule, r.Claim = clip(r.Rule, 128), clip(r.Claim, 256)
+	r.Expected, r.Got, r.Help = clip(r.Expected, 1024), clip(r.Got, 1024), clip(r.Help, 1024)
 }

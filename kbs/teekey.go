@@ -117,7 +117,11 @@ func (k *TEEKey) Public() TEEPubKey { return k.pub }
 
 // Format prints the public half whatever the verb.
 func (k *TEEKey) Format(f fmt.State, _ rune) {
-	_, _ = fmt.Fprintf(f, "TEE key %s %s", k.pub.Alg, clip(k.pub.X+k.pub.N+k.pub.Pub, 64))
+	kind := k.pub.Alg
+	if k.pub.Crv != "" {
+		kind = k.pub.Crv
+	}
+	_, _ = fmt.Fprintf(f, "TEE key %s %s", kind, clip(k.pub.X+k.pub.N+k.pub.Pub, 64))
 }
 
 // encodePoint writes an uncompressed point as a JWK's x and y.

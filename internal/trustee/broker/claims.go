@@ -2,39 +2,15 @@ package broker
 
 import (
 	"encoding/json"
+	"fmt"
 	"slices"
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
+	"github.com/coffer-project/coffer/kbs"
 )
 
-// verdictClaims are what a record keeps of an appraisal: status, vector and
-// the TEE's own claims, without runtime data and initdata.
-func verdictClaims(submods map[string]ear.Submod) json.RawMessage {
-	type part struct {
-		Status   ear.Status                 `json:"status"`
-		Vector   ear.Vector                 `json:"vector"`
-		Evidence map[string]json.RawMessage `json:"evidence"`
-	}
-	out := make(map[string]part, len(submods))
-	for name, m := range submods {
-		p := part{Status: m.Status, Vector: m.Vector}
-		if json.Unmarshal(m.Evidence, &p.Evidence) != nil {
-			p.Evidence = nil
-		}
-		for _, key := range []string{"runtime_data_claims", "init_data_claims"} {
-			delete(p.Evidence, key)
-		}
-		out[name] = p
-	}
-	doc, err := json.Marshal(map[string]any{"submods": out})
-	if err != nil {
-		return nil
-	}
-	return doc
-}
-
-func simulated(m ear.Submod) bool {
+func simulatedPart(m ear.Submod) bool {
 	var e struct {
 		Simulated *bool `json:"simulated"`
 	}
@@ -56,4 +32,17 @@ func teeOf(c *ear.Claims) string {
 	}
 	slices.Sort(names)
 	return strings.Join(names, " ")
+}
+
+// teeKey is the key in the token, which the CPU's evidence is bound to.
+func teeKey(c *ear.Claims) (kbs.TEEPubKey, error) {
+	var e struct {
+		Runtime struct {
+			Key json.RawMessage `json:"tee-pubkey"`
+		} `json:"runtime_data_claims"`
+	}
+	if err := json.Unmarshal(c.Submods[ear.CPU].Evidence, &e); err != nil {
+		return kbs.TEEPubKey{}, fmt.Errorf("token: annotated evidence: %w", err)
+	}
+	return kbs.ParseTEEPubKey(e.Runtime.Key)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/resource"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/secret"
 )
@@ -140,13 +141,14 @@ func (r *Registry) Names() []string { return slices.Sorted(maps.Keys(r.plugins))
 // Limits of a path below a plugin.
 const (
 	MaxSegments = 16
-	MaxSegment  = 255
+	MaxSegment  = resource.MaxSegment
 )
 
 // SplitPath splits what follows /kbs/v0 in a URL's path into the plugin's name
-// and the segments of its path; "/NAME" and "/NAME/" have none. Segments
-// consist of what RFC 3986 allows unescaped in a path (pchar, without "%") and
-// are neither empty nor "." or "..": nothing on the way can read them otherwise.
+// and the segments of its path; "/NAME" and "/NAME/" have none. Segments are
+// those that policies and bindings can name ([resource.ParsePrefix]), so that
+// whatever can be asked for can be ruled on: 1 to [MaxSegment] characters of
+// A-Z a-z 0-9 . _ - of which the first is no dot.
 func SplitPath(path string) (name string, segments []string, err error) {
 	name, rest, _ := strings.Cut(strings.TrimPrefix(path, "/"), "/")
 	if rest == "" {
@@ -159,21 +161,10 @@ func SplitPath(path string) (name string, segments []string, err error) {
 	if len(segments) > MaxSegments {
 		return name, nil, fmt.Errorf("path: expected at most %d segments, got %d", MaxSegments, len(segments))
 	}
-	for i, s := range segments {
-		switch {
-		case s == "":
-			return name, nil, fmt.Errorf("path: segment %d is empty", i+1)
-		case s == "." || s == "..":
-			return name, nil, fmt.Errorf("path: segment %d is %q, which is no name", i+1, s)
-		case len(s) > MaxSegment:
-			return name, nil, fmt.Errorf("path: segment %d: expected at most %d bytes, got %d", i+1, MaxSegment, len(s))
-		case strings.ContainsFunc(s, notSegment):
-			return name, nil, fmt.Errorf("path: segment %d: expected only ASCII letters, digits and -._~!$&'()*+,;=:@", i+1)
+	for _, s := range segments {
+		if _, err := resource.ParsePrefix(s); err != nil {
+			return name, nil, err
 		}
 	}
 	return name, segments, nil
-}
-
-func notSegment(c rune) bool {
-	return (c < 'a' || c > 'z') && (c < 'A' || c > 'Z') && (c < '0' || c > '9') && !strings.ContainsRune("-._~!$&'()*+,;=:@", c)
 }

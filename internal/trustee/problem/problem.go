@@ -36,6 +36,7 @@ const (
 	Storage          = "StorageBackendError"
 	ResourceNotFound = "ResourceNotFound"
 	Limit            = "LimitExceeded"
+	PluginInternal   = "PluginInternalError"
 )
 
 // Error is an answer other than success.
@@ -64,41 +65,67 @@ func New(status int, variant, format string, args ...any) *Error {
 	return &Error{Status: status, Info: kbs.ErrorInfo{Type: kbs.ErrorType(variant), Detail: fmt.Sprintf(format, args...)}}
 }
 
-// Denied is a 403 with its reasons; the first is the one in the body, all are
-// in the detail. Without reasons it still denies.
+// Denied is a 403 with its reasons, the weightiest first: that one stands by
+// itself in the body, all stand in a list and in the detail. Without reasons it
+// still denies.
 func Denied(variant, what string, reasons ...kbs.Reason) *Error {
 	if len(reasons) == 0 {
 		return New(http.StatusForbidden, variant, "%s", what)
 	}
-	lines := make([]string, len(reasons))
-	first := plain(reasons[0])
-	for i, r := range reasons {
-		lines[i] = plain(r).String()
+	reasons = reasons[:min(len(reasons), maxReasons)]
+	var e *Error
+	// A list of reference values with their descriptions fits into the first
+	// limit. Where there are many such texts, all are cut until the client
+	// can take the body.
+	for _, limit := range []int{16 << 10, 4 << 10, 1 << 10, 256} {
+		e = denied(variant, what, reasons, limit)
+		if doc, err := json.Marshal(e.Info); err == nil && len(doc) <= maxBody {
+			break
+		}
 	}
-	e := New(http.StatusForbidden, variant, "%s: %s", what, strings.Join(lines, "; "))
-	e.Info.Reason = &first
 	return e
 }
 
-// maxReasonText bounds each text of a reason, in bytes. A list of reference
-// values with their descriptions fits.
-const maxReasonText = 16 << 10
+const (
+	// maxReasons bounds what a denial lists.
+	maxReasons = 16
+	// maxBody leaves room below what clients read of an error.
+	maxBody = kbs.MaxErrorBytes - 4<<10
+)
 
-// plain is a reason that a terminal and a log can take. Reasons quote what the
-// other side sent, and administrators read them in the record.
-func plain(r kbs.Reason) kbs.Reason {
+func denied(variant, what string, reasons []kbs.Reason, limit int) *Error {
+	all := make([]kbs.Reason, len(reasons))
+	lines := make([]string, len(reasons))
+	for i, r := range reasons {
+		all[i] = plain(r, limit)
+		lines[i] = all[i].String()
+	}
+	e := New(http.StatusForbidden, variant, "%s: %s", clip(what, limit), strings.Join(lines, "; "))
+	first := all[0]
+	e.Info.Reason, e.Info.Reasons = &first, all
+	return e
+}
+
+// plain is a reason that a terminal and a log can take, with texts of at most
+// limit bytes. Reasons quote what the other side sent, and administrators read
+// them in the record.
+func plain(r kbs.Reason, limit int) kbs.Reason {
 	for _, s := range []*string{&r.Rule, &r.Claim, &r.Expected, &r.Got, &r.Help} {
-		if len(*s) > maxReasonText {
-			*s = (*s)[:maxReasonText] + "…"
-		}
 		*s = strings.Map(func(c rune) rune {
 			if unicode.IsPrint(c) {
 				return c
 			}
 			return unicode.ReplacementChar
-		}, *s)
+		}, clip(*s, limit))
 	}
 	return r
+}
+
+func clip(s string, limit int) string {
+	if len(s) > limit {
+		return s[:limit] + "…"
+	}
+	return s
 }
 
 // Internal is a failure of the trustee: 503 with a request to come again when
