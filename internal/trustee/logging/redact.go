@@ -2,6 +2,7 @@ package logging
 
 import (
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 	"unicode"
@@ -66,10 +67,11 @@ const maxScanned = 64 << 10
 // shape is what a kind of secret looks like. A text that was cut in the middle
 // of one must still match, so ends are optional.
 type shape struct {
-	// hint is a text that must occur, in this letter case unless fold is set.
-	hint string
-	fold bool
-	re   *regexp.Regexp
+	// hints are texts of which one must occur: looking for them costs less than
+	// the expression. With fold they are found in any letter case.
+	hints []string
+	fold  bool
+	re    *regexp.Regexp
 	// with replaces it, [secret.Redacted] where empty.
 	with string
 }
@@ -81,16 +83,13 @@ func Redact(s string) string {
 	if total > maxScanned {
 		s = s[:maxScanned]
 	}
-	lower := ""
+	lower := lowered(s)
 	for _, sh := range shapes {
+		in := s
 		if sh.fold {
-			if lower == "" {
-				lower = strings.ToLower(s)
-			}
-			if !strings.Contains(lower, sh.hint) {
-				continue
-			}
-		} else if !strings.Contains(s, sh.hint) {
+			in = lower
+		}
+		if !slices.ContainsFunc(sh.hints, func(h string) bool { return strings.Contains(in, h) }) {
 			continue
 		}
 		with := sh.with
@@ -98,12 +97,22 @@ func Redact(s string) string {
 			with = redacted
 		}
 		s = sh.re.ReplaceAllString(s, with)
-		lower = ""
+		lower = lowered(s)
 	}
 	if total > maxScanned && len(s) <= MaxText {
 		return s + more(total-maxScanned)
 	}
 	return clip(s)
+}
+
+// lowered is s in small letters, as far as they are ASCII: the hints are.
+func lowered(s string) string {
+	return strings.Map(func(r rune) rune {
+		if 'A' <= r && r <= 'Z' {
+			return r + 'a' - 'A'
+		}
+		return r
+	}, s)
 }
 
 func clip(s string) string {
@@ -122,25 +131,25 @@ func more(n int) string { return "… (" + strconv.Itoa(n) + " more bytes)" }
 // shapes in the order in which they are looked for. It is never changed.
 var shapes = []shape{
 	// PEM (RFC 7468): any private key, and OpenPGP's.
-	{hint: "PRIVATE KEY", re: regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----(?s:.*?)(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|$)`)},
+	{hints: []string{"PRIVATE KEY"}, re: regexp.MustCompile(`-----BEGIN [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----(?s:.*?)(?:-----END [A-Z0-9 ]*PRIVATE KEY[A-Z ]*-----|$)`)},
 	// JWS and JWE, compact (RFC 7515 §7.1, RFC 7516 §7.1): the header is an
 	// object, whose base64url begins with eyJ or ewo.
-	{hint: "ey", re: regexp.MustCompile(`\bey[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*){0,3}`)},
-	{hint: "ew", re: regexp.MustCompile(`\bew[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){0,3}`)},
+	{hints: []string{"ey"}, re: regexp.MustCompile(`\bey[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]*(?:\.[A-Za-z0-9_-]*){0,3}`)},
+	{hints: []string{"ew"}, re: regexp.MustCompile(`\bew[A-Za-z0-9_-]{9,}\.[A-Za-z0-9_-]+(?:\.[A-Za-z0-9_-]*){0,3}`)},
 	// HTTP credentials (RFC 9110 §11.4) and cookies (RFC 6265).
-	{hint: "bearer", fold: true, re: regexp.MustCompile(`(?i)\b(bearer)[ =:]+[A-Za-z0-9._~+/=-]{6,}`), with: "$1 " + redacted},
-	{hint: "basic", fold: true, re: regexp.MustCompile(`\b([Bb]asic) [A-Za-z0-9+/]{8,}={0,2}`), with: "$1 " + redacted},
-	{hint: "kbs-session-id", fold: true, re: regexp.MustCompile(`(?i)\b(kbs-session-id)=[^;\s"]+`), with: "$1=" + redacted},
-	{hint: "cookie", fold: true, re: regexp.MustCompile(`(?i)\b((?:set-)?cookie): ?[^\n]+`), with: "$1: " + redacted},
+	{hints: []string{"bearer"}, fold: true, re: regexp.MustCompile(`(?i)\b(bearer)[ =:]+[A-Za-z0-9._~+/=-]{6,}`), with: "$1 " + redacted},
+	{hints: []string{"basic"}, fold: true, re: regexp.MustCompile(`\b([Bb]asic) [A-Za-z0-9+/]{8,}={0,2}`), with: "$1 " + redacted},
+	{hints: []string{"kbs-session-id"}, fold: true, re: regexp.MustCompile(`(?i)\b(kbs-session-id)=[^;\s"]+`), with: "$1=" + redacted},
+	{hints: []string{"cookie"}, fold: true, re: regexp.MustCompile(`(?i)\b((?:set-)?cookie): ?[^\n]+`), with: "$1: " + redacted},
 	// A password in a URL (RFC 3986 §3.2.1), such as a database's.
-	{hint: "://", re: regexp.MustCompile(`(://[^/\s:@]*):[^/\s@]+@`), with: "$1:" + redacted + "@"},
+	{hints: []string{"://"}, re: regexp.MustCompile(`(://[^/\s:@]*):[^/\s@]+@`), with: "$1:" + redacted + "@"},
 	// key=value and "key": "value" in messages of libraries.
-	{hint: "", re: regexp.MustCompile(`(?i)\b((?:[a-z]+[_-])?(?:password|passwd|passphrase|secret|token|pin|pin-value|api[_-]?key))("?\s*[=:]\s*)("(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s"'&,;]+)`), with: "$1$2" + redacted},
+	{hints: []string{"pass", "secret", "token", "pin", "key"}, fold: true, re: regexp.MustCompile(`(?i)\b((?:[a-z]+[_-])?(?:password|passwd|passphrase|secret|token|pin|pin-value|api[_-]?key))("?\s*[=:]\s*)("(?:[^"\\]|\\.)*"?|'[^']*'?|[^\s"'&,;]+)`), with: "$1$2" + redacted},
 	// Tokens of Vault and OpenBao, secret keys of age.
-	{hint: "s.", re: regexp.MustCompile(`\b(?:hvs|hvb|hvr|sbs|s)\.[A-Za-z0-9_-]{20,}`)},
-	{hint: "AGE-SECRET-KEY-", re: regexp.MustCompile(`AGE-SECRET-KEY-[A-Z0-9]+`)},
+	{hints: []string{"s."}, re: regexp.MustCompile(`\b(?:hvs|hvb|hvr|sbs|s)\.[A-Za-z0-9_-]{20,}`)},
+	{hints: []string{"AGE-SECRET-KEY-"}, re: regexp.MustCompile(`AGE-SECRET-KEY-[A-Z0-9]+`)},
 	// The private members of a JSON Web Key that was printed as text.
-	{hint: `"kty"`, re: regexp.MustCompile(`"(d|p|q|dp|dq|qi|k|priv)"\s*:\s*"[^"]*"?`), with: `"$1":"` + redacted + `"`},
+	{hints: []string{`"kty"`}, re: regexp.MustCompile(`"(d|p|q|dp|dq|qi|k|priv)"\s*:\s*"[^"]*"?`), with: `"$1":"` + redacted + `"`},
 }
 
 const redacted = secret.Redacted

@@ -46,11 +46,13 @@ func (m *Metrics) HTTP(next http.Handler) http.Handler {
 		}
 		cw := &countingWriter{ResponseWriter: w}
 		route := m.Route(r.URL.Path)
+		// A handler that panics ends the connection, and never gets to 200.
+		end := http.StatusInternalServerError
 		defer func() {
 			m.http.active.Dec()
 			status := cw.status
 			if status == 0 {
-				status = http.StatusOK
+				status = end
 			}
 			m.http.requests.WithLabelValues(known(r.Method, methods()), route, code(status)).Inc()
 			m.http.seconds.WithLabelValues(route).Observe(m.now().Sub(start).Seconds())
@@ -58,6 +60,7 @@ func (m *Metrics) HTTP(next http.Handler) http.Handler {
 			m.http.sent.WithLabelValues(route).Observe(float64(cw.n))
 		}()
 		next.ServeHTTP(cw, r)
+		end = http.StatusOK
 	})
 }
 

@@ -97,9 +97,15 @@ func typeOf(r *audit.Record) string {
 type record struct {
 	audit.Record
 
-	Claims struct{} `json:"claims"`
-	Data   struct{} `json:"data"`
+	Claims ignored `json:"claims"`
+	Data   ignored `json:"data"`
 }
+
+// ignored takes any JSON value and keeps none of it.
+type ignored struct{}
+
+// UnmarshalJSON implements json.Unmarshaler.
+func (ignored) UnmarshalJSON([]byte) error { return nil }
 
 // parse makes an event of an entry. The entry was written by the trustee; a
 // field that a newer version added is ignored.
