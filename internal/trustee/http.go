@@ -152,7 +152,7 @@ func (t *Trustee) isAdmin(path string) bool {
 	case "resource", "resource-policy", "attestation-policy", "reference-value":
 		return true
 	}
-	_, ok = t.plugins.Lookup(first)
+	_, ok = t.plugins.Get(first)
 	return ok
 }
 

@@ -2,6 +2,7 @@ package trustee
 
 import (
 	"context"
+	"crypto/rand"
 	"fmt"
 	"strings"
 	"time"
@@ -81,7 +82,7 @@ func (k tokenKeys) load(ctx context.Context) (secret.Bytes, int64, error) {
 			}
 			return token.EncodeKeys(keys)
 		}
-		key, err := token.Generate(randReader(), k.algorithm, k.now())
+		key, err := token.Generate(rand.Reader, k.algorithm, k.now())
 		if err != nil {
 			return nil, err
 		}
@@ -104,7 +105,7 @@ func (k tokenKeys) Rotate(ctx context.Context, algorithm string) error {
 	if algorithm == "" {
 		algorithm = k.algorithm
 	}
-	if keys, err = token.Rotate(randReader(), keys, algorithm, k.now(), k.keep); err != nil {
+	if keys, err = token.Rotate(rand.Reader, keys, algorithm, k.now(), k.keep); err != nil {
 		return err
 	}
 	bundle, err := token.EncodeKeys(keys)

@@ -1,15 +1,19 @@
 // Package trustee is the relying party of confidential pods: it verifies and
 // appraises their evidence, keeps resources, reference values and policies,
-// and releases a resource to a guest that has proved what it is. It puts the
+// and releases resources to a guest that has proved what it is. It puts the
 // packages below it together and serves them over HTTPS; it can run as a
 // program or inside one.
+//
+// Requests flow one way: http.go finds the tenant and hands guests to broker
+// and administrators to adminapi; both reach evidence, policies and resources
+// through evaluation, release and plugin, and keep state in store alone, so
+// that any number of trustees on one database are one.
 package trustee
 
 import (
 	"context"
 	"crypto/ed25519"
 	"crypto/rand"
-	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -17,22 +21,25 @@ import (
 	"net"
 	"net/http"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/adminapi"
-	"github.com/coffer-project/coffer/internal/trustee/appraisal"
+	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/broker"
 	"github.com/coffer-project/coffer/internal/trustee/config"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
-	"github.com/coffer-project/coffer/internal/trustee/release"
+	"github.com/coffer-project/coffer/internal/trustee/listener"
+	"github.com/coffer-project/coffer/internal/trustee/metrics"
+	"github.com/coffer-project/coffer/internal/trustee/plugin"
+	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/token"
+	"github.com/coffer-project/coffer/internal/trustee/tracing"
 	"github.com/coffer-project/coffer/internal/trustee/verifiers"
+	"github.com/coffer-project/coffer/internal/trustee/webhook"
 	"github.com/coffer-project/coffer/tee"
 )
-
-// databaseFile is the database in the state directory.
-const databaseFile = "trustee.db"
 
 // Options of [New].
 type Options struct {
@@ -50,30 +57,13 @@ type Options struct {
 	Build string
 }
 
-// Trustee is a relying party. It listens from [New] on and answers from
-// [Trustee.Run] on. It is safe for concurrent use.
-type Trustee struct {
-	o        Options
-	store    *store.Store
-	tokens   *token.Authority
-	broker   *broker.Broker
-	admin    *adminapi.API
-	adminKey ed25519.PrivateKey
-	rootPEM  []byte
-	listener net.Listener
-	server   *http.Server
-	close    func() error
-}
-
-// New opens the state, makes what keys are missing and begins to listen on
-// Config.Listen. Relaxations in the configuration are logged as warnings.
-func New(ctx context.Context, o Options) (_ *Trustee, err error) {
-	c := &o.Config
-	if err := c.Validate(); err != nil {
-		return nil, fmt.Errorf("trustee: configuration: %w", err)
+// defaults completes the options.
+func (o *Options) defaults() error {
+	if err := o.Config.Validate(); err != nil {
+		return fmt.Errorf("configuration: %w", err)
 	}
 	if o.Logger == nil {
-		return nil, errors.New("trustee: no logger")
+		return errors.New("no logger")
 	}
 	if o.Now == nil {
 		o.Now = time.Now
@@ -86,135 +76,82 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	if o.Build == "" {
 		o.Build = "coffer-trustee devel"
 	}
+	var err error
 	if o.Verifiers == nil {
-		if o.Verifiers, err = verifiers.New(c.TEE, o.Now); err != nil {
-			return nil, fmt.Errorf("trustee: %w", err)
-		}
+		o.Verifiers, err = verifiers.New(o.Config.TEE, o.Now)
 	}
-	t := &Trustee{o: o}
+	return err
+}
+
+// Trustee is a relying party. It listens from [New] on and answers from
+// [Trustee.Run] on. It is safe for concurrent use.
+type Trustee struct {
+	o        Options
+	started  time.Time
+	dir      identity.Dir
+	store    *store.Store
+	closeKEK func() error
+
+	tokens       *token.Authority
+	tokenKeys    tokenKeys
+	plugins      *plugin.Registry
+	broker       *broker.Broker
+	admin        *adminapi.API
+	checkpointer *audit.Checkpointer
+	webhooks     *webhook.Notifier
+	metrics      *metrics.Metrics
+	tracing      *tracing.Tracing
+	limiter      *ratelimit.Limiter
+	closers      []func() error
+
+	adminKey ed25519.PrivateKey
+	rootPEM  []byte
+	tls      *listener.TLS
+	listener net.Listener
+	server   *http.Server
+	// serviceListener and service are the attestation service's, nil where it is off.
+	serviceListener net.Listener
+	service         *http.Server
+	draining        atomic.Bool
+	close           func() error
+}
+
+// New opens the state, makes what keys are missing and begins to listen on
+// Config.Listen. Relaxations in the configuration are logged as warnings.
+func New(ctx context.Context, o Options) (_ *Trustee, err error) {
+	if err := o.defaults(); err != nil {
+		return nil, fmt.Errorf("trustee: %w", err)
+	}
+	t := &Trustee{o: o, started: o.Now()}
 	t.close = sync.OnceValue(t.shut)
 	defer func() {
 		if err != nil {
 			err = errors.Join(fmt.Errorf("trustee: %w", err), t.Close())
 		}
 	}()
-	dir, err := identity.Open(c.StateDir)
-	if err != nil {
-		return nil, err
+	steps := []func(context.Context) error{t.openState, t.observe, t.assemble, t.listen}
+	for _, step := range steps {
+		if err := step(ctx); err != nil {
+			return nil, err
+		}
 	}
-	auth, err := t.keys(ctx, dir)
-	if err != nil {
-		return nil, err
-	}
-	t.assemble(auth)
-	tlsConfig, err := t.tls(dir)
-	if err != nil {
-		return nil, err
-	}
-	if t.listener, err = (&net.ListenConfig{}).Listen(ctx, "tcp", c.Listen); err != nil {
-		return nil, err
-	}
-	if tlsConfig != nil {
-		t.listener = tls.NewListener(t.listener, tlsConfig)
-	}
-	t.server = t.newServer()
-	for _, w := range c.Warnings() {
+	for _, w := range o.Config.Warnings() {
 		o.Logger.WarnContext(ctx, "the configuration relaxes security", "warning", w)
 	}
-	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", c.StateDir)
+	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
-}
-
-// keys loads the long-lived keys and opens the database.
-func (t *Trustee) keys(ctx context.Context, dir identity.Dir) (adminapi.Auth, error) {
-	c := &t.o.Config
-	auth := adminapi.Auth{Issuer: c.Admin.Issuer, Audience: c.Admin.Audience, MaxLifetime: c.Admin.MaxTokenLifetime.D(), Now: t.o.Now}
-	kek, err := dir.KEK(c.Storage.KEKFile, store.KEKSize)
-	if err != nil {
-		return auth, err
-	}
-	t.store, err = store.Open(ctx, store.Options{
-		Path: dir.File(databaseFile), KEK: kek, Now: t.o.Now, Rand: t.o.Rand,
-		MaxSessions: c.Session.Max, MaxVerdicts: c.Storage.MaxVerdicts,
-	})
-	if err != nil {
-		return auth, err
-	}
-	signing, err := dir.TokenKeys(c.Token.KeyFiles)
-	if err != nil {
-		return auth, err
-	}
-	t.tokens, err = token.New(token.Options{
-		Keys: signing, Issuer: c.Token.Issuer, Audience: c.Token.Audience, Lifetime: c.Token.Lifetime.D(), Now: t.o.Now,
-	})
-	if err != nil {
-		return auth, err
-	}
-	if len(c.Admin.PublicKeys) > 0 {
-		auth.Keys, err = identity.AdminPublicKeys(c.Admin.PublicKeys)
-		return auth, err
-	}
-	if t.adminKey, err = dir.AdminKey(); err != nil {
-		return auth, err
-	}
-	pub, _ := t.adminKey.Public().(ed25519.PublicKey)
-	auth.Keys = []ed25519.PublicKey{pub}
-	return auth, nil
-}
-
-// assemble wires the parts that serve requests.
-func (t *Trustee) assemble(auth adminapi.Auth) {
-	c := &t.o.Config
-	appraiser := appraisal.New(appraisal.Options{
-		Policies: policies{t.store, store.AttestationPolicy}, References: references{t.store}, Now: t.o.Now,
-		Verbose: c.Attestation.VerboseToken, Timeout: c.Policy.EvaluationTimeout.D(),
-	})
-	decider := release.New(release.Options{
-		Policies: policies{t.store, store.ResourcePolicy}, Bindings: bindings{t.store},
-		AllowSimulated: c.Policy.AllowSimulated, Timeout: c.Policy.EvaluationTimeout.D(),
-	})
-	t.broker = broker.New(broker.Options{
-		Store: t.store, Verifiers: t.o.Verifiers, Appraiser: appraiser, Decider: decider, Tokens: t.tokens,
-		Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(), MaxBody: c.Limits.Body,
-		MaxConcurrent: c.Attestation.MaxConcurrent, AllowSimulated: c.Policy.AllowSimulated, PlainHTTP: c.TLS.InsecureHTTP,
-		Build: t.o.Build, Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
-	})
-	t.admin = adminapi.New(adminapi.Options{
-		Store: t.store, Auth: auth, CheckResourcePolicy: decider.CheckPolicy, CheckAttestationPolicy: appraiser.CheckPolicy,
-		MaxBody: c.Limits.Body, MaxResource: c.Limits.Resource, Lifetime: c.References.Lifetime.D(), Now: t.o.Now, Logger: t.o.Logger,
-	})
-}
-
-// tls is the server's configuration, nil for plain HTTP. Session tickets are
-// off: a resumed session would prove nothing new.
-func (t *Trustee) tls(dir identity.Dir) (*tls.Config, error) {
-	c := &t.o.Config
-	out := &tls.Config{MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"h2", "http/1.1"}, Time: t.o.Now}
-	switch {
-	case c.TLS.InsecureHTTP:
-		return nil, nil
-	case c.TLS.Certificate != "":
-		cert, err := identity.LoadCertificate(c.TLS.Certificate, c.TLS.PrivateKey)
-		if err != nil {
-			return nil, err
-		}
-		if t.rootPEM, err = identity.ReadPEM(c.TLS.Root); err != nil {
-			return nil, fmt.Errorf("tls.root: %w", err)
-		}
-		out.Certificates = []tls.Certificate{*cert}
-	default:
-		authority, err := dir.Authority(c.TLS.Names, t.o.Now)
-		if err != nil {
-			return nil, err
-		}
-		t.rootPEM = authority.RootPEM()
-		out.GetCertificate = func(*tls.ClientHelloInfo) (*tls.Certificate, error) { return authority.Certificate() }
-	}
-	return out, nil
 }
 
 // Addr is the address it listens on, host:port.
 func (t *Trustee) Addr() string { return t.listener.Addr().String() }
+
+// ServiceAddr is that of the attestation service, "" where it is off.
+func (t *Trustee) ServiceAddr() string {
+	if t.serviceListener == nil {
+		return ""
+	}
+	return t.serviceListener.Addr().String()
+}
 
 // URL is its base for clients on this machine.
 func (t *Trustee) URL() string {
@@ -229,50 +166,113 @@ func (t *Trustee) URL() string {
 func (t *Trustee) RootPEM() []byte { return t.rootPEM }
 
 // AdminKey is the administrator's private key that the trustee made itself,
-// nil where the configuration names public keys.
+// nil where the configuration names others.
 func (t *Trustee) AdminKey() ed25519.PrivateKey { return t.adminKey }
-
-// shutdownTimeout is how long requests under way may take after ctx has ended.
-const shutdownTimeout = 10 * time.Second
 
 // Run serves until ctx ends, lets requests under way finish, and closes the
 // trustee. It returns nil after an orderly end.
 func (t *Trustee) Run(ctx context.Context) error {
-	failed := make(chan error, 1)
+	background, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer stop()
+	failed := make(chan error, 2)
 	go func() { failed <- t.server.Serve(t.listener) }()
+	servers := 1
+	if t.service != nil {
+		servers++
+		go func() { failed <- t.service.Serve(t.serviceListener) }()
+	}
+	var tasks sync.WaitGroup
+	for _, task := range t.tasks() {
+		tasks.Go(func() {
+			if err := task(background); err != nil && background.Err() == nil {
+				t.o.Logger.ErrorContext(background, "a background task ended", "error", err)
+			}
+		})
+	}
+	var err error
 	select {
-	case err := <-failed:
-		return errors.Join(fmt.Errorf("trustee: %w", err), t.Close())
+	case err = <-failed:
+		servers--
+		err = fmt.Errorf("trustee: %w", err)
 	case <-ctx.Done():
 	}
-	drain, cancel := context.WithTimeout(context.WithoutCancel(ctx), shutdownTimeout)
-	defer cancel()
-	err := t.server.Shutdown(drain)
-	if err != nil {
-		err = fmt.Errorf("trustee: requests were cut off at shutdown: %w", err)
+	err = errors.Join(err, t.drain(context.WithoutCancel(ctx)))
+	for range servers {
+		if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
+			err = errors.Join(err, fmt.Errorf("trustee: %w", served))
+		}
 	}
-	if served := <-failed; !errors.Is(served, http.ErrServerClosed) {
-		err = errors.Join(err, fmt.Errorf("trustee: %w", served))
-	}
+	// After the last request, so that the last checkpoint covers it.
+	stop()
+	tasks.Wait()
 	return errors.Join(err, t.Close())
+}
+
+// drain refuses new connections and lets requests under way finish.
+func (t *Trustee) drain(ctx context.Context) error {
+	t.draining.Store(true)
+	ctx, cancel := context.WithTimeout(ctx, t.o.Config.Limits.Drain.D())
+	defer cancel()
+	var errs []error
+	for _, s := range []*http.Server{t.server, t.service} {
+		if s == nil {
+			continue
+		}
+		if err := s.Shutdown(ctx); err != nil {
+			errs = append(errs, fmt.Errorf("trustee: requests were cut off at shutdown: %w", err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// tasks run beside the servers until they are stopped.
+func (t *Trustee) tasks() []func(context.Context) error {
+	out := []func(context.Context) error{t.store.Run, t.checkpointer.Run}
+	if t.tls != nil {
+		out = append(out, func(ctx context.Context) error { return t.tls.Run(ctx, nil) })
+	}
+	if t.webhooks != nil {
+		out = append(out, t.webhooks.Run)
+	}
+	return out
 }
 
 // Close stops listening, cuts connections and closes the database. It may be
 // called more than once.
 func (t *Trustee) Close() error { return t.close() }
 
+// closeTimeout bounds the export of the last traces.
+const closeTimeout = 5 * time.Second
+
 func (t *Trustee) shut() error {
 	var errs []error
-	if t.server != nil {
-		errs = append(errs, t.server.Close())
-	}
-	if t.listener != nil {
-		if err := t.listener.Close(); !errors.Is(err, net.ErrClosed) {
-			errs = append(errs, err)
+	for _, s := range []*http.Server{t.server, t.service} {
+		if s != nil {
+			errs = append(errs, s.Close())
 		}
+	}
+	for _, l := range []net.Listener{t.listener, t.serviceListener} {
+		if l != nil {
+			if err := l.Close(); !errors.Is(err, net.ErrClosed) {
+				errs = append(errs, err)
+			}
+		}
+	}
+	if t.tracing != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), closeTimeout)
+		if err := t.tracing.Shutdown(ctx); err != nil {
+			t.o.Logger.WarnContext(ctx, "the last traces were not exported", "error", err)
+		}
+		cancel()
+	}
+	for _, f := range t.closers {
+		errs = append(errs, f())
 	}
 	if t.store != nil {
 		errs = append(errs, t.store.Close())
+	}
+	if t.closeKEK != nil {
+		errs = append(errs, t.closeKEK())
 	}
 	return errors.Join(errs...)
 }

@@ -66,7 +66,7 @@ func (d Dir) KEK(file string, size int) (secret.Bytes, error) {
 	var text []byte
 	var err error
 	if file != "" {
-		text, err = readSecret(file)
+		text, err = ReadSecret(file)
 	} else {
 		file = d.File(kek)
 		text, err = d.loadOrCreate(kek, func() ([]byte, error) {
@@ -168,7 +168,7 @@ func parseKey[K crypto.PrivateKey](file string, text []byte) (K, error) {
 // make it at once, both end up with the same content: the link succeeds once.
 func (d Dir) loadOrCreate(name string, create func() ([]byte, error)) ([]byte, error) {
 	path := d.File(name)
-	text, err := readSecret(path)
+	text, err := ReadSecret(path)
 	if !errors.Is(err, fs.ErrNotExist) {
 		return text, err
 	}
@@ -183,7 +183,7 @@ func (d Dir) loadOrCreate(name string, create func() ([]byte, error)) ([]byte, e
 	if err := errors.Join(ignoreExist(err), os.Remove(tmp), d.sync()); err != nil {
 		return nil, err
 	}
-	return readSecret(path)
+	return ReadSecret(path)
 }
 
 // replace writes a file in one step.
@@ -227,8 +227,9 @@ func ignoreExist(err error) error {
 	return err
 }
 
-// readSecret refuses files that others may read.
-func readSecret(path string) ([]byte, error) {
+// ReadSecret reads a file of at most 1 MiB, and refuses one that others may
+// read too.
+func ReadSecret(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err

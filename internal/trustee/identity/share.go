@@ -42,7 +42,7 @@ func (d Dir) share(ctx context.Context, k Keeper, name string, files []string, e
 		}
 		bundle := map[string][]byte{}
 		for _, f := range files {
-			text, err := readSecret(d.File(f))
+			text, err := ReadSecret(d.File(f))
 			if err != nil {
 				return nil, err
 			}
@@ -63,7 +63,7 @@ func (d Dir) share(ctx context.Context, k Keeper, name string, files []string, e
 		if !ok {
 			return fmt.Errorf("%s: what the database keeps lacks %s", name, f)
 		}
-		if have, err := readSecret(d.File(f)); err == nil && bytes.Equal(have, text) {
+		if have, err := ReadSecret(d.File(f)); err == nil && bytes.Equal(have, text) {
 			continue
 		}
 		if err := d.replace(f, text); err != nil {
@@ -76,7 +76,7 @@ func (d Dir) share(ctx context.Context, k Keeper, name string, files []string, e
 // LegacyTokenKey is the PEM of the token key that earlier versions kept in the
 // directory; nil where there is none.
 func (d Dir) LegacyTokenKey() []byte {
-	text, err := readSecret(d.File(tokenKey))
+	text, err := ReadSecret(d.File(tokenKey))
 	if err != nil {
 		return nil
 	}

@@ -106,7 +106,7 @@ func (a *Authority) Certificate() (*tls.Certificate, error) {
 // load returns what is stored, nil when it is missing or unusable: a new
 // certificate costs nothing.
 func (a *Authority) load() *tls.Certificate {
-	key, err := readSecret(a.d.File(serverKey))
+	key, err := ReadSecret(a.d.File(serverKey))
 	if err != nil {
 		return nil
 	}
@@ -200,7 +200,7 @@ func LoadCertificate(cert, key string) (*tls.Certificate, error) {
 	if err != nil {
 		return nil, fmt.Errorf("tls.certificate: %w", err)
 	}
-	keyText, err := readSecret(key)
+	keyText, err := ReadSecret(key)
 	if err != nil {
 		return nil, fmt.Errorf("tls.private_key: %w", err)
 	}
