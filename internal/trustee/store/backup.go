@@ -14,7 +14,7 @@ import (
 // tables are all tables of the schema but the schema's version itself, in the
 // order of a backup.
 func tables() []string {
-	return []string{"meta", "data_keys", "tenants", "secrets", "admins", "policies", "reference_names", "reference_versions", "bindings",
+	return []string{"data_keys", "tenants", "secrets", "admins", "policies", "reference_names", "reference_versions", "bindings",
 		"resources", "resource_versions", "sessions", "audit_heads", "audit_entries", "audit_checkpoints", "webhook_cursors"}
 }
 

@@ -104,12 +104,12 @@ func (c *statements) known(db *sql.DB, stmt string) *sql.Stmt {
 
 // prepareWanted prepares what was missed. A transaction cannot do so itself:
 // it holds SQLite's only writing connection.
-func (c *statements) prepareWanted(ctx context.Context, db *sql.DB) error {
+func (c *statements) prepareWanted(ctx context.Context, db *sql.DB) {
 	c.mu.RLock()
 	n := len(c.wanted)
 	c.mu.RUnlock()
 	if n == 0 {
-		return nil
+		return
 	}
 	c.mu.Lock()
 	var keys []statementKey
@@ -122,13 +122,12 @@ func (c *statements) prepareWanted(ctx context.Context, db *sql.DB) error {
 	c.mu.Unlock()
 	for _, key := range keys {
 		// Not under the lock: this waits for a connection whose holder may want it.
-		st, err := db.PrepareContext(ctx, rebind(false, key.text)) //nolint:sqlclosecheck // kept, see close
+		st, err := db.PrepareContext(ctx, rebind(false, key.text))
 		if err != nil {
-			return err
+			continue // whoever uses it gets the error
 		}
 		c.keep(key, st)
 	}
-	return nil
 }
 
 func (c *statements) keep(key statementKey, st *sql.Stmt) {

@@ -89,7 +89,7 @@ func (c conn) createTenant(ctx context.Context, t Tenant) error {
 		string(t.Name), t.Description, flag(t.Enabled), millis(t.Created)); err != nil {
 		return err
 	}
-	_, err := c.exec(ctx, "INSERT INTO audit_heads (tenant, seq, hash, purged) VALUES (?, 0, ?, 0)", string(t.Name), audit.Genesis)
+	_, err := c.exec(ctx, "INSERT INTO audit_heads (tenant, seq, hash) VALUES (?, 0, ?)", string(t.Name), audit.Genesis)
 	return err
 }
 

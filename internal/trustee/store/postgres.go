@@ -37,11 +37,12 @@ func newPool(ctx context.Context, o Options) (*pool, error) {
 // prepareConnection sets what a connection needs. A server that acknowledges
 // commits before they are on disk would lose audit records, so at least its
 // local disk is waited for; stricter settings stay. A transaction whose
-// trustee has fallen silent must not hold up the others for ever.
+// trustee has fallen silent must not hold up the others for long; one that
+// hands its rows to a slow reader lifts that for itself (SET LOCAL).
 func prepareConnection(ctx context.Context, c *pgx.Conn) error {
 	_, err := c.Exec(ctx, `SELECT set_config('synchronous_commit',
 		CASE current_setting('synchronous_commit') WHEN 'off' THEN 'local' ELSE current_setting('synchronous_commit') END, false),
-		set_config('idle_in_transaction_session_timeout', '30s', false)`)
+		set_config('idle_in_transaction_session_timeout', '10s', false)`)
 	return err
 }
 

@@ -101,7 +101,7 @@ func (s *Store) reader() conn { return conn{s: s} }
 func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error) {
 	var r sql.Result
 	var err error
-	st, text := c.resolve(stmt)
+	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
 	switch {
 	case c.tx == nil:
 		return 0, errors.New("store: a change outside of a transaction")
@@ -119,7 +119,7 @@ func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error)
 // row scans one row; where there is none it returns [ErrNotFound].
 func (c conn) row(ctx context.Context, stmt string, args []any, dest ...any) error {
 	var row *sql.Row
-	st, text := c.resolve(stmt)
+	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
 	switch {
 	case st != nil && c.tx != nil:
 		row = c.tx.StmtContext(ctx, st).QueryRowContext(ctx, args...) //nolint:sqlclosecheck // the transaction closes it
@@ -138,7 +138,7 @@ func (c conn) row(ctx context.Context, stmt string, args []any, dest ...any) err
 }
 
 func (c conn) rows(ctx context.Context, stmt string, args []any) (*sql.Rows, error) {
-	st, text := c.resolve(stmt)
+	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
 	switch {
 	case st != nil && c.tx != nil:
 		return c.tx.StmtContext(ctx, st).QueryContext(ctx, args...) //nolint:sqlclosecheck // the transaction closes it
@@ -196,9 +196,7 @@ func (s *Store) get(ctx context.Context, what, stmt string, args []any, dest ...
 
 func (s *Store) reading(ctx context.Context, what string, f func(context.Context) error) error {
 	return s.retry(ctx, what, func(ctx context.Context) error {
-		if err := s.statements.prepareWanted(ctx, s.read); err != nil {
-			return err
-		}
+		s.statements.prepareWanted(ctx, s.read)
 		return f(ctx)
 	})
 }
@@ -217,9 +215,7 @@ func (s *Store) tx(ctx context.Context, what string, f func(context.Context, con
 			}
 			last = ""
 		}
-		if err := s.statements.prepareWanted(ctx, s.write); err != nil {
-			return err
-		}
+		s.statements.prepareWanted(ctx, s.write)
 		tx, err := s.write.BeginTx(ctx, nil)
 		if err != nil {
 			return err

@@ -13,7 +13,7 @@ CREATE TABLE tenants (name TEXT NOT NULL PRIMARY KEY, description TEXT NOT NULL,
 CREATE TABLE sessions (tenant TEXT NOT NULL, id TEXT NOT NULL, token TEXT NOT NULL, expires BIGINT NOT NULL, PRIMARY KEY (tenant, id));
 CREATE INDEX sessions_expires ON sessions (tenant, expires);
 
-CREATE TABLE audit_heads (tenant TEXT NOT NULL PRIMARY KEY, seq BIGINT NOT NULL, hash TEXT NOT NULL, purged BIGINT NOT NULL);
+CREATE TABLE audit_heads (tenant TEXT NOT NULL PRIMARY KEY, seq BIGINT NOT NULL, hash TEXT NOT NULL);
 CREATE TABLE audit_entries (tenant TEXT NOT NULL, seq BIGINT NOT NULL, record TEXT NOT NULL, at BIGINT NOT NULL, kind TEXT NOT NULL,
 	resource TEXT NOT NULL, initdata TEXT NOT NULL, session TEXT NOT NULL, subject TEXT NOT NULL, granted BIGINT NOT NULL,
 	previous TEXT NOT NULL, hash TEXT NOT NULL, body BLOB NOT NULL, PRIMARY KEY (tenant, seq));
@@ -52,8 +52,7 @@ CREATE TABLE admins (tenant TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL,
 // Notes on the tables.
 //
 //   - audit_heads has one row per tenant, made with it. Whoever appends locks
-//     it. purged is the latest expiry that the janitor has forgotten finished
-//     sessions up to: a session that expires no later counts as used.
+//     it.
 //   - audit_entries: the columns beside body repeat what queries go by. body
 //     is the record's JSON, byte for byte as it was hashed.
 //   - resources holds the newest version of each path (deleted: it is a
