@@ -28,7 +28,7 @@ findings contains {
 	"rule": "snp.launch-measurement",
 	"claim": "measurement",
 	"expected": sprintf("a value of the reference value snp_launch_measurement, which allows %s", [describe_reference_value("snp_launch_measurement")]),
-	"got": object.get(input.snp, "measurement", "none"),
+	"got": text(object.get(input.snp, "measurement", null)),
 	"help": "the guest was not launched with the kernel, initrd, command line and CPUs that are registered; if this launch is meant, register its measurement (`coffer guest measure` predicts it)",
 } if {
 	input.snp
