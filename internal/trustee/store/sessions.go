@@ -2,125 +2,68 @@ package store
 
 import (
 	"context"
-	"crypto/sha256"
-	"database/sql"
-	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"time"
+
+	"github.com/coffer-project/coffer/internal/trustee/audit"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
-// Session states. A session's nonce serves one attestation: Take moves the
-// session from open to taken, a good attestation moves it on to attested.
-const (
-	sessionOpen     = "open"
-	sessionTaken    = "taken"
-	sessionAttested = "attested"
-)
+// MaxToken bounds an attestation token, in bytes: one with eight GPUs has some
+// hundred thousand.
+const MaxToken = 1 << 20
 
-// Session is one RCAR handshake. Its cookie value is a credential: the
-// database holds only a digest of it, [SessionID].
-type Session struct {
-	// ID is [SessionID] of the cookie value.
-	ID string
-	// Protocol is the KBS protocol version the client asked for.
-	Protocol string
-	TEE      string
-	// Request is the client's request as JSON, for what later stages need of it.
-	Request json.RawMessage
-	// Nonce is the challenge as it was sent.
-	Nonce string
-	// Token is the attestation token once attested, else empty.
-	Token            string
-	Created, Expires time.Time
+// Finished is a handshake that came to a verdict. Challenges are not stored:
+// what a challenge's session needs is in its cookie, and only that it was used
+// is kept here.
+type Finished struct {
+	// Session names the handshake; it is no credential.
+	Session string
+	// Token is the attestation token, empty where it was refused.
+	Token string
+	// Expires is the first moment at which neither the challenge nor the token
+	// counts any longer.
+	Expires time.Time
 }
 
-// SessionID names a session in the database, in logs and in verdicts: the
-// first 16 bytes of the cookie value's SHA-256 in hex. It is no credential.
-func SessionID(cookie string) string {
-	sum := sha256.Sum256([]byte("coffer-session\x00" + cookie))
-	return hex.EncodeToString(sum[:16])
-}
-
-// CreateSession stores a new open session. It returns [ErrFull] when too many
-// sessions are unexpired.
-func (s *Store) CreateSession(ctx context.Context, x Session) error {
-	now := millis(s.o.Now())
-	err := s.tx(ctx, func(tx *sql.Tx) error {
-		if _, err := tx.ExecContext(ctx, "DELETE FROM sessions WHERE expires <= ?", now); err != nil {
-			return err
-		}
-		var n int
-		if err := tx.QueryRowContext(ctx, "SELECT COUNT(*) FROM sessions").Scan(&n); err != nil {
-			return err
-		}
-		if n >= s.o.MaxSessions {
-			return ErrFull
-		}
-		_, err := tx.ExecContext(ctx, `INSERT INTO sessions (id, protocol, tee, request, nonce, state, token, created, expires)
-			VALUES (?, ?, ?, ?, ?, ?, '', ?, ?)`,
-			x.ID, x.Protocol, x.TEE, string(x.Request), x.Nonce, sessionOpen, millis(x.Created), millis(x.Expires))
-		return err
-	})
-	return wrap("create session", err)
-}
-
-const sessionColumns = "id, protocol, tee, request, nonce, token, created, expires"
-
-// OpenSession returns a session that can still attest, without taking it.
-// Unknown, expired and taken sessions are [ErrNotFound].
-func (s *Store) OpenSession(ctx context.Context, id string) (Session, error) {
-	return scanSession("find session", s.read.QueryRowContext(ctx, "SELECT "+sessionColumns+
-		" FROM sessions WHERE id = ? AND state = ? AND expires > ?", id, sessionOpen, millis(s.o.Now())))
-}
-
-// TakeSession consumes the session's nonce: of any number of concurrent
-// calls one succeeds, ever. The others get [ErrNotFound].
-func (s *Store) TakeSession(ctx context.Context, id string) (Session, error) {
-	return scanSession("take session", s.write.QueryRowContext(ctx, "UPDATE sessions SET state = ? WHERE id = ? AND state = ? AND expires > ? RETURNING "+
-		sessionColumns, sessionTaken, id, sessionOpen, millis(s.o.Now())))
-}
-
-// AttestedSession returns an unexpired session that has a token.
-func (s *Store) AttestedSession(ctx context.Context, id string) (Session, error) {
-	return scanSession("find attested session", s.read.QueryRowContext(ctx, "SELECT "+sessionColumns+
-		" FROM sessions WHERE id = ? AND state = ? AND expires > ?", id, sessionAttested, millis(s.o.Now())))
-}
-
-// FinishSession gives a taken session its token and records the verdict, both
-// or neither.
-func (s *Store) FinishSession(ctx context.Context, id, token string, v Verdict) error {
-	return wrap("finish session", s.tx(ctx, func(tx *sql.Tx) error {
-		r, err := tx.ExecContext(ctx, "UPDATE sessions SET state = ?, token = ? WHERE id = ? AND state = ?", sessionAttested, token, id, sessionTaken)
-		if err != nil {
-			return err
-		}
-		if n, err := r.RowsAffected(); err != nil || n != 1 {
-			return errors.Join(ErrNotFound, err)
-		}
-		return s.addVerdict(ctx, tx, v)
-	}))
-}
-
-func scanSession(what string, row *sql.Row) (Session, error) {
-	var x Session
-	var request string
-	var created, expires int64
-	err := row.Scan(&x.ID, &x.Protocol, &x.TEE, &request, &x.Nonce, &x.Token, &created, &expires)
-	if errors.Is(err, sql.ErrNoRows) {
-		err = ErrNotFound
+// Finish uses up a handshake's challenge and appends the verdict, in one
+// commit. Of any number of calls for one session, on any replica, one
+// succeeds; the others get [ErrUsed], and nothing of them is recorded. A
+// record with an ID that was appended before is a repeated call and succeeds.
+func (s *Store) Finish(ctx context.Context, t tenant.Name, f Finished, r audit.Record) error {
+	switch {
+	case f.Session == "" || len(f.Session) > maxID || clean(f.Session) != f.Session:
+		return fmt.Errorf("store: finish: session: expected 1 to %d bytes of text, got %.80q", maxID, f.Session)
+	case len(f.Token) > MaxToken || clean(f.Token) != f.Token:
+		return fmt.Errorf("store: finish: token: expected at most %d bytes of text, got %d", MaxToken, len(f.Token))
+	case f.Expires.IsZero():
+		return errors.New("store: finish: expiry: expected a time, got none")
 	}
+	o, err := s.newOp(t, r, &f)
 	if err != nil {
-		return Session{}, wrap(what, err)
+		return wrap("finish", err)
 	}
-	x.Request, x.Created, x.Expires = json.RawMessage(request), fromMillis(created), fromMillis(expires)
-	return x, nil
+	_, err = s.group.submit(ctx, o)
+	return wrap("finish", err)
 }
 
-func wrap(what string, err error) error {
-	if err == nil {
-		return nil
+// SessionUsed reports whether a handshake was finished. It saves the work of
+// verifying evidence for nothing; [Store.Finish] decides.
+func (s *Store) SessionUsed(ctx context.Context, t tenant.Name, id string) (bool, error) {
+	var n int
+	err := s.get(ctx, "session", "SELECT 1 FROM sessions WHERE tenant = ? AND id = ?", []any{string(t), clean(id)}, &n)
+	if errors.Is(err, ErrNotFound) {
+		return false, nil
 	}
-	return fmt.Errorf("store: %s: %w", what, err)
+	return n == 1, err
+}
+
+// SessionToken returns the token of a finished handshake, or [ErrNotFound]
+// where there is none, it was refused or has expired.
+func (s *Store) SessionToken(ctx context.Context, t tenant.Name, id string) (string, error) {
+	var token string
+	err := s.get(ctx, "session", "SELECT token FROM sessions WHERE tenant = ? AND id = ? AND expires > ? AND token <> ''",
+		[]any{string(t), clean(id), millis(s.o.Now())}, &token)
+	return token, err
 }
