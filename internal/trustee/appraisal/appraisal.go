@@ -149,7 +149,7 @@ func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, poli
 	id := policyID + "_" + string(r.Class)
 	annotated := annotate(part)
 	m := ear.Submod{PolicyID: policyID}
-	p, label, ok, err := view.Get(ctx, id)
+	p, label, ok, err := view.GetVariant(ctx, id, string(r.TEE))
 	switch {
 	case err != nil:
 		return ear.Submod{}, "", err
@@ -243,7 +243,7 @@ func annotate(p Part) map[string]any {
 	delete(claims, "report_data")
 	delete(claims, "init_data")
 	out := map[string]any{
-		string(r.TEE):  claims,
+		string(r.TEE): claims,
 		"report_data": hex.EncodeToString(r.ReportData),
 		"simulated":   r.Simulated,
 	}

@@ -136,13 +136,13 @@ type Outcome struct {
 // long, is a 503. Beside an error the outcome holds what is known of the
 // environment, without a token, and is nil where nothing was found genuine.
 func (e *Engine) Evaluate(ctx context.Context, r Request) (*Outcome, *problem.Error) {
-	parts, p := e.verify(ctx, r)
+	parts, presented, p := e.verify(ctx, r)
 	if p != nil {
 		return nil, p
 	}
 	primary := parts[0].Result
 	out := &Outcome{InitData: primary.InitData, Simulated: slices.ContainsFunc(parts, func(p appraisal.Part) bool { return p.Result.Simulated })}
-	if p := checkInitData(parts, r); p != nil {
+	if p := checkInitData(parts, presented); p != nil {
 		return out, p
 	}
 	results, err := e.o.Appraiser.Appraise(ctx, appraisal.Evidence{Tenant: r.Tenant, Parts: parts, PolicyID: r.Policy})
@@ -176,21 +176,25 @@ func (r Request) individuals() []Individual {
 	return list
 }
 
-// checkInitData compares what was presented with what the environments hold.
-// Verifiers have compared already; environments without such a field end here.
-func checkInitData(parts []appraisal.Part, r Request) *problem.Error {
-	digest := r.Primary.InitData
-	if digest == nil || initdata.MatchesField(digest.Digest, parts[0].Result.InitData) {
-		return nil
+// checkInitData compares what was presented with each part with what the part
+// holds. Verifiers have compared already; environments without such a field
+// end here.
+func checkInitData(parts []appraisal.Part, presented []*InitData) *problem.Error {
+	for i, p := range presented {
+		field := parts[i].Result.InitData
+		if p == nil || initdata.MatchesField(p.Digest, field) {
+			continue
+		}
+		got := hex.EncodeToString(field)
+		if got == "" {
+			got = "none"
+		}
+		return problem.Denied(problem.Attestation, "the initdata is not what the environment was launched with", kbs.Reason{
+			Rule: "initdata.digest", Claim: "init_data", Expected: hex.EncodeToString(p.Digest), Got: got,
+			Help: "present the initdata whose digest is in the launch evidence, byte for byte, or none",
+		})
 	}
-	got := hex.EncodeToString(parts[0].Result.InitData)
-	if got == "" {
-		got = "none"
-	}
-	return problem.Denied(problem.Attestation, "the initdata is not what the environment was launched with", kbs.Reason{
-		Rule: "initdata.digest", Claim: "init_data", Expected: hex.EncodeToString(digest.Digest), Got: got,
-		Help: "present the initdata whose digest is in the launch evidence, byte for byte, or none",
-	})
+	return nil
 }
 
 func (e *Engine) tees() []tee.Name { return slices.Sorted(maps.Keys(e.o.Verifiers)) }

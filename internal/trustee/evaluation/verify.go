@@ -13,12 +13,13 @@ import (
 	"github.com/coffer-project/coffer/tee"
 )
 
-// verify has every piece of evidence verified, all at once. The primary's
+// verify has every piece of evidence verified, all at once, and returns what
+// was found beside the initdata that was presented for it. The primary's
 // result comes first, devices follow by TEE and in the order of their
 // evidence. The first problem in that order is the answer.
-func (e *Engine) verify(ctx context.Context, r Request) ([]appraisal.Part, *problem.Error) {
+func (e *Engine) verify(ctx context.Context, r Request) ([]appraisal.Part, []*InitData, *problem.Error) {
 	if n := 1 + len(r.Devices); n > MaxIndividuals {
-		return nil, tooMany(n)
+		return nil, nil, tooMany(n)
 	}
 	list := r.individuals()
 	results := make([][]*tee.Result, len(list))
@@ -30,16 +31,17 @@ func (e *Engine) verify(ctx context.Context, r Request) ([]appraisal.Part, *prob
 	wg.Wait()
 	for _, p := range problems {
 		if p != nil {
-			return nil, p
+			return nil, nil, p
 		}
 	}
 	var parts []appraisal.Part
+	var presented []*InitData
 	for i, x := range list {
 		for _, result := range results[i] {
-			parts = append(parts, part(r, x, result))
+			parts, presented = append(parts, part(r, x, result)), append(presented, x.InitData)
 		}
 	}
-	return parts, checkClasses(list, results, r.AnyClass)
+	return parts, presented, checkClasses(list, results, r.AnyClass)
 }
 
 func part(r Request, x Individual, result *tee.Result) appraisal.Part {
