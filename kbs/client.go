@@ -20,7 +20,8 @@ import (
 
 // ClientOptions configure a [Client].
 type ClientOptions struct {
-	// URL is the broker's base, https only: "https://trustee.example:8080".
+	// URL is the broker's base, https only: "https://trustee.example:8080". It
+	// may end in a path, for example a tenant's: "https://trustee.example/tenants/acme".
 	URL string
 	// RootPEM pins the certificates that may vouch for the broker: one or
 	// more PEM certificates, authorities or the broker's own. Empty: the
@@ -30,6 +31,15 @@ type ClientOptions struct {
 	DialContext func(ctx context.Context, network, addr string) (net.Conn, error)
 	// Attester makes the evidence. Required.
 	Attester tee.Attester
+	// Devices make evidence of what is attached to the environment, at most
+	// one attester for each kind of device; the primary evidence is bound to
+	// theirs. Nil: none.
+	Devices []tee.Attester
+	// KeyType is the kind of key that resources are encrypted to; "" is [KeyP256].
+	KeyType KeyType
+	// PolicySelector asks for one of the attestation policies that the broker
+	// offers by name; "" leaves it to the broker.
+	PolicySelector string
 	// InitData is the raw initdata TOML that the environment was launched
 	// with, nil for an unsealed pod.
 	InitData []byte
@@ -50,6 +60,9 @@ type ClientOptions struct {
 type Client struct {
 	http     *brokerhttp.Client
 	attester tee.Attester
+	devices  []tee.Attester
+	keyType  KeyType
+	selector string
 	initData *InitData
 	log      *slog.Logger
 	rand     io.Reader
@@ -91,9 +104,21 @@ func NewClient(opts ClientOptions) (*Client, error) {
 	case !utf8.Valid(opts.InitData):
 		return nil, errors.New("kbs: client: initdata is not valid UTF-8")
 	}
+	if opts.KeyType == "" {
+		opts.KeyType = KeyP256
+	}
+	if err := opts.KeyType.check(); err != nil {
+		return nil, fmt.Errorf("kbs: client: key type: %w", err)
+	}
+	devices, err := sortDevices(opts.Devices)
+	if err != nil {
+		return nil, err
+	}
+	if len(opts.PolicySelector) > maxSelectorBytes || !utf8.ValidString(opts.PolicySelector) {
+		return nil, fmt.Errorf("kbs: client: policy selector: expected at most %d bytes of valid UTF-8", maxSelectorBytes)
+	}
 	var roots *x509.CertPool
 	if len(opts.RootPEM) > 0 {
-		var err error
 		if roots, err = ParseRoots(opts.RootPEM); err != nil {
 			return nil, err
 		}
@@ -115,7 +140,7 @@ func NewClient(opts ClientOptions) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kbs: client: %w", err)
 	}
-	c := &Client{http: hc, attester: opts.Attester, log: opts.Logger, rand: &lockedReader{r: opts.Rand}, wait: wait}
+	c := &Client{http: hc, attester: opts.Attester, devices: devices, keyType: opts.KeyType, selector: opts.PolicySelector, log: opts.Logger, rand: &lockedReader{r: opts.Rand}, wait: wait}
 	if opts.InitData != nil {
 		c.initData = &InitData{Format: "toml", Body: string(opts.InitData)}
 	}

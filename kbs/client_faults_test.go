@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -65,6 +66,7 @@ func TestFinalAnswers(t *testing.T) {
 		"413":       {write(413, "payload reached size limit"), 413, "payload reached size limit"},
 		"500":       {write(500, "<html>\x1b[31mred\r\nline</html>"), 500, "<html> [31mred  line</html>"},
 		"502 huge":  {write(502, strings.Repeat("x", 1<<20)), 502, "xxx…"},
+		"504":       {write(504, ""), 504, "504 Gateway Timeout"},
 		"error twice": {
 			write(400, `{"detail":"a","detail":"b"}`), 400, `{"detail":"a","detail":"b"}`,
 		},
@@ -119,10 +121,14 @@ func TestFinalAnswers(t *testing.T) {
 				if len(err.Error()) > 4096 {
 					t.Errorf("message has %d bytes", len(err.Error()))
 				}
-				// net/http itself repeats a request that an idle connection
-				// lost.
-				if n := ft.count(path); n != 1 && name != "closed" || len(*waits) != 0 {
-					t.Errorf("%d requests, %v waits", n, *waits)
+				// What broke off is tried once more. net/http itself repeats a
+				// request that an idle connection lost.
+				tries := 1
+				if slices.Contains([]string{"502 huge", "504", "truncated", "closed"}, name) {
+					tries = 2
+				}
+				if n := ft.count(path); n != tries && name != "closed" || len(*waits) != tries-1 {
+					t.Errorf("%d requests, %v waits, want %d", n, *waits, tries)
 				}
 			})
 		}
@@ -268,7 +274,7 @@ func TestRequestTimeout(t *testing.T) {
 
 func TestAuthWithoutCookie(t *testing.T) {
 	t.Parallel()
-	for _, cookie := range []string{"", "kbs-session-id=", "kbs-session-id=" + strings.Repeat("a", 257), "kbs-session-id=a%b", "other=x"} {
+	for _, cookie := range []string{"", "kbs-session-id=", "kbs-session-id=" + strings.Repeat("a", maxCookieBytes+1), "kbs-session-id=a%b", "other=x"} {
 		ft := newTrustee(t)
 		ft.hook = func(w http.ResponseWriter, _ *http.Request, _ int) bool {
 			if cookie != "" {

@@ -43,6 +43,11 @@ const (
 	maxDepth = 32
 	// maxHashAlgorithms bounds the client's list.
 	maxHashAlgorithms = 16
+	// maxSelectorBytes bounds the name of an attestation policy.
+	maxSelectorBytes = 256
+	// maxCookieBytes bounds the session's cookie: brokers without sessions of
+	// their own keep their state in it.
+	maxCookieBytes = 4 << 10
 )
 
 // The cookie and the paths of the handshake, below the server's URL.

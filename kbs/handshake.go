@@ -48,22 +48,18 @@ func (c *Client) handshake(ctx context.Context) (*session, error) {
 		Version:        ProtocolVersion,
 		TEE:            name,
 		HashAlgorithms: []string{SHA256, SHA384, SHA512},
+		PolicySelector: c.selector,
 	})
 	if err != nil {
 		return nil, err
 	}
-	key, err := GenerateTEEKey(c.rand)
+	key, err := GenerateTEEKeyOf(c.rand, c.keyType)
 	if err != nil {
 		return nil, err
 	}
-	var none string
-	a := Attestation{Version: ProtocolVersion, InitData: c.initData, Nonce: challenge.Nonce, TEEKey: key.Public(), Additional: &none}
-	digest, err := a.Digest(challenge.HashAlgorithm, challenge.Nonce)
+	a, err := c.collect(ctx, challenge, key)
 	if err != nil {
 		return nil, err
-	}
-	if a.Evidence, err = c.attester.Evidence(ctx, digest); err != nil {
-		return nil, fmt.Errorf("%s evidence: %w", name, err)
 	}
 	body, err := marshal(a)
 	if err != nil {
@@ -114,7 +110,7 @@ func (c *Client) auth(ctx context.Context, r Request) (*Challenge, string, error
 		return nil, "", err
 	}
 	for _, ck := range (&http.Response{Header: header}).Cookies() {
-		if ck.Name == SessionCookie && ck.Value != "" && len(ck.Value) <= 256 && all(ck.Value, isCookieByte) {
+		if ck.Name == SessionCookie && ck.Value != "" && len(ck.Value) <= maxCookieBytes && all(ck.Value, isCookieByte) {
 			return challenge, ck.Value, nil
 		}
 	}

@@ -35,7 +35,12 @@ func TestParseTEEPubKeyRefuses(t *testing.T) {
 	ec := func(old, new string) string { return strings.Replace(keyEC, old, new, 1) }
 	for name, tc := range map[string]struct{ doc, want string }{
 		"kty":          {ec(`"EC"`, `"OKP"`), `unsupported key type "OKP"`},
-		"akp":          {`{"kty":"AKP","alg":"ML-KEM-768+A192KW","pub":"AA"}`, `unsupported key type "AKP"`},
+		"akp alg":      {`{"kty":"AKP","alg":"ML-KEM-768","pub":"AA"}`, `expected ML-KEM-768+A192KW`},
+		"akp short":    {`{"kty":"AKP","alg":"ML-KEM-768+A192KW","pub":"AA"}`, `exactly 1184 bytes`},
+		"akp range":    {`{"kty":"AKP","alg":"ML-KEM-768+A192KW","pub":"` + strings.Repeat("_", 1536) + `ACAAIAAgACAAIAAgACAAIAAgACAAIAAgACAAIAAgACA"}`, "is no ML-KEM-768 encapsulation key"},
+		"akp none":     {`{"kty":"AKP","alg":"ML-KEM-768+A192KW"}`, `"pub" is missing`},
+		"P-521 short":  {ec(`P-256`, `P-521`), `exactly 66 bytes`},
+		"rsa 2047":     {`{"kty":"RSA","alg":"RSA1_5","n":"` + b64.EncodeToString(append([]byte{0x7f}, rsaKey().N.Bytes()[1:]...)) + `","e":"AQAB"}`, "got 2047 bits"},
 		"no alg":       {ec(`"alg":"ECDH-ES+A256KW",`, ``), `"alg" is missing`},
 		"alg":          {ec(`ECDH-ES+A256KW`, `ECDH-ES`), `got "ECDH-ES"`},
 		"crv":          {ec(`P-256`, `P-384`), `unsupported curve "P-384"`},
@@ -66,10 +71,15 @@ func TestParseTEEPubKeyRefuses(t *testing.T) {
 			t.Errorf("%s: Unmarshal gave no error", name)
 		}
 	}
-	mixed := vectorKey
-	mixed.N = n
-	if mixed.Validate() == nil {
-		t.Error("an EC key with n is valid")
+	for _, mix := range []func(k *TEEPubKey){
+		func(k *TEEPubKey) { k.N = n }, func(k *TEEPubKey) { k.Pub = "AA" },
+		func(k *TEEPubKey) { *k = testRSA(); k.X = vectorX }, func(k *TEEPubKey) { *k = testRSA(); k.Pub = "AA" },
+		func(k *TEEPubKey) { *k = testKey(t, KeyMLKEM).Public(); k.Crv = CurveP256 },
+	} {
+		mixed := vectorKey
+		if mix(&mixed); mixed.Validate() == nil {
+			t.Errorf("a key with another's members is valid: %+v", mixed)
+		}
 	}
 }
 
@@ -91,6 +101,11 @@ func FuzzParseTEEPubKey(f *testing.F) {
 	f.Add([]byte(keyEC))
 	f.Add([]byte(keyEC2))
 	f.Add([]byte(`{"kty":"RSA","alg":"RSA-OAEP-256","n":"` + testRSA().N + `","e":"AQAB"}`))
+	akp, err := json.Marshal(testKey(f, KeyMLKEM).Public())
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(akp)
 	f.Fuzz(func(t *testing.T, data []byte) {
 		k, err := ParseTEEPubKey(data)
 		if err != nil {

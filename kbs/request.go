@@ -109,8 +109,8 @@ func (r *Request) parseExtra(request object) error {
 	if r.PolicySelector, err = o.optStr("attestation-policy-selector"); err != nil {
 		return err
 	}
-	if len(r.PolicySelector) > 256 {
-		return fmt.Errorf("kbs: %s: member \"attestation-policy-selector\": longer than 256 bytes", o.what)
+	if len(r.PolicySelector) > maxSelectorBytes {
+		return fmt.Errorf("kbs: %s: member \"attestation-policy-selector\": longer than %d bytes", o.what, maxSelectorBytes)
 	}
 	return r.checkMetadata(o)
 }

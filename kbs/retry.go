@@ -4,10 +4,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"net/http"
 	"strconv"
+	"strings"
 	"syscall"
 	"time"
 )
@@ -22,13 +24,21 @@ const (
 
 // retry calls f until it succeeds, fails for a reason that will not pass, or
 // has been tried often enough. The broker's own wish (Retry-After) overrides
-// the growing delay, within limits.
+// the growing delay, within limits. Where an exchange broke off, it is tried
+// once more: another replica may be there to answer.
 func (c *Client) retry(ctx context.Context, f func() error) error {
 	delay := firstDelay
+	broken := false
 	for attempt := 1; ; attempt++ {
 		err := f()
-		if err == nil || !temporary(err) {
-			return err
+		if err == nil {
+			return nil
+		}
+		if !temporary(err) {
+			if broken || ctx.Err() != nil || !brokeOff(err) {
+				return err
+			}
+			broken = true
 		}
 		if attempt == maxAttempts {
 			return fmt.Errorf("%w (given up after %d attempts)", err, maxAttempts)
@@ -61,6 +71,26 @@ func temporary(err error) bool {
 		}
 	}
 	return false
+}
+
+// brokeOff tells whether an exchange ended without the broker's answer: the
+// connection did, or what stands before the broker says that it does not
+// answer. What the broker may have done by then does no harm: a handshake is
+// repeated from its beginning, and reading a resource changes nothing.
+func brokeOff(err error) bool {
+	if se, ok := errors.AsType[*StatusError](err); ok {
+		return se.Status == http.StatusBadGateway || se.Status == http.StatusGatewayTimeout
+	}
+	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
+		return false // the whole of the request's time has been spent
+	}
+	for _, e := range []error{io.EOF, io.ErrUnexpectedEOF, net.ErrClosed, syscall.ECONNRESET, syscall.ECONNABORTED, syscall.EPIPE, syscall.ETIMEDOUT} {
+		if errors.Is(err, e) {
+			return true
+		}
+	}
+	// The transport's own words for it have no other form.
+	return strings.Contains(err.Error(), "server closed idle connection")
 }
 
 // wait sleeps for d or until ctx ends.

@@ -210,4 +210,3 @@ func newSerial(random io.Reader) (*big.Int, error) {
 func encodeCertificate(der []byte) string {
 	return string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
 }
-
