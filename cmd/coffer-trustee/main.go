@@ -5,10 +5,8 @@ package main
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
-	"log/slog"
 	"os"
 	"os/signal"
 	"runtime/debug"
@@ -18,7 +16,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee"
 	"github.com/coffer-project/coffer/internal/trustee/config"
-	"github.com/coffer-project/coffer/internal/trustee/verifiers"
+	"github.com/coffer-project/coffer/internal/trustee/logging"
 )
 
 func main() {
@@ -31,8 +29,15 @@ func main() {
 	}
 }
 
+// app is what the commands share.
+type app struct {
+	stdout, stderr io.Writer
+	file           string
+}
+
 // command builds the command tree.
 func command(stdout, stderr io.Writer) *cobra.Command {
+	a := &app{stdout: stdout, stderr: stderr}
 	root := &cobra.Command{
 		Use:           "coffer-trustee",
 		Short:         "Key broker and attestation service of confidential pods",
@@ -42,50 +47,8 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	var file string
-	serve := &cobra.Command{
-		Use:   "serve --config FILE",
-		Short: "Serve until interrupted",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(file)
-			if err != nil {
-				return err
-			}
-			log, err := logger(stderr, c.Log)
-			if err != nil {
-				return err
-			}
-			t, err := trustee.New(cmd.Context(), trustee.Options{Config: c, Logger: log, Build: "coffer-trustee " + version()})
-			if err != nil {
-				return err
-			}
-			return t.Run(cmd.Context())
-		},
-	}
-	check := &cobra.Command{
-		Use:   "check-config --config FILE",
-		Short: "Report every problem of a configuration, and what it relaxes",
-		Args:  cobra.NoArgs,
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := config.Load(file)
-			if err != nil {
-				return err
-			}
-			if _, err := verifiers.New(c.TEE, nil); err != nil {
-				return fmt.Errorf("configuration %s: %w", file, err)
-			}
-			for _, w := range c.Warnings() {
-				if _, err := fmt.Fprintln(stderr, "warning:", w); err != nil {
-					return err
-				}
-			}
-			_, err = fmt.Fprintf(stdout, "%s: ok\n", file)
-			return err
-		},
-	}
-	for _, c := range []*cobra.Command{serve, check} {
-		c.Flags().StringVar(&file, "config", "", "configuration file (TOML)")
+	for _, c := range []*cobra.Command{a.serve(), a.check(), a.backup(), a.restore(), a.rewrap()} {
+		c.Flags().StringVar(&a.file, "config", "", "configuration file (TOML)")
 		if err := c.MarkFlagRequired("config"); err != nil {
 			panic(err) //nolint:forbidigo // the flag is defined one line above
 		}
@@ -94,19 +57,63 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	return root
 }
 
-func logger(w io.Writer, c config.Log) (*slog.Logger, error) {
-	var level slog.Level
-	if err := level.UnmarshalText([]byte(c.Level)); err != nil {
-		return nil, fmt.Errorf("log.level: %w", err)
+// options are those of the configuration file.
+func (a *app) options() (trustee.Options, error) {
+	c, err := config.Load(a.file)
+	if err != nil {
+		return trustee.Options{}, err
 	}
-	o := &slog.HandlerOptions{Level: level}
-	switch c.Format {
-	case "json":
-		return slog.New(slog.NewJSONHandler(w, o)), nil
-	case "text":
-		return slog.New(slog.NewTextHandler(w, o)), nil
+	log, err := logging.New(a.stderr, c.Log.Level, c.Log.Format)
+	if err != nil {
+		return trustee.Options{}, err
 	}
-	return nil, errors.New("log.format: expected text or json")
+	return trustee.Options{Config: c, Logger: log, Build: "coffer-trustee " + version()}, nil
+}
+
+func (a *app) serve() *cobra.Command {
+	return &cobra.Command{
+		Use:   "serve --config FILE",
+		Short: "Serve until interrupted; requests under way may finish",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := a.options()
+			if err != nil {
+				return err
+			}
+			t, err := trustee.New(cmd.Context(), o)
+			if err != nil {
+				return err
+			}
+			return t.Run(cmd.Context())
+		},
+	}
+}
+
+func (a *app) check() *cobra.Command {
+	return &cobra.Command{
+		Use:   "check-config --config FILE",
+		Short: "Report every problem of a configuration and of what it names, and what it relaxes",
+		Long: `Report every problem of a configuration and of what it names: files are read,
+keys and certificates parsed, the key-encryption key and the database opened
+for reading. Nothing is created or changed.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			o, err := a.options()
+			if err != nil {
+				return err
+			}
+			if err := trustee.Check(cmd.Context(), o); err != nil {
+				return fmt.Errorf("configuration %s: %w", a.file, err)
+			}
+			for _, w := range o.Config.Warnings() {
+				if _, err := fmt.Fprintln(a.stderr, "warning:", w); err != nil {
+					return err
+				}
+			}
+			_, err = fmt.Fprintf(a.stdout, "%s: ok\n", a.file)
+			return err
+		},
+	}
 }
 
 // version is the module's version, or the revision the program was built from.
