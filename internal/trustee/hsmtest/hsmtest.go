@@ -3,9 +3,8 @@
 package hsmtest
 
 import (
-	"bytes"
-	"crypto/rand"
-	"encoding/hex"
+	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -26,7 +25,8 @@ func modules() []string {
 }
 
 // Main runs a package's tests with a token directory of its own: TestMain is
-// the only place where a process-wide setting can be made. It returns the exit
+// the only place where a process-wide setting can be made, and SoftHSM sees
+// only the tokens that there are when it is initialized. It returns the exit
 // code.
 func Main(m *testing.M) int {
 	dir, err := os.MkdirTemp("", "coffer-hsmtest-")
@@ -41,6 +41,11 @@ func Main(m *testing.M) int {
 	return m.Run()
 }
 
+// spare is how many tokens a package's tests can take.
+const spare = 16
+
+// configure writes the configuration and, where SoftHSM is installed, makes the
+// tokens.
 func configure(dir string) error {
 	tokens := filepath.Join(dir, "tokens")
 	if err := os.Mkdir(tokens, 0o700); err != nil {
@@ -51,7 +56,47 @@ func configure(dir string) error {
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		return err
 	}
-	return os.Setenv(config, file)
+	if err := os.Setenv(config, file); err != nil {
+		return err
+	}
+	util, _, err := find()
+	if err != nil {
+		return nil // New says so
+	}
+	for i := range spare {
+		if err := initToken(context.Background(), util, fmt.Sprintf("coffer-%d", i)); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("coffer-%d.free", i)), nil, 0o600); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// find returns softhsm2-util and the module.
+func find() (util, module string, err error) {
+	util, err = exec.LookPath("softhsm2-util")
+	for _, m := range modules() {
+		if _, e := os.Stat(m); e == nil {
+			module = m
+			break
+		}
+	}
+	if err != nil || module == "" {
+		return "", "", errors.New("SoftHSM2 is not installed: apt-get install softhsm2")
+	}
+	return util, module, nil
+}
+
+func pin(label string) string { return "pin-of-" + label }
+
+func initToken(ctx context.Context, util, label string) error {
+	out, err := exec.CommandContext(ctx, util, "--init-token", "--free", "--label", label, "--pin", pin(label), "--so-pin", "so-"+pin(label)).CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("softhsm2-util --init-token: %w\n%s", err, out)
+	}
+	return nil
 }
 
 // Token is an initialized, empty token.
@@ -63,42 +108,53 @@ type Token struct {
 	PINFile string
 }
 
-// New makes a token. Without SoftHSM2 the test is skipped, or fails where
-// [Require] is set. The package's TestMain must be [Main].
+// New returns a token that no other test has. Without SoftHSM2 the test is
+// skipped, or fails where [Require] is set. The package's TestMain must be
+// [Main].
 func New(tb testing.TB) Token {
 	tb.Helper()
-	if os.Getenv(config) == "" {
+	conf := os.Getenv(config)
+	if conf == "" {
 		tb.Fatal("hsmtest: TestMain must call hsmtest.Main")
 	}
-	var t Token
-	for _, m := range modules() {
-		if _, err := os.Stat(m); err == nil {
-			t.Module = m
-			break
-		}
-	}
-	util, err := exec.LookPath("softhsm2-util")
-	if err != nil || t.Module == "" {
-		const need = "SoftHSM2 is not installed: apt-get install softhsm2"
+	_, module, err := find()
+	if err != nil {
 		if os.Getenv(Require) == "1" {
-			tb.Fatal(need)
+			tb.Fatal(err)
 		}
-		tb.Skip(need)
+		tb.Skip(err)
 	}
-	id := make([]byte, 6)
-	if _, err := rand.Read(id); err != nil {
+	for i := range spare {
+		label := fmt.Sprintf("coffer-%d", i)
+		// Removing a file succeeds once.
+		if os.Remove(filepath.Join(filepath.Dir(conf), label+".free")) != nil {
+			continue
+		}
+		return token(tb, module, label)
+	}
+	tb.Fatalf("hsmtest: all %d tokens are taken", spare)
+	return Token{}
+}
+
+// NewLate makes a token that a module initialized before does not know.
+func NewLate(tb testing.TB, label string) Token {
+	tb.Helper()
+	_ = New(tb) // skips, or fails
+	util, module, err := find()
+	if err == nil {
+		err = initToken(tb.Context(), util, label)
+	}
+	if err != nil {
 		tb.Fatal(err)
 	}
-	t.Label, t.PIN = "coffer-"+hex.EncodeToString(id), "pin-"+hex.EncodeToString(id)
-	t.PINFile = filepath.Join(tb.TempDir(), "pin")
+	return token(tb, module, label)
+}
+
+func token(tb testing.TB, module, label string) Token {
+	tb.Helper()
+	t := Token{Module: module, Label: label, PIN: pin(label), PINFile: filepath.Join(tb.TempDir(), "pin")}
 	if err := os.WriteFile(t.PINFile, []byte(t.PIN+"\n"), 0o600); err != nil {
 		tb.Fatal(err)
-	}
-	var out bytes.Buffer
-	cmd := exec.CommandContext(tb.Context(), util, "--init-token", "--free", "--label", t.Label, "--pin", t.PIN, "--so-pin", "so-"+t.PIN)
-	cmd.Stdout, cmd.Stderr = &out, &out
-	if err := cmd.Run(); err != nil {
-		tb.Fatalf("softhsm2-util --init-token: %v\n%s", err, out.String())
 	}
 	return t
 }

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"github.com/coffer-project/coffer/secret"
 )
@@ -21,6 +22,34 @@ type Module struct {
 	mu   sync.Mutex // for Initialize and Finalize
 	ours bool       // we initialized it, so we may finalize it
 	busy atomic.Int64
+
+	// calls is held for reading during calls into the library, which must not
+	// be finalized meanwhile.
+	calls     sync.RWMutex
+	lastReset time.Time // guarded by calls
+}
+
+// resetEvery spaces out resets, which take the sessions of all tokens.
+const resetEvery = 5 * time.Second
+
+// reset starts the library anew: some find a device that was plugged in, or a
+// service that was restarted, only then. It does nothing while calls are under
+// way or shortly after another reset.
+func (m *Module) reset() {
+	if !m.calls.TryLock() {
+		return
+	}
+	defer m.calls.Unlock()
+	m.mu.Lock()
+	ours := m.ours
+	m.mu.Unlock()
+	if !ours || time.Since(m.lastReset) < resetEvery {
+		return
+	}
+	m.lastReset = time.Now()
+	if err := m.m.Finalize(); err == nil || errors.Is(err, CryptokiNotInitialized) {
+		_ = m.initialize() // otherwise the next call says so
+	}
 }
 
 // Load loads a PKCS#11 library by its absolute path.
@@ -182,15 +211,14 @@ func (t *Token) Do(ctx context.Context, f func(context.Context, Session) error) 
 
 func (t *Token) do(ctx context.Context, f func(context.Context, Session) error) error {
 	for attempt := 0; ; attempt++ {
-		h, err := t.take(ctx)
+		h, err := t.attempt(ctx, f)
 		if err == nil {
-			if err = f(ctx, t.module.m.Session(h.session, h.slot)); err == nil {
-				t.give(h)
-				return nil
-			}
+			return nil
 		}
 		c, _ := errors.AsType[Code](err)
 		switch {
+		case attempt == 0 && errors.Is(err, errNoToken):
+			t.module.reset()
 		case c == 0 && h != (handle{}): // f's own error
 			t.give(h)
 			return err
@@ -207,6 +235,7 @@ func (t *Token) do(ctx context.Context, f func(context.Context, Session) error) 
 			// What was under way may have been done: only the caller can know
 			// whether to do it again.
 			t.forget(h)
+			t.module.reset()
 			return fmt.Errorf("token %q: %w: %w", t.o.Label, ErrUnavailable, err)
 		default:
 			if h != (handle{}) {
@@ -221,6 +250,22 @@ func (t *Token) do(ctx context.Context, f func(context.Context, Session) error) 
 			return err
 		}
 	}
+}
+
+// attempt lends one session once. With an error it returns the session, if
+// there was one, for its caller to judge.
+func (t *Token) attempt(ctx context.Context, f func(context.Context, Session) error) (handle, error) {
+	t.module.calls.RLock()
+	defer t.module.calls.RUnlock()
+	h, err := t.take(ctx)
+	if err != nil {
+		return handle{}, err
+	}
+	if err := f(ctx, t.module.m.Session(h.session, h.slot)); err != nil {
+		return h, err
+	}
+	t.give(h)
+	return h, nil
 }
 
 func (c Code) deviceLost() bool {
@@ -273,6 +318,8 @@ func (t *Token) takeIdle() (handle, error) {
 	return h, nil
 }
 
+var errNoToken = errors.New("it is not there")
+
 // find looks for the slot with our token, which moves when a device is plugged
 // in anew.
 func (t *Token) find() (uint, error) {
@@ -296,7 +343,7 @@ func (t *Token) find() (uint, error) {
 	case 1:
 		return found[0], nil
 	case 0:
-		return 0, fmt.Errorf("%w: no slot of %s holds a token labelled %q, only %s", ErrUnavailable, t.module.path, t.o.Label, strings.Join(seen, ", "))
+		return 0, fmt.Errorf("%w: %w: no slot of %s holds a token labelled %q, only %s", ErrUnavailable, errNoToken, t.module.path, t.o.Label, strings.Join(seen, ", "))
 	}
 	return 0, fmt.Errorf("expected one token labelled %q, got %d: give them different labels", t.o.Label, len(found))
 }
