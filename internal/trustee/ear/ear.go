@@ -6,6 +6,7 @@ package ear
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -73,6 +74,9 @@ func (v *Vector) fields() map[string]*int8 {
 		"storage-opaque": &v.StorageOpaque, "sourced-data": &v.SourcedData,
 	}
 }
+
+// Names are the components of a vector, sorted.
+func Names() []string { return slices.Sorted(maps.Keys((&Vector{}).fields())) }
 
 // ParseVector reads the trust_claims a policy computed. A name that is not in
 // the vector or a value that is no signed byte is an error.
