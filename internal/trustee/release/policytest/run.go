@@ -59,8 +59,6 @@ func Run(ctx context.Context, name, text string, f *File) (Report, error) {
 	return r, nil
 }
 
-type caseFunc func(ctx context.Context, r *Result, name, text string, p *policy.Policy, c Case) (in, data json.RawMessage, err error)
-
 func (r *Result) fail(format string, args ...any) {
 	r.Failures = append(r.Failures, fmt.Sprintf(format, args...))
 }
