@@ -149,7 +149,7 @@ func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, poli
 	id := policyID + "_" + string(r.Class)
 	annotated := annotate(part)
 	m := ear.Submod{PolicyID: policyID}
-	p, label, ok, err := view.Get(ctx, id)
+	p, label, ok, err := view.GetVariant(ctx, id, string(r.TEE))
 	switch {
 	case err != nil:
 		return ear.Submod{}, "", err

@@ -11,33 +11,40 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/tee"
 )
 
 var now = time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
 
+// fakePolicies are every tenant's, at one generation.
 type fakePolicies map[string]string
 
-func (f fakePolicies) PolicyVersion(_ context.Context, id string) (int64, error) {
-	if _, ok := f[id]; ok {
-		return 1, nil
+func (f fakePolicies) Generation(context.Context, tenant.Name) (int64, error) { return 1, nil }
+
+func (f fakePolicies) PolicyVersions(context.Context, tenant.Name) (map[string]int64, error) {
+	out := map[string]int64{}
+	for id := range f {
+		out[id] = 1
 	}
-	return 0, nil
+	return out, nil
 }
 
-func (f fakePolicies) PolicyText(_ context.Context, id string, _ int64) (string, error) {
+func (f fakePolicies) PolicyText(_ context.Context, _ tenant.Name, id string, _ int64) (string, error) {
 	return f[id], nil
 }
 
 type fakeReferences map[string]refvalues.Reference
 
-func (f fakeReferences) LookupReference(_ context.Context, name string) (refvalues.Reference, bool, error) {
+func (f fakeReferences) Reference(_ context.Context, _ tenant.Name, name string) (refvalues.Reference, bool, error) {
 	if name == "broken" {
 		return refvalues.Reference{}, false, errors.New("store is down")
 	}
 	r, ok := f[name]
 	return r, ok, nil
 }
+
+func one(r *tee.Result) Evidence { return Evidence{Tenant: "acme", Parts: []Part{{Result: r}}} }
 
 func list(values ...string) refvalues.Reference {
 	var r refvalues.Reference
@@ -106,20 +113,20 @@ func TestDefaultPolicy(t *testing.T) {
 			vector: ear.Vector{Hardware: 2, Executables: 33, Configuration: 3}, status: ear.Warning, rule: "snp.launch-measurement", got: "none"},
 		{name: "sample", refs: known, result: &tee.Result{TEE: tee.Sample, Class: tee.CPU, Simulated: true, Claims: map[string]any{"svn": "1"}},
 			vector: ear.Vector{Hardware: 97, Executables: 33, Configuration: 36}, status: ear.Contraindicated, rule: RuleSimulated},
-		{name: "other TEE", refs: known, result: &tee.Result{TEE: tee.TDX, Class: tee.CPU, Claims: map[string]any{}},
-			vector: ear.Vector{Hardware: 97, Executables: 33, Configuration: 36}, status: ear.Contraindicated, rule: "appraisal.no-policy", got: "tdx"},
-		{name: "other class", refs: known, result: &tee.Result{TEE: tee.NVIDIA, Class: tee.GPU, Claims: map[string]any{}},
-			vector: ear.Vector{Hardware: 97, Executables: 33, Configuration: 36}, status: ear.Contraindicated, rule: "appraisal.no-policy", expected: "default_gpu"},
+		{name: "other TEE", refs: known, result: &tee.Result{TEE: "other", Class: tee.CPU, Claims: map[string]any{}},
+			vector: ear.Vector{Hardware: 97, Executables: 33, Configuration: 36}, status: ear.Contraindicated, rule: "appraisal.no-policy", got: "other"},
+		{name: "other class", refs: known, result: &tee.Result{TEE: tee.NVIDIA, Class: "fpga", Claims: map[string]any{}},
+			vector: ear.Vector{Hardware: 97, Executables: 33, Configuration: 36}, status: ear.Contraindicated, rule: "appraisal.no-policy", expected: "default_fpga"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			e := New(Options{Policies: fakePolicies{}, References: tc.refs, Now: func() time.Time { return now }, Verbose: true})
-			out, err := e.Appraise(t.Context(), Evidence{Results: []*tee.Result{tc.result}, Nonce: "n"})
+			out, err := e.Appraise(t.Context(), one(tc.result))
 			if err != nil {
 				t.Fatal(err)
 			}
-			m, ok := out[string(tc.result.Class)+"0"]
-			if !ok || len(out) != 1 {
+			m, ok := out.Submods[string(tc.result.Class)+"0"]
+			if !ok || len(out.Submods) != 1 {
 				t.Fatalf("submods %v", out)
 			}
 			if m.Vector != tc.vector || m.Status != tc.status || m.PolicyID != "default" {
@@ -161,24 +168,24 @@ trust_claims := {"hardware": 2} if not query_reference_value("broken")`,
 extensions := [{"name": "ear.status", "value": "affirming"}]`,
 	} {
 		e := New(Options{Policies: fakePolicies{"default_cpu": text}, References: fakeReferences{}, Now: func() time.Time { return now }})
-		if out, err := e.Appraise(t.Context(), Evidence{Results: []*tee.Result{snp(nil)}}); err == nil {
+		if out, err := e.Appraise(t.Context(), one(snp(nil))); err == nil {
 			t.Errorf("%s: got %+v, want an error", name, out)
 		}
 	}
 	e := New(Options{Policies: fakePolicies{"strict_cpu": affirm}, References: fakeReferences{}, Now: func() time.Time { return now }})
 	simulated := snp(func(_ map[string]any, r *tee.Result) { r.Simulated = true })
-	out, err := e.Appraise(t.Context(), Evidence{Results: []*tee.Result{snp(nil), simulated}, PolicyID: "strict"})
+	out, err := e.Appraise(t.Context(), Evidence{Parts: []Part{{Result: snp(nil)}, {Result: simulated}}, PolicyID: "strict"})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if m := out["cpu0"]; m.Status != ear.Affirming || m.PolicyID != "strict" || string(m.Extensions["ear.trustee.identifiers"]) != `{"validated":"aabb"}` {
+	if m := out.Submods["cpu0"]; m.Status != ear.Affirming || m.PolicyID != "strict" || string(m.Extensions["ear.trustee.identifiers"]) != `{"validated":"aabb"}` {
 		t.Errorf("%+v", m)
 	}
 	// A policy that knows nothing of simulation cannot affirm it.
-	if m := out["cpu1"]; m.Status != ear.Warning || m.Vector.Hardware != HardwareSimulated || m.Findings[0].Rule != RuleSimulated {
+	if m := out.Submods["cpu1"]; m.Status != ear.Warning || m.Vector.Hardware != HardwareSimulated || m.Findings[0].Rule != RuleSimulated {
 		t.Errorf("simulated: %+v", m)
 	}
-	if err := e.CheckPolicy(t.Context(), "x", "package policy\nallow if nothing(1)"); err == nil {
+	if err := e.CheckPolicy(t.Context(), "acme", "x", "package policy\nallow if nothing(1)"); err == nil {
 		t.Error("CheckPolicy: want an error")
 	}
 }
@@ -192,12 +199,14 @@ func TestAnnotatedEvidence(t *testing.T) {
 	additional := `{"nvidia":{}}`
 	for _, verbose := range []bool{true, false} {
 		e := New(Options{Policies: fakePolicies{}, References: fakeReferences{}, Now: func() time.Time { return now }, Verbose: verbose})
-		out, err := e.Appraise(t.Context(), Evidence{Results: []*tee.Result{snp(nil)}, Nonce: "n", Additional: &additional, InitData: InitDataClaims(doc)})
+		out, err := e.Appraise(t.Context(), Evidence{Parts: []Part{{
+			Result: snp(nil), Runtime: map[string]any{"nonce": "n", "additional-evidence": additional}, InitData: InitDataClaims(doc),
+		}}})
 		if err != nil {
 			t.Fatal(err)
 		}
 		var got map[string]any
-		if err := json.Unmarshal(out["cpu0"].Evidence, &got); err != nil {
+		if err := json.Unmarshal(out.Submods["cpu0"].Evidence, &got); err != nil {
 			t.Fatal(err)
 		}
 		claims, _ := got["snp"].(map[string]any)

@@ -9,6 +9,8 @@ import (
 	"sync"
 	"testing"
 	"time"
+
+	"github.com/open-policy-agent/opa/v1/ast"
 )
 
 func compile(t *testing.T, text string, functions map[string]Function) *Policy {
@@ -40,12 +42,12 @@ allow if {
 	"x" in lookup("known")
 	not lookup("unknown")
 }
-`, map[string]Function{"lookup": func(_ context.Context, s string) (json.RawMessage, error) {
-		if s == "known" {
-			return json.RawMessage(`["x"]`), nil
+`, map[string]Function{"lookup": {Args: 1, Call: func(_ context.Context, args []ast.Value) (ast.Value, error) {
+		if args[0] == ast.String("known") {
+			return ast.NewArray(ast.StringTerm("x")), nil
 		}
-		return json.RawMessage(`false`), nil
-	}})
+		return ast.Boolean(false), nil
+	}}})
 	// The same prepared policy with different data at once.
 	var wg sync.WaitGroup
 	for i := range 8 {
@@ -74,7 +76,7 @@ allow if {
 
 func TestFailuresAreErrors(t *testing.T) {
 	t.Parallel()
-	boom := map[string]Function{"lookup": func(context.Context, string) (json.RawMessage, error) { return nil, errors.New("store is down") }}
+	boom := map[string]Function{"lookup": {Args: 1, Call: func(context.Context, []ast.Value) (ast.Value, error) { return nil, errors.New("store is down") }}}
 	// A negation must not turn the failure into a yes.
 	p := compile(t, "package policy\nallow if not lookup(\"a\")", boom)
 	var got bool

@@ -140,13 +140,24 @@ func (s *Set) Get(ctx context.Context, t tenant.Name, id string) (p *Policy, lab
 // "id (built in)". ok is false where neither the tenant nor the defaults know
 // the id.
 func (v View) Get(ctx context.Context, id string) (p *Policy, label string, ok bool, err error) {
+	return v.GetVariant(ctx, id, "")
+}
+
+// Variant is the id of the default that stands in for another in one case.
+func Variant(id, variant string) string { return id + "/" + variant }
+
+// GetVariant is [View.Get], but where the default is in force and has a
+// [Variant] of that name, it returns this one under the default's label.
+func (v View) GetVariant(ctx context.Context, id, variant string) (p *Policy, label string, ok bool, err error) {
 	k := key{v.tenant, id, v.byID[id]}
 	label = id + "@" + strconv.FormatInt(k.version, 10)
 	if k.version == 0 {
-		if _, ok := v.set.o.Defaults[id]; !ok {
+		k.tenant, label = "", id+" (built in)"
+		if _, ok := v.set.o.Defaults[Variant(id, variant)]; ok {
+			k.id = Variant(id, variant)
+		} else if _, ok := v.set.o.Defaults[id]; !ok {
 			return nil, "", false, nil
 		}
-		k.tenant, label = "", id+" (built in)"
 	}
 	e := v.set.entry(k)
 	select {

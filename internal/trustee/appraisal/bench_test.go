@@ -1,0 +1,43 @@
+package appraisal
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/coffer-project/coffer/internal/trustee/ear"
+	"github.com/coffer-project/coffer/internal/trustee/refvalues"
+)
+
+// BenchmarkAppraise is an appraisal alone: no signature is checked or made.
+// The cost must not depend on how many reference values there are.
+func BenchmarkAppraise(b *testing.B) {
+	for _, n := range []int{1, 100, 10_000} {
+		b.Run(fmt.Sprintf("values=%d", n), func(b *testing.B) {
+			refs := fakeReferences{"snp_launch_measurement": manyValues(n)}
+			e := New(Options{Policies: fakePolicies{}, References: refs, Now: func() time.Time { return now }})
+			runtime := map[string]any{"nonce": "AAEC", "tee-pubkey": map[string]any{"kty": "EC", "crv": "P-256", "alg": "ECDH-ES+A256KW", "x": "tNoh", "y": "A7aR"}}
+			ev := Evidence{Parts: []Part{{Result: snp(nil), Runtime: runtime}}}
+			check := func() {
+				out, err := e.Appraise(b.Context(), ev)
+				if err != nil || out.Submods["cpu0"].Status != ear.Affirming {
+					b.Fatalf("%+v, %v", out, err)
+				}
+			}
+			check()
+			b.ReportAllocs()
+			for b.Loop() {
+				check()
+			}
+		})
+	}
+}
+
+// manyValues has aabb, which snp's evidence holds, as its last value.
+func manyValues(n int) refvalues.Reference {
+	var values []string
+	for i := range n - 1 {
+		values = append(values, fmt.Sprintf(`"%096x"`, i))
+	}
+	return list(append(values, `"aabb"`)...)
+}

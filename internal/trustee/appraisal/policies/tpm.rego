@@ -1,0 +1,27 @@
+# A TPM alone. Anyone can make an attestation key: which ones are a TPM's, the
+# operator says.
+package policy
+
+import rego.v1
+
+affirmed := {"executables": 3, "hardware": 2, "configuration": 3} if input.tpm
+
+findings contains finding if {
+	input.tpm
+	some finding in required("tpm", "executables", {"pcr11": "tpm_pcr11"}, input.tpm, measured_help)
+}
+
+findings contains finding if {
+	input.tpm
+	some finding in required(
+		"tpm", "hardware", {"ak_public": "trusted_aks"}, input.tpm,
+		"the quote is by a key that nobody has vouched for: register the machine's attestation key",
+	)
+}
+
+findings contains finding if {
+	input.tpm
+	some finding in pinned("tpm", "configuration", {sprintf("pcr%02d", [i]): sprintf("tpm_pcr%02d", [i]) |
+		some i in [0, 1, 2, 3, 4, 5, 6, 7, 9, 12, 13, 14, 15]
+	}, input.tpm, launch_help)
+}
