@@ -161,6 +161,12 @@ func TestVerify(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}},
+		{name: "beginning removed before a checkpoint", change: func(e []Entry) []Entry { return e[2:] }, check: func(t *testing.T, r Report) {
+			if r.Anchor == nil || r.Anchor.Seq != 3 || r.First != 3 || r.Entries != 8 || r.Checkpoints != 2 {
+				t.Errorf("%+v", r)
+			}
+		}},
+		{name: "the same, with another entry there", change: func(e []Entry) []Entry { e[2].Body = e[3].Body; rehash(e); return e[2:] }, seq: 3, what: "checkpoint of 2026-10-01T13:00:00Z"},
 		{name: "the same, but all are wanted", change: func(e []Entry) []Entry { return e[3:] }, o: func(o *VerifyOptions) { o.Complete = true }, seq: 4, what: "seq"},
 		{name: "beginning removed elsewhere", change: func(e []Entry) []Entry { return e[4:] }, seq: 5, what: "seq"},
 		{name: "older checkpoints than entries", change: func(e []Entry) []Entry { return e[8:] }, check: func(t *testing.T, r Report) {
@@ -360,7 +366,9 @@ func TestCheckpointer(t *testing.T) {
 		go func() { done <- c.Run(ctx) }()
 		step := func(d time.Duration, want int) {
 			t.Helper()
-			time.Sleep(d) // of the bubble's clock
+			if d > 0 {
+				<-time.After(d) // of the bubble's clock
+			}
 			synctest.Wait()
 			if got := log.count(); got != want {
 				t.Fatalf("%d checkpoints, want %d", got, want)

@@ -27,7 +27,8 @@ type VerifyOptions struct {
 	// Keys verify the checkpoints. They have to come from somewhere else than
 	// the log: who can rewrite it can sign it anew with a key of his own.
 	Keys Keys
-	// Checkpoints are all signed checkpoints that the log holds.
+	// Checkpoints are all signed checkpoints that the log holds. They have to be
+	// read before the entries: entries may be added meanwhile.
 	Checkpoints []string
 	// Pinned are signed checkpoints that were kept elsewhere. Each must be
 	// found in the chain: without one, a log cut off after a checkpoint of
@@ -56,8 +57,8 @@ type Report struct {
 	// Pinned those among them that were kept elsewhere.
 	Checkpoints int `json:"checkpoints"`
 	Pinned      int `json:"pinned"`
-	// Anchor is the checkpoint that the chain begins after, where retention has
-	// removed its beginning.
+	// Anchor is the checkpoint that the chain begins at or right after, where
+	// retention has removed its beginning.
 	Anchor *Checkpoint `json:"anchor,omitempty"`
 	// LastCheckpoint is the newest one that agrees with the chain. Entries after
 	// it are chained, but not signed yet.
@@ -201,22 +202,27 @@ func (v *verifier) agrees(p pin) {
 	v.report.LastCheckpoint = &p.Checkpoint
 }
 
-// first anchors the chain: it begins with entry 1, or right after an entry that
-// was signed for.
+// first anchors the chain: it begins with entry 1, or where retention has
+// removed its beginning, with an entry that was signed for or right after one.
 func (v *verifier) first(e Entry) *Problem {
+	r := &v.report
 	if e.Seq == 1 {
 		return nil
 	}
-	p, ok := v.pins[e.Seq-1]
 	if v.o.Complete {
 		return &Problem{e.Seq, "seq", "1", fmt.Sprint(e.Seq)}
 	}
-	if !ok || e.Seq < 1 {
-		return &Problem{e.Seq, "seq", "1, or the entry after a signed checkpoint", fmt.Sprint(e.Seq)}
+	if p, ok := v.pins[e.Seq-1]; ok {
+		r.Anchor, r.Last, r.Head = &p.Checkpoint, p.Seq, p.Hash
+		v.agrees(p)
+		return nil
 	}
-	v.report.Anchor, v.report.Last, v.report.Head = &p.Checkpoint, p.Seq, p.Hash
-	v.agrees(p)
-	return nil
+	if p, ok := v.pins[e.Seq]; ok {
+		// Its hash, which is compared with what was signed, covers Previous.
+		r.Anchor, r.Last, r.Head = &p.Checkpoint, e.Seq-1, e.Previous
+		return nil
+	}
+	return &Problem{e.Seq, "seq", "1, or an entry at or after a signed checkpoint", fmt.Sprint(e.Seq)}
 }
 
 func (v *verifier) end() *Problem {
