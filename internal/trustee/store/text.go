@@ -12,3 +12,5 @@ func clean(s string) string {
 }
 
 func isNotFound(err error) bool { return errors.Is(err, ErrNotFound) }
+
+func isConflict(err error) bool { return errors.Is(err, ErrConflict) }
