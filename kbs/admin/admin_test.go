@@ -2,6 +2,7 @@ package admin
 
 import (
 	"bytes"
+	"context"
 	"crypto/ed25519"
 	"encoding/base64"
 	"encoding/json"
@@ -10,11 +11,13 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/secret"
@@ -28,6 +31,10 @@ type trustee struct {
 	key    ed25519.PrivateKey
 	status int
 	answer string
+	// next is sent as HeaderNext, once.
+	next string
+	// header is sent with every answer.
+	header map[string]string
 
 	method, uri, contentType, body, token string
 }
@@ -54,6 +61,12 @@ func (tr *trustee) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	body, _ := io.ReadAll(r.Body)
 	tr.method, tr.uri, tr.contentType, tr.body = r.Method, r.URL.RequestURI(), r.Header.Get("Content-Type"), string(body)
 	tr.token, _ = strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if tr.next != "" && !strings.Contains(tr.uri, "after=") {
+		w.Header().Set(HeaderNext, tr.next)
+	}
+	for k, v := range tr.header {
+		w.Header().Set(k, v)
+	}
 	w.WriteHeader(tr.status)
 	_, _ = io.WriteString(w, tr.answer)
 }
@@ -106,6 +119,51 @@ func TestRequests(t *testing.T) {
 			func(c *Client) error { return c.DeleteReferenceValue(ctx, "a.b-c:d_1") },
 			trustee{method: "DELETE", uri: "/admin/v1/reference-values/a.b-c:d_1"},
 		},
+		"DeleteReferenceValue by query": {
+			func(c *Client) error { return c.DeleteReferenceValue(ctx, "rvps:///a/b%2f") },
+			trustee{method: "DELETE", uri: "/admin/v1/reference-values?name=rvps%3A%2F%2F%2Fa%2Fb%252f"},
+		},
+		"AddReferenceValue": {
+			func(c *Client) error {
+				return c.AddReferenceValue(ctx, ReferenceValue{Name: "..", Values: []any{true}, Entries: []ReferenceEntry{{}}})
+			},
+			trustee{method: "POST", uri: "/admin/v1/reference-values?name=..", contentType: "application/json", body: `{"values":[true]}`},
+		},
+		"DeletePolicy by scope": {
+			func(c *Client) error { return c.DeletePolicy(ctx, PolicyResource, "+pki/issue") },
+			trustee{method: "DELETE", uri: "/admin/v1/policies/resource?scope=%2Bpki%2Fissue"},
+		},
+		"DeletePolicy of everything": {
+			func(c *Client) error { return c.DeletePolicy(ctx, PolicyResource, "") },
+			trustee{method: "DELETE", uri: "/admin/v1/policies/resource?scope="},
+		},
+		"DeletePolicy by id": {
+			func(c *Client) error { return c.DeletePolicy(ctx, PolicyAttestation, "default_cpu") },
+			trustee{method: "DELETE", uri: "/admin/v1/policies/attestation/default_cpu"},
+		},
+		"UnbindAll": {
+			func(c *Client) error { return c.UnbindAll(ctx, "+pki") },
+			trustee{method: "DELETE", uri: "/admin/v1/bindings?resource=%2Bpki"},
+		},
+		"RemoveAdmin": {
+			func(c *Client) error { return c.RemoveAdmin(ctx, "0123abcd") },
+			trustee{method: "DELETE", uri: "/admin/v1/admins/0123abcd"},
+		},
+		"CreateTenant": {
+			func(c *Client) error { return c.CreateTenant(ctx, "acme", "d") },
+			trustee{method: "POST", uri: "/admin/v1/tenants", contentType: "application/json", body: `{"name":"acme","description":"d"}`},
+		},
+		"SetTenantEnabled": {
+			func(c *Client) error { return c.SetTenantEnabled(ctx, "acme", false) },
+			trustee{method: "PATCH", uri: "/admin/v1/tenants/acme", contentType: "application/json", body: `{"enabled":false}`},
+		},
+		"Plugin": {
+			func(c *Client) error {
+				_, err := c.Plugin(ctx, PluginRequest{Plugin: "pki", Method: "PUT", Path: "role/web", Query: url.Values{"a": {"b"}}, Body: []byte("x")})
+				return err
+			},
+			trustee{method: "PUT", uri: "/kbs/v0/pki/role/web?a=b", contentType: "application/octet-stream", body: "x"},
+		},
 		"Bind": {
 			func(c *Client) error { return c.Bind(ctx, Binding{Resource: "repo/type", InitData: digest}) },
 			trustee{method: "PUT", uri: "/admin/v1/bindings", contentType: "application/json", body: `{"resource":"repo/type","initdata":"` + digest + `"}`},
@@ -124,7 +182,7 @@ func TestRequests(t *testing.T) {
 				t.Fatal(err)
 			}
 			got := trustee{method: tr.method, uri: tr.uri, contentType: tr.contentType, body: tr.body}
-			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(trustee{})); diff != "" {
+			if diff := cmp.Diff(tc.want, got, cmp.AllowUnexported(trustee{}), cmpopts.EquateEmpty()); diff != "" {
 				t.Error(diff)
 			}
 			tr.checkToken(t)
@@ -175,7 +233,7 @@ func TestLists(t *testing.T) {
 
 	tr.answer = `["repo/type/tag","a/b/c"]`
 	res, err := c.Resources(ctx)
-	if err != nil || tr.uri != "/admin/v1/resources" || tr.method != "GET" {
+	if err != nil || tr.uri != "/admin/v1/resources?limit=1000" || tr.method != "GET" {
 		t.Fatalf("%s %s: %v", tr.method, tr.uri, err)
 	}
 	if diff := cmp.Diff([]kbs.ResourceURI{mustURI(t, "kbs:///repo/type/tag"), mustURI(t, "kbs:///a/b/c")}, res, cmp.Comparer(func(a, b kbs.ResourceURI) bool { return a == b })); diff != "" {
@@ -186,7 +244,7 @@ func TestLists(t *testing.T) {
 		t.Error("a list with an impossible name was accepted")
 	}
 
-	tr.answer = `[{"name":"n","values":["v",1],"expires":"2026-09-01T13:00:00Z","inputs":{"a":1},"later":true}]`
+	tr.answer = `[{"name":"n","values":["v",1],"expires":"2026-09-01T13:00:00Z","inputs":{"a":1},"entries":[{"value":"v","source":"s","created":"2026-09-01T12:00:00Z"}]}]`
 	refs, err := c.ReferenceValues(ctx)
 	if err != nil || len(refs) != 1 || refs[0].Name != "n" || len(refs[0].Values) != 2 || string(refs[0].Inputs) != `{"a":1}` || !refs[0].Expires.Equal(testNow.Add(time.Hour)) {
 		t.Errorf("got %+v, %v", refs, err)
@@ -210,7 +268,7 @@ func TestLists(t *testing.T) {
 	if _, err := c.Verdicts(ctx, VerdictQuery{}); err != nil || tr.uri != "/admin/v1/verdicts" {
 		t.Errorf("asked for %s: %v", tr.uri, err)
 	}
-	for _, bad := range []string{"", "<html>", "{}", `[1]`} {
+	for _, bad := range []string{"", "<html>", "{}", `[1]`, `[{"later":true}]`, `[{"kind":"a","kind":"b"}]`} {
 		tr.answer = bad
 		if got, err := c.Verdicts(ctx, VerdictQuery{}); err == nil || got != nil || !strings.Contains(err.Error(), "not the expected JSON array") {
 			t.Errorf("%q: got %v, %v", bad, got, err)
@@ -235,8 +293,18 @@ func TestRefusesLocally(t *testing.T) {
 		"size":        {c.SetResource(ctx, mustURI(t, "kbs:///a/b/c"), secret.New(make([]byte, kbs.MaxResourceBytes+1))), "the limit is"},
 		"no policy":   {c.SetResourcePolicy(ctx, ""), "expected 1 to"},
 		"no id":       {c.SetAttestationPolicy(ctx, "", "x"), "policy id"},
-		"name":        {c.SetReferenceValue(ctx, ReferenceValue{Name: "a/b", Values: []any{1}}), "expected a name"},
-		"dots":        {c.DeleteReferenceValue(ctx, ".."), "expected a name"},
+		"name":        {c.SetReferenceValue(ctx, ReferenceValue{Name: "a b", Values: []any{1}}), "expected a name"},
+		"long name":   {c.DeleteReferenceValue(ctx, strings.Repeat("x", 257)), "expected a name"},
+		"scalar":      {c.SetReferenceValue(ctx, ReferenceValue{Name: "a", Scalar: true, Values: []any{1, 2}}), "a scalar has one"},
+		"plugin name": {c.Bind(ctx, Binding{"+", digest, ""}), "binding: resource"},
+		"resource +":  {c.UnbindAll(ctx, "+resource/a"), "resource"},
+		"kind":        {c.DeletePolicy(ctx, "other", "a"), "kind"},
+		"id":          {c.DeletePolicy(ctx, PolicyAttestation, "a/b"), "policy id"},
+		"admin id":    {c.RemoveAdmin(ctx, "a/b"), "hexadecimal"},
+		"tenant":      {c.CreateTenant(ctx, "A", ""), "tenant"},
+		"plugin path": {func() error { _, err := c.Plugin(ctx, PluginRequest{Plugin: "auth", Path: "x"}); return err }(), "plugin"},
+		"both ends":   {func() error { _, err := c.Audit(ctx, AuditQuery{Before: 1, After: 1}); return err }(), "both"},
+		"no record":   {func() error { _, err := c.Explain(ctx, ExplainRequest{}); return err }(), "sequence number"},
 		"no values":   {c.SetReferenceValue(ctx, ReferenceValue{Name: "a"}), "no values"},
 		"resource":    {c.Bind(ctx, Binding{"a/b/c/d", digest, ""}), "binding: resource"},
 		"empty":       {c.Bind(ctx, Binding{"", digest, ""}), "binding: resource"},
@@ -264,6 +332,8 @@ func TestNewRefuses(t *testing.T) {
 		"no key": {URL: "https://x"},
 		"http":   {URL: "http://x", Key: key},
 		"roots":  {URL: "https://x", Key: key, RootPEM: []byte("x")},
+		"tenant": {URL: "https://x", Key: key, Tenant: "../x"},
+		"both":   {URL: "https://x", Key: key, TokenSource: func(context.Context) (string, error) { return "x", nil }},
 	} {
 		if c, err := New(o); err == nil || c != nil {
 			t.Errorf("%s: got no error", name)

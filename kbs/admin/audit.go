@@ -26,8 +26,10 @@ func (c *Client) Verdicts(ctx context.Context, q VerdictQuery) ([]Verdict, error
 	return array[Verdict](ctx, c, withQuery(VerdictsPath, query))
 }
 
-// Audit lists entries of the tenant's record. [Client.AuditFrom] reads all of
-// it from the start.
+// Audit lists entries of the tenant's record. Where records are long there are
+// fewer than were asked for, but never none while there are some: all of them
+// are read by asking on until there are none. [Client.AuditFrom] begins at the
+// start.
 func (c *Client) Audit(ctx context.Context, q AuditQuery) ([]AuditEntry, error) {
 	query, err := q.values()
 	if err != nil {
@@ -37,7 +39,7 @@ func (c *Client) Audit(ctx context.Context, q AuditQuery) ([]AuditEntry, error) 
 }
 
 // AuditFrom lists at most limit entries with a higher sequence number than
-// after, oldest first; 0 begins at the start.
+// after, oldest first; 0 begins at the start. The end is an empty list.
 func (c *Client) AuditFrom(ctx context.Context, after int64, limit int) ([]AuditEntry, error) {
 	if after < 0 || limit < 1 {
 		return nil, fmt.Errorf("kbs admin: audit: expected a sequence number and a positive limit, got %d and %d", after, limit)
@@ -47,7 +49,7 @@ func (c *Client) AuditFrom(ctx context.Context, after int64, limit int) ([]Audit
 
 func (c *Client) entries(ctx context.Context, query url.Values) ([]AuditEntry, error) {
 	path := withQuery(AuditPath, query)
-	a, err := c.do(ctx, call{method: http.MethodGet, path: path, maxBytes: MaxAuditBytes})
+	a, err := c.do(ctx, call{method: http.MethodGet, path: path, maxBytes: MaxListBytes})
 	if err != nil {
 		return nil, err
 	}
@@ -58,10 +60,6 @@ func (c *Client) entries(ctx context.Context, query url.Values) ([]AuditEntry, e
 	}
 	return out.Entries, nil
 }
-
-// MaxAuditBytes bounds the answer to one query of the record: the longest
-// page of the longest records.
-const MaxAuditBytes = 300 << 20
 
 func (q AuditQuery) values() (url.Values, error) {
 	switch {

@@ -1,6 +1,7 @@
 package admin
 
 import (
+	"compress/gzip"
 	"context"
 	"fmt"
 	"io"
@@ -82,11 +83,27 @@ func (c *Client) Backup(ctx context.Context, w io.Writer) (int64, error) {
 		body, _ := io.ReadAll(io.LimitReader(resp.Body, maxErrorBytes))
 		return 0, (&answer{status: resp.StatusCode, header: resp.Header, body: body}).refusal(r)
 	}
-	n, err := io.Copy(w, resp.Body)
-	if err != nil {
-		return n, fmt.Errorf("kbs admin: backup broke off after %d bytes: %w", n, err)
+	// The stream's own end tells a whole backup from one that broke off.
+	counted := &countingWriter{w: w}
+	z, err := gzip.NewReader(io.TeeReader(resp.Body, counted))
+	if err == nil {
+		_, err = io.Copy(io.Discard, z)
 	}
-	return n, nil
+	if err != nil {
+		return counted.n, fmt.Errorf("kbs admin: backup broke off after %d bytes: %w", counted.n, err)
+	}
+	return counted.n, nil
+}
+
+type countingWriter struct {
+	w io.Writer
+	n int64
+}
+
+func (c *countingWriter) Write(p []byte) (int, error) {
+	n, err := c.w.Write(p)
+	c.n += int64(n)
+	return n, err
 }
 
 // WhoAmI says how the trustee sees this client.

@@ -4,7 +4,7 @@ import "time"
 
 // Administrator is a key that may sign administrators' tokens.
 type Administrator struct {
-	// ID is made of the key: the first 16 hexadecimal digits of its SHA-256.
+	// ID is made of the key: the first 16 bytes of its SHA-256 in hexadecimal.
 	ID   string `json:"id"`
 	Name string `json:"name"`
 	// Tenant the key is for; "*" is every tenant.

@@ -62,27 +62,44 @@ type ExplainRequest struct {
 
 // Explanation is what a replay found.
 type Explanation struct {
+	// Seq is the record's.
+	Seq int64 `json:"seq"`
 	// Recorded is what was decided then, Granted what the replay decides.
 	Recorded bool `json:"recorded"`
 	Granted  bool `json:"granted"`
 	// Policy is the policy that was replayed, with its version.
 	Policy  string       `json:"policy"`
 	Reasons []kbs.Reason `json:"reasons,omitempty"`
-	// Conditions are those of the policy's rules, in the text's order.
-	Conditions []Condition `json:"conditions,omitempty"`
+	// Allow are the policy's rules that could have granted, in the text's
+	// order: one whose conditions all hold does.
+	Allow []Rule `json:"allow,omitempty"`
 	// Data is the policy's data document at the time.
 	Data json.RawMessage `json:"data,omitempty"`
 }
 
+// Rule is one body of a rule.
+type Rule struct {
+	Name string `json:"name"`
+	// Line is where it stands in the text, from 1.
+	Line       int         `json:"line"`
+	Holds      bool        `json:"holds"`
+	Conditions []Condition `json:"conditions,omitempty"`
+}
+
 // Condition is one expression of a rule.
 type Condition struct {
-	Rule string `json:"rule"`
-	// File and Line say where it stands; lines count from 1.
-	File string `json:"file,omitempty"`
-	Line int    `json:"line,omitempty"`
+	Line int    `json:"line"`
 	Text string `json:"text"`
-	// Holds is false where the expression was false or undefined.
-	Holds bool `json:"holds"`
-	// Values are those of the variables in it, where known.
-	Values json.RawMessage `json:"values,omitempty"`
+	// State is "holds", "fails", or "not evaluated" where an earlier one failed.
+	State string `json:"state"`
+	// Values are what the references in a failed condition stood for.
+	Values []Value `json:"values,omitempty"`
+	// Because are the rules that a failed condition relies on.
+	Because []Rule `json:"because,omitempty"`
+}
+
+// Value is what a reference stood for, as JSON or the word undefined.
+type Value struct {
+	Ref   string `json:"ref"`
+	Value string `json:"value"`
 }

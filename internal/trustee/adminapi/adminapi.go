@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/resource"
+	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
@@ -247,6 +248,7 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	doc, e := rt.handle(c)
+	defer func() { c.body.Clear() }()
 	if rt.action != "" {
 		e = a.changed(c, rt.action, e)
 	}
@@ -254,6 +256,8 @@ func (a *API) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case e != nil:
 		a.fail(c, e)
 	case c.answered:
+	case c.after != nil:
+		c.after()
 	case doc == nil:
 		w.WriteHeader(http.StatusOK)
 	default:
@@ -288,13 +292,13 @@ func badRequest(variant string, err error) *problem.Error {
 func storeProblem(err error) *problem.Error {
 	var e *problem.Error
 	switch {
-	case errors.Is(err, ErrFull):
+	case errors.Is(err, store.ErrFull):
 		return problem.New(http.StatusInsufficientStorage, problem.Limit, "%v", err)
-	case errors.Is(err, ErrNoTenant):
+	case errors.Is(err, store.ErrNoTenant):
 		return problem.New(http.StatusNotFound, problem.InvalidPath, "no such tenant")
 	case errors.Is(err, resource.ErrReadOnly):
 		return problem.New(http.StatusConflict, problem.Storage, "%v", resource.ErrReadOnly)
-	case errors.Is(err, ErrUnavailable):
+	case errors.Is(err, store.ErrUnavailable):
 		e = problem.Busy(problem.Storage, "the database does not answer")
 	case errors.Is(err, resource.ErrUnavailable):
 		e = problem.Busy(problem.Storage, "the backend of resources does not answer")

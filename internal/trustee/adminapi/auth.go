@@ -3,8 +3,6 @@ package adminapi
 import (
 	"context"
 	"crypto/ed25519"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -17,6 +15,7 @@ import (
 	"github.com/go-jose/go-jose/v4"
 
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
 )
@@ -40,12 +39,6 @@ type Key struct {
 	Roles []string
 	// Tenant the key is for, [tenant.All] for every tenant.
 	Tenant tenant.Name
-}
-
-// KeyID names a key: the first 16 hex digits of its SHA-256.
-func KeyID(k ed25519.PublicKey) string {
-	sum := sha256.Sum256(k)
-	return hex.EncodeToString(sum[:8])
 }
 
 // Auth says who is an administrator.
@@ -83,7 +76,7 @@ func (a *Auth) check() error {
 				return fmt.Errorf("admin key %d: %w", i, err)
 			}
 		}
-		if id := KeyID(k.Public); seen[id] {
+		if id := store.AdminID(k.Public); seen[id] {
 			return fmt.Errorf("admin key %d: the key %s is configured twice", i, id)
 		} else {
 			seen[id] = true
@@ -190,7 +183,7 @@ func (a *API) authenticateKey(ctx context.Context, bearer string, t tenant.Name)
 	if e := a.o.Auth.checkClaims(&c); e != nil {
 		return nil, e
 	}
-	p := &Principal{Subject: plainSubject(c.Subject), Method: "key", KeyID: KeyID(key.Public), Roles: []string{c.Role}, Tenants: []tenant.Name{key.Tenant}}
+	p := &Principal{Subject: plainSubject(c.Subject), Method: "key", KeyID: store.AdminID(key.Public), Roles: []string{c.Role}, Tenants: []tenant.Name{key.Tenant}}
 	if may := key.may(); !slices.Contains(may, c.Role) {
 		return p, forbidden("role: expected one of %s, got %.64q", strings.Join(may, ", "), c.Role)
 	}
@@ -218,7 +211,7 @@ func (k Key) may() []string {
 func verifyWith(sig *jose.JSONWebSignature, keys []Key) (Key, []byte) {
 	kid := sig.Signatures[0].Protected.KeyID
 	ordered := keys
-	if i := slices.IndexFunc(keys, func(k Key) bool { return kid != "" && KeyID(k.Public) == kid }); i > 0 {
+	if i := slices.IndexFunc(keys, func(k Key) bool { return kid != "" && store.AdminID(k.Public) == kid }); i > 0 {
 		ordered = append([]Key{keys[i]}, append(slices.Clone(keys[:i]), keys[i+1:]...)...)
 	}
 	for _, k := range ordered {
@@ -231,21 +224,17 @@ func verifyWith(sig *jose.JSONWebSignature, keys []Key) (Key, []byte) {
 
 // storedKeys are those of the tenant and of every tenant, from the store. They
 // are read for every token that no configured key signed, so that a key that
-// is revoked on one replica is refused by all at once. For a tenant that there
-// is not they are those of every tenant: nobody learns which tenants there are.
+// is revoked on one replica is refused by all at once.
 func (a *API) storedKeys(ctx context.Context, t tenant.Name) ([]Key, *problem.Error) {
 	list, err := a.o.Store.Admins(ctx, t)
-	if errors.Is(err, ErrNoTenant) && t != tenant.Default {
-		list, err = a.o.Store.Admins(ctx, tenant.Default)
-	}
 	if err != nil {
 		return nil, storeProblem(err)
 	}
 	var keys []Key
 	for _, x := range list {
 		// The store is asked for these two; nothing else may slip in.
-		if n := tenant.Name(x.Tenant); n == t || n == tenant.All {
-			keys = append(keys, Key{Public: x.PublicKey, Name: x.Name, Roles: x.Roles, Tenant: n})
+		if (x.Tenant == t || x.Tenant == tenant.All) && len(x.PublicKey) == ed25519.PublicKeySize {
+			keys = append(keys, Key{Public: x.PublicKey, Name: x.Name, Roles: x.Roles, Tenant: x.Tenant})
 		}
 	}
 	return keys, nil

@@ -2,51 +2,42 @@ package adminapi
 
 import (
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"net/http"
-	"net/url"
 	"slices"
-	"strconv"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/internal/trustee/problem"
-	"github.com/coffer-project/coffer/internal/trustee/resource"
+	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/kbs/admin"
 )
 
-// Limits of the listings and texts.
-const (
-	maxVerdicts     = 1000
-	defaultVerdicts = 100
-	maxDescription  = 1 << 10
-)
-
-type bindingDocument struct {
-	Resource    string `json:"resource"`
-	InitData    string `json:"initdata"`
-	Description string `json:"description,omitempty"`
-}
+// maxDescription bounds a binding's description, in bytes.
+const maxDescription = 1 << 10
 
 func (a *API) bind(c *call) (any, *problem.Error) {
-	var doc bindingDocument
+	var doc admin.Binding
 	if e := a.decode(c, &doc); e != nil {
 		return nil, e
 	}
 	if err := checkBinding(doc); err != nil {
 		return nil, badRequest(problem.Serde, err)
 	}
-	if err := a.o.Store.Bind(c.r.Context(), store.Binding{Resource: doc.Resource, InitData: doc.InitData, Description: doc.Description}); err != nil {
+	c.record.Resource, c.record.InitData, c.record.Detail = scopeURI(doc.Resource), doc.InitData, doc.Description
+	err := a.o.Store.Bind(c.r.Context(), c.tenant, store.Binding{Resource: doc.Resource, InitData: doc.InitData, Description: doc.Description})
+	if err != nil {
 		return nil, storeProblem(err)
 	}
-	c.log.InfoContext(c.r.Context(), "initdata bound", "resource", doc.Resource, "initdata", doc.InitData)
 	return nil, nil
 }
 
 // checkBinding: the digest is whole, because it is fitted to whatever field an
 // environment has, and it is not zero, because a field of zeros means "none".
-func checkBinding(d bindingDocument) error {
-	if _, err := resource.ParsePrefix(d.Resource); err != nil {
+func checkBinding(d admin.Binding) error {
+	if err := checkBound(d.Resource); err != nil {
 		return fmt.Errorf("resource: %w", err)
 	}
 	if err := checkDigest(d.InitData); err != nil {
@@ -58,6 +49,16 @@ func checkBinding(d bindingDocument) error {
 	return nil
 }
 
+// checkBound: initdata is bound to something; unlike a policy's, its scope
+// cannot be everything.
+func checkBound(scope string) error {
+	if scope == "" {
+		return errors.New("is empty, expected repository, repository/type, repository/type/tag or +plugin/segment")
+	}
+	_, err := release.ParseScope(scope)
+	return err
+}
+
 func checkDigest(s string) error {
 	b, err := hex.DecodeString(s)
 	if err != nil || hex.EncodeToString(b) != s || !slices.Contains([]int{32, 48, 64}, len(b)) {
@@ -65,7 +66,7 @@ func checkDigest(s string) error {
 	}
 	// The first 32 bytes are what the smallest field keeps.
 	if !slices.ContainsFunc(b[:32], func(x byte) bool { return x != 0 }) {
-		return fmt.Errorf("initdata: the digest is zero, which stands for a pod without initdata")
+		return errors.New("initdata: the digest is zero, which stands for a pod without initdata")
 	}
 	return nil
 }
@@ -81,7 +82,7 @@ func (a *API) unbind(c *call) (any, *problem.Error) {
 	if q.Has("initdata") && digest == "" {
 		return nil, problem.New(http.StatusBadRequest, problem.Serde, "query parameter initdata: is empty; leave it out to remove all bindings of the resource")
 	}
-	if _, err := resource.ParsePrefix(res); err != nil {
+	if err := checkBound(res); err != nil {
 		return nil, badRequest(problem.Serde, fmt.Errorf("query parameter resource: %w", err))
 	}
 	if digest != "" {
@@ -89,71 +90,38 @@ func (a *API) unbind(c *call) (any, *problem.Error) {
 			return nil, badRequest(problem.Serde, fmt.Errorf("query parameter %w", err))
 		}
 	}
-	n, err := a.o.Store.Unbind(c.r.Context(), res, digest)
+	c.record.Resource, c.record.InitData = scopeURI(res), digest
+	n, err := a.o.Store.Unbind(c.r.Context(), c.tenant, res, digest)
 	if err != nil {
 		return nil, storeProblem(err)
 	}
 	if n == 0 {
 		return nil, problem.New(http.StatusNotFound, problem.Serde, "no such binding of %s", res)
 	}
-	c.log.InfoContext(c.r.Context(), "initdata unbound", "resource", res, "initdata", digest, "bindings", n)
+	c.record.Detail = fmt.Sprintf("%d bindings", n)
 	return nil, nil
 }
 
+// listBindings pages by "resource initdata": neither holds a space.
 func (a *API) listBindings(c *call) (any, *problem.Error) {
-	list, err := a.o.Store.Bindings(c.r.Context())
-	if err != nil {
-		return nil, storeProblem(err)
+	q, e := queryOf(c.r, "after", "limit")
+	if e != nil {
+		return nil, e
 	}
-	out := []bindingDocument{}
-	for _, b := range list {
-		out = append(out, bindingDocument{Resource: b.Resource, InitData: b.InitData, Description: b.Description})
+	p, e := pageOf(q)
+	if e != nil {
+		return nil, e
+	}
+	list, e := pages(c, p, func(after string, limit int) ([]store.Binding, error) {
+		res, digest, _ := strings.Cut(after, " ")
+		return a.o.Store.Bindings(c.r.Context(), c.tenant, store.Binding{Resource: res, InitData: digest}, limit)
+	}, func(b store.Binding) string { return b.Resource + " " + b.InitData })
+	if e != nil {
+		return nil, e
+	}
+	out := make([]admin.Binding, len(list))
+	for i, b := range list {
+		out[i] = admin.Binding{Resource: b.Resource, InitData: b.InitData, Description: b.Description}
 	}
 	return out, nil
-}
-
-func (a *API) verdicts(c *call) (any, *problem.Error) {
-	q, e := queryOf(c.r, "limit", "session")
-	if e != nil {
-		return nil, e
-	}
-	limit, e := limitOf(q)
-	if e != nil {
-		return nil, e
-	}
-	list, err := a.o.Store.Verdicts(c.r.Context(), limit, q.Get("session"))
-	if err != nil {
-		return nil, storeProblem(err)
-	}
-	if list == nil {
-		list = []store.Verdict{}
-	}
-	return list, nil
-}
-
-// queryOf reads the query, which may have each of the named parameters once
-// and nothing else.
-func queryOf(r *http.Request, names ...string) (url.Values, *problem.Error) {
-	q, err := url.ParseQuery(r.URL.RawQuery)
-	if err != nil {
-		return nil, problem.New(http.StatusBadRequest, problem.Serde, "query: is malformed: expected name=value pairs joined by &")
-	}
-	for name, values := range q {
-		if !slices.Contains(names, name) || len(values) != 1 {
-			return nil, problem.New(http.StatusBadRequest, problem.Serde, "query parameter %.64q: expected at most one each of %s", name, strings.Join(names, ", "))
-		}
-	}
-	return q, nil
-}
-
-func limitOf(q url.Values) (int, *problem.Error) {
-	s := q.Get("limit")
-	if s == "" {
-		return defaultVerdicts, nil
-	}
-	n, err := strconv.Atoi(s)
-	if err != nil || n < 1 || n > maxVerdicts {
-		return 0, problem.New(http.StatusBadRequest, problem.Serde, "query parameter limit: expected 1 to %d, got %q", maxVerdicts, s)
-	}
-	return n, nil
 }

@@ -91,7 +91,7 @@ type Principal struct {
 	Subject string
 	// Method is "key" or "oidc".
 	Method string
-	// KeyID is [KeyID] of the key that signed the token, for the method "key".
+	// KeyID is [store.AdminID] of the key that signed the token, for the method "key".
 	KeyID string
 	Roles []string
 	// Tenants that the principal may administer; [tenant.All] is every one.

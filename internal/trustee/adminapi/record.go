@@ -9,6 +9,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
@@ -70,7 +71,7 @@ func (a *API) append(ctx context.Context, t tenant.Name, who Principal, c Creden
 	log := a.o.Logger.With("tenant", string(t), "admin", r.Subject, "method", who.Method, "key", who.KeyID, "role", r.Role,
 		"action", r.Action, "resource", r.Resource, "version", r.Version, "status", r.Status, "detail", r.Detail)
 	switch {
-	case err != nil && errors.Is(err, ErrNoTenant):
+	case err != nil && errors.Is(err, store.ErrNoTenant):
 		log.WarnContext(ctx, "administration is not on record: no such tenant")
 	case err != nil:
 		log.ErrorContext(ctx, "administration is not on record", "cause", err.Error())

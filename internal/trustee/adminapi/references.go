@@ -3,10 +3,12 @@ package adminapi
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"strings"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/store"
@@ -16,18 +18,42 @@ import (
 // description, inputs and expiry.
 type referenceDocument struct {
 	Name        string            `json:"name,omitempty"`
+	Scalar      bool              `json:"scalar,omitempty"`
 	Values      []json.RawMessage `json:"values"`
 	Expires     *time.Time        `json:"expires,omitempty"`
 	Inputs      json.RawMessage   `json:"inputs,omitempty"`
 	Description string            `json:"description,omitempty"`
 }
 
-// listedReference is a reference in a listing: the shared members where all
+// listedReference is a reference in an answer: the shared members where all
 // values agree (the earliest expiry in any case), and every value with its own.
 type listedReference struct {
 	referenceDocument
-	Scalar  bool              `json:"scalar,omitempty"`
 	Entries []refvalues.Entry `json:"entries"`
+}
+
+// maxListed bounds the values in which a record spells references out.
+const maxListed = 16
+
+// referenceName is that of the path, or of ?name= for names that a path could
+// not carry unchanged, such as rvps:///a/b.
+func referenceName(c *call) (string, *problem.Error) {
+	if c.rest != "" {
+		if c.r.URL.RawQuery != "" {
+			if _, e := queryOf(c.r); e != nil {
+				return "", e
+			}
+		}
+		return c.rest, nil
+	}
+	q, e := queryOf(c.r, "name")
+	if e != nil {
+		return "", e
+	}
+	if !q.Has("name") {
+		return "", problem.New(http.StatusBadRequest, problem.Serde, "query parameter name: is required")
+	}
+	return q.Get("name"), nil
 }
 
 func (a *API) putReference(c *call) (any, *problem.Error) {
@@ -35,10 +61,13 @@ func (a *API) putReference(c *call) (any, *problem.Error) {
 	if e != nil {
 		return nil, e
 	}
-	if err := a.o.Store.SetReferences(c.r.Context(), r); err != nil {
+	if e := a.checkReference(c, r); e != nil {
+		return nil, e
+	}
+	recordReferences(c, r)
+	if err := a.o.Store.SetReferences(c.r.Context(), c.tenant, r); err != nil {
 		return nil, storeProblem(err)
 	}
-	c.log.InfoContext(c.r.Context(), "reference value stored", "name", r.Name, "values", len(r.Entries))
 	return nil, nil
 }
 
@@ -47,26 +76,74 @@ func (a *API) addReference(c *call) (any, *problem.Error) {
 	if e != nil {
 		return nil, e
 	}
-	if have, err := a.o.Store.Reference(c.r.Context(), r.Name); err == nil && have.Scalar {
-		return nil, problem.New(http.StatusConflict, problem.ReferenceValue, "reference value %s is a scalar: replace it instead", r.Name)
+	scalar := problem.New(http.StatusConflict, problem.ReferenceValue, "reference value %s is a scalar: replace it instead", r.Name)
+	if r.Scalar {
+		return nil, scalar
 	}
-	if err := a.o.Store.AddReference(c.r.Context(), r); err != nil {
+	if have, err := a.o.Store.Reference(c.r.Context(), c.tenant, r.Name); err == nil && have.Scalar {
+		return nil, scalar
+	}
+	if e := a.checkReference(c, r); e != nil {
+		return nil, e
+	}
+	recordReferences(c, r)
+	err := a.o.Store.AddReference(c.r.Context(), c.tenant, r)
+	switch {
+	case errors.Is(err, store.ErrConflict):
+		return nil, scalar
+	case err != nil:
 		return nil, storeProblem(err)
 	}
-	c.log.InfoContext(c.r.Context(), "reference value added to", "name", r.Name, "values", len(r.Entries))
 	return nil, nil
+}
+
+// checkReference asks whether the policies in force could use the value.
+func (a *API) checkReference(c *call, r refvalues.Reference) *problem.Error {
+	if a.o.CheckReference == nil {
+		return nil
+	}
+	err := a.o.CheckReference(c.r.Context(), c.tenant, r)
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*policy.CompileError](err); ok {
+		return problem.New(http.StatusConflict, problem.ReferenceValue, "reference value %s does not fit a policy in force: %v", r.Name, err)
+	}
+	return policyProblem(err)
+}
+
+// recordReferences says what is registered: not the values themselves, which
+// the history has, but what finds them there.
+func recordReferences(c *call, refs ...refvalues.Reference) {
+	words := make([]string, 0, len(refs))
+	for i, r := range refs {
+		if i == maxListed {
+			words = append(words, fmt.Sprintf("and %d more", len(refs)-i))
+			break
+		}
+		words = append(words, fmt.Sprintf("%s: %d values", r.Name, len(r.Entries)))
+	}
+	c.record.Resource = referenceURI
+	if len(refs) == 1 {
+		c.record.Resource += refs[0].Name
+	}
+	c.record.Detail = clip(strings.Join(words, ", "), maxDetail)
 }
 
 func (a *API) readReference(c *call) (refvalues.Reference, *problem.Error) {
 	var none refvalues.Reference
+	name, e := referenceName(c)
+	if e != nil {
+		return none, e
+	}
 	var doc referenceDocument
 	if e := a.decode(c, &doc); e != nil {
 		return none, e
 	}
-	if doc.Name != "" && doc.Name != c.rest {
-		return none, problem.New(http.StatusBadRequest, problem.ReferenceValue, "name: expected %q as in the path, got %q", c.rest, doc.Name)
+	if doc.Name != "" && doc.Name != name {
+		return none, problem.New(http.StatusBadRequest, problem.ReferenceValue, "name: expected %q as in the path, got %q", name, doc.Name)
 	}
-	r := refvalues.Reference{Name: c.rest}
+	r := refvalues.Reference{Name: name, Scalar: doc.Scalar}
 	expires := a.expiry()
 	if doc.Expires != nil {
 		expires = *doc.Expires
@@ -92,88 +169,126 @@ func (a *API) expiry() time.Time {
 }
 
 func (a *API) deleteReference(c *call) (any, *problem.Error) {
-	deleted, err := a.o.Store.DeleteReference(c.r.Context(), c.rest)
+	name, e := referenceName(c)
+	if e != nil {
+		return nil, e
+	}
+	c.record.Resource = referenceURI + clip(name, refvalues.MaxName)
+	deleted, err := a.o.Store.DeleteReference(c.r.Context(), c.tenant, name)
+	if errors.Is(err, store.ErrNotFound) {
+		err = nil
+	}
 	if err != nil {
 		return nil, storeProblem(err)
 	}
 	if !deleted {
-		return nil, notRegistered(c.rest)
+		return nil, notRegistered(name)
 	}
-	c.log.InfoContext(c.r.Context(), "reference value deleted", "name", c.rest)
 	return nil, nil
 }
 
 func notRegistered(name string) *problem.Error {
-	return problem.New(http.StatusNotFound, problem.ReferenceValue, "reference value %q is not registered", name)
+	return problem.New(http.StatusNotFound, problem.ReferenceValue, "reference value %.256q is not registered", name)
 }
 
+// listReferences lists all, or has the one of ?name=.
 func (a *API) listReferences(c *call) (any, *problem.Error) {
-	refs, err := a.o.Store.References(c.r.Context())
-	if err != nil {
-		return nil, storeProblem(err)
+	q, e := queryOf(c.r, "name", "after", "limit")
+	if e != nil {
+		return nil, e
 	}
-	out := []listedReference{}
-	for _, r := range refs {
-		first := r.Entries[0]
-		l := listedReference{Scalar: r.Scalar, Entries: r.Entries}
-		l.Name, l.Description, l.Inputs = r.Name, first.Description, first.Inputs
-		for _, e := range r.Entries {
-			l.Values = append(l.Values, e.Value)
-			if e.Description != first.Description {
-				l.Description = ""
-			}
-			if string(e.Inputs) != string(first.Inputs) {
-				l.Inputs = nil
-			}
-			if !e.Expires.IsZero() && (l.Expires == nil || e.Expires.Before(*l.Expires)) {
-				l.Expires = &e.Expires
-			}
-		}
-		out = append(out, l)
+	if q.Has("name") {
+		return a.oneReference(c, q.Get("name"))
+	}
+	p, e := pageOf(q)
+	if e != nil {
+		return nil, e
+	}
+	refs, e := pages(c, p, func(after string, limit int) ([]refvalues.Reference, error) {
+		return a.o.Store.References(c.r.Context(), c.tenant, after, limit)
+	}, func(r refvalues.Reference) string { return r.Name })
+	if e != nil {
+		return nil, e
+	}
+	out := make([]listedReference, len(refs))
+	for i, r := range refs {
+		out[i] = listed(r)
 	}
 	return out, nil
 }
 
-// registerReferences takes an RVPS message, as kbs-client sends it.
-func (a *API) registerReferences(c *call) (any, *problem.Error) {
-	data, e := problem.Body(c.w, c.r, a.o.MaxBody)
+func (a *API) getReference(c *call) (any, *problem.Error) {
+	name, e := referenceName(c)
 	if e != nil {
 		return nil, e
 	}
-	refs, err := refvalues.ParseMessage(data)
-	if err != nil {
-		return nil, badRequest(problem.ReferenceValue, err)
+	return a.oneReference(c, name)
+}
+
+func (a *API) oneReference(c *call, name string) (any, *problem.Error) {
+	r, e := a.reference(c, name)
+	if e != nil {
+		return nil, e
 	}
-	expires := a.expiry()
-	var names []string
-	for _, r := range refs {
-		names = append(names, r.Name)
-		for i := range r.Entries {
-			r.Entries[i].Expires = expires
+	return listed(r), nil
+}
+
+func (a *API) reference(c *call, name string) (refvalues.Reference, *problem.Error) {
+	r, err := a.o.Store.Reference(c.r.Context(), c.tenant, name)
+	switch {
+	case errors.Is(err, store.ErrNotFound):
+		return r, notRegistered(name)
+	case err != nil:
+		return r, storeProblem(err)
+	}
+	return r, nil
+}
+
+func listed(r refvalues.Reference) listedReference {
+	l := listedReference{Entries: r.Entries}
+	l.Name, l.Scalar = r.Name, r.Scalar
+	for i, e := range r.Entries {
+		if i == 0 {
+			l.Description, l.Inputs = e.Description, e.Inputs
+		}
+		l.Values = append(l.Values, e.Value)
+		if e.Description != r.Entries[0].Description {
+			l.Description = ""
+		}
+		if string(e.Inputs) != string(r.Entries[0].Inputs) {
+			l.Inputs = nil
+		}
+		if !e.Expires.IsZero() && (l.Expires == nil || e.Expires.Before(*l.Expires)) {
+			l.Expires = &e.Expires
 		}
 	}
-	if err := a.o.Store.SetReferences(c.r.Context(), refs...); err != nil {
-		return nil, storeProblem(err)
-	}
-	c.log.InfoContext(c.r.Context(), "reference values registered", "names", strings.Join(names, " "))
-	return nil, nil
+	return l
 }
 
-// referenceValue answers with the bare value that policies see.
-func (a *API) referenceValue(c *call) (any, *problem.Error) {
-	r, err := a.o.Store.Reference(c.r.Context(), c.rest)
-	if errors.Is(err, store.ErrNotFound) {
-		return nil, notRegistered(c.rest)
-	}
-	if err != nil {
-		return nil, storeProblem(err)
-	}
-	return r.Current(a.o.Now()), nil
+// referenceVersion is a version in a history.
+type referenceVersion struct {
+	Version int64             `json:"version"`
+	Created time.Time         `json:"created"`
+	Deleted bool              `json:"deleted,omitempty"`
+	Scalar  bool              `json:"scalar,omitempty"`
+	Entries []refvalues.Entry `json:"entries,omitempty"`
 }
 
-func storeProblem(err error) *problem.Error {
-	if errors.Is(err, store.ErrFull) {
-		return problem.New(http.StatusInsufficientStorage, problem.Limit, "%v", err)
+func (a *API) referenceHistory(c *call) (any, *problem.Error) {
+	name, e := referenceName(c)
+	if e != nil {
+		return nil, e
 	}
-	return problem.Internal(problem.Storage, err)
+	list, err := a.o.Store.ReferenceHistory(c.r.Context(), c.tenant, name)
+	if err != nil && !errors.Is(err, store.ErrNotFound) {
+		return nil, storeProblem(err)
+	}
+	if len(list) == 0 {
+		return nil, notRegistered(name)
+	}
+	out := make([]referenceVersion, len(list))
+	for i, v := range list {
+		out[i] = referenceVersion{Version: v.Version, Created: v.Created, Deleted: v.Deleted, Scalar: v.Reference.Scalar, Entries: v.Reference.Entries}
+	}
+	return out, nil
 }

@@ -1,17 +1,16 @@
 package adminapi
 
 import (
-	"encoding/base64"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
-	"strings"
+	"strconv"
+	"time"
 
-	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
-	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/internal/trustee/resource"
-	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
 )
 
@@ -26,10 +25,12 @@ func (a *API) setResource(c *call) (any, *problem.Error) {
 	}
 	content := secret.New(data)
 	defer content.Clear()
-	if err := a.o.Store.SetResource(c.r.Context(), p, content); err != nil {
-		return nil, problem.Internal(problem.Storage, err)
+	c.record.Resource, c.record.Detail = scopeURI(p.String()), fmt.Sprintf("%d bytes", content.Len())
+	c.record.Version, err = a.o.Resources.Put(c.r.Context(), c.tenant, p, content)
+	if err != nil {
+		return nil, storeProblem(err)
 	}
-	c.log.InfoContext(c.r.Context(), "resource stored", "resource", p.String(), "bytes", content.Len())
+	c.w.Header().Set(admin.HeaderResourceVersion, strconv.FormatInt(c.record.Version, 10))
 	return nil, nil
 }
 
@@ -38,134 +39,122 @@ func (a *API) deleteResource(c *call) (any, *problem.Error) {
 	if err != nil {
 		return nil, badRequest(problem.InvalidPath, err)
 	}
+	c.record.Resource = scopeURI(p.String())
 	// Deleting what is not there succeeds, as in the reference implementation.
-	deleted, err := a.o.Store.DeleteResource(c.r.Context(), p)
+	deleted, err := a.o.Resources.Delete(c.r.Context(), c.tenant, p)
 	if err != nil {
-		return nil, problem.Internal(problem.Storage, err)
+		return nil, storeProblem(err)
 	}
-	c.log.InfoContext(c.r.Context(), "resource deleted", "resource", p.String(), "existed", deleted)
+	if !deleted {
+		c.record.Detail = "there was none"
+	}
 	return nil, nil
 }
 
+// listResources lists names, or with details=true what there is to know of
+// the newest versions. The whole list is sent as it is read: it may be longer
+// than what should be in memory at once.
 func (a *API) listResources(c *call) (any, *problem.Error) {
-	list, err := a.o.Store.Resources(c.r.Context())
-	if err != nil {
-		return nil, problem.Internal(problem.Storage, err)
-	}
-	out := []string{}
-	for _, x := range list {
-		out = append(out, x.Path)
-	}
-	return out, nil
-}
-
-func (a *API) setResourcePolicy(c *call) (any, *problem.Error) {
-	var body struct {
-		Policy string `json:"policy"`
-	}
-	if e := a.decode(c, &body); e != nil {
-		return nil, e
-	}
-	text, e := policyText(body.Policy)
+	q, e := queryOf(c.r, "prefix", "details", "after", "limit")
 	if e != nil {
 		return nil, e
 	}
-	if err := a.o.CheckResourcePolicy(c.r.Context(), text); err != nil {
-		return nil, policyProblem(err)
-	}
-	return nil, a.setPolicy(c, store.ResourcePolicy, release.PolicyID, text)
-}
-
-func (a *API) setAttestationPolicy(c *call) (any, *problem.Error) {
-	var body struct {
-		Type   string `json:"type,omitempty"`
-		ID     string `json:"policy_id"`
-		Policy string `json:"policy"`
-	}
-	if e := a.decode(c, &body); e != nil {
-		return nil, e
-	}
-	if body.Type != "" && body.Type != "rego" {
-		return nil, problem.New(http.StatusBadRequest, problem.ParsePolicy, "type: expected \"rego\", got %q", body.Type)
-	}
-	if err := checkPolicyID(body.ID); err != nil {
-		return nil, badRequest(problem.ParsePolicy, err)
-	}
-	text, e := policyText(body.Policy)
+	p, e := pageOf(q)
 	if e != nil {
 		return nil, e
 	}
-	if err := a.o.CheckAttestationPolicy(c.r.Context(), body.ID, text); err != nil {
-		return nil, policyProblem(err)
-	}
-	return nil, a.setPolicy(c, store.AttestationPolicy, body.ID, text)
-}
-
-func (a *API) setPolicy(c *call, kind, id, text string) *problem.Error {
-	p, err := a.o.Store.SetPolicy(c.r.Context(), kind, id, text)
-	if err != nil {
-		return problem.Internal(problem.Storage, err)
-	}
-	c.log.InfoContext(c.r.Context(), "policy stored", "kind", kind, "id", id, "version", p.Version)
-	return nil
-}
-
-func (a *API) listResourcePolicies(c *call) (any, *problem.Error) {
-	return a.policyIDs(c, store.ResourcePolicy, release.PolicyID)
-}
-
-func (a *API) listAttestationPolicies(c *call) (any, *problem.Error) {
-	return a.policyIDs(c, store.AttestationPolicy, "default_cpu")
-}
-
-// policyIDs lists ids; the built-in policy is always in force under its own.
-func (a *API) policyIDs(c *call, kind, builtIn string) (any, *problem.Error) {
-	list, err := a.o.Store.Policies(c.r.Context(), kind)
-	if err != nil {
-		return nil, problem.Internal(problem.Storage, err)
-	}
-	out := []string{builtIn}
-	for _, p := range list {
-		if p.ID != builtIn {
-			out = append(out, p.ID)
+	prefix := q.Get("prefix")
+	if q.Has("prefix") {
+		if _, err := resource.ParsePrefix(prefix); err != nil {
+			return nil, badRequest(problem.InvalidPath, fmt.Errorf("query parameter prefix: %w", err))
 		}
+	}
+	details := q.Get("details") == "true"
+	if s := q.Get("details"); q.Has("details") && s != "true" && s != "false" {
+		return nil, problem.New(http.StatusBadRequest, problem.Serde, "query parameter details: expected true or false, got %.64q", s)
+	}
+	form := func(x resource.Info) any {
+		if details {
+			return admin.ResourceInfo(x)
+		}
+		return x.Path
+	}
+	size := p.limit
+	if size == 0 {
+		size = maxPage
+	}
+	list, err := a.o.Resources.List(c.r.Context(), c.tenant, prefix, p.after, size)
+	if err != nil {
+		return nil, storeProblem(err)
+	}
+	if p.limit > 0 || len(list) < size {
+		out := make([]any, 0, len(list))
+		for _, x := range list {
+			out = append(out, form(x))
+		}
+		if len(list) == size {
+			c.w.Header().Set(admin.HeaderNext, list[size-1].Path)
+		}
+		return out, nil
+	}
+	c.answered = true
+	a.streamResources(c, prefix, list, form)
+	return nil, nil
+}
+
+// streamResources sends a whole list whose first page is there. When the rest
+// cannot be read, the connection is cut: half a list must not look like one.
+func (a *API) streamResources(c *call, prefix string, list []resource.Info, form func(resource.Info) any) {
+	c.w.Header().Set("Content-Type", "application/json")
+	c.w.Header().Set("Cache-Control", "no-store")
+	enc := json.NewEncoder(c.w)
+	enc.SetEscapeHTML(false)
+	write := func(s string) error {
+		_, err := c.w.Write([]byte(s))
+		return err
+	}
+	err := write("[")
+	for sep := ""; err == nil && len(list) > 0; {
+		for _, x := range list {
+			if err = errors.Join(write(sep), enc.Encode(form(x))); err != nil {
+				break
+			}
+			sep = ","
+		}
+		if err == nil {
+			list, err = a.o.Resources.List(c.r.Context(), c.tenant, prefix, list[len(list)-1].Path, maxPage)
+		}
+	}
+	if err == nil {
+		err = write("]\n")
+	}
+	if err != nil {
+		a.cutOff(c, "list of resources", err)
+	}
+}
+
+// cutOff ends an answer that is under way so that the client notices.
+func (a *API) cutOff(c *call, what string, cause error) {
+	a.o.Logger.ErrorContext(c.r.Context(), "an answer broke off", "answer", what, "cause", cause.Error())
+	// What is buffered fails to be written, and with it the end of the body.
+	_ = http.NewResponseController(c.w).SetWriteDeadline(time.Unix(1, 0))
+}
+
+func (a *API) resourceVersions(c *call) (any, *problem.Error) {
+	p, err := resource.Parse(c.rest)
+	if err != nil {
+		return nil, badRequest(problem.InvalidPath, err)
+	}
+	list, err := a.o.Resources.Versions(c.r.Context(), c.tenant, p)
+	if err != nil && !errors.Is(err, resource.ErrNotFound) {
+		return nil, storeProblem(err)
+	}
+	if len(list) == 0 {
+		return nil, problem.New(http.StatusNotFound, problem.ResourceNotFound, "there never was a resource %s", p)
+	}
+	out := make([]admin.ResourceInfo, len(list))
+	for i, x := range list {
+		out[i] = admin.ResourceInfo(x)
 	}
 	return out, nil
-}
-
-func policyText(encoded string) (string, *problem.Error) {
-	text, err := base64.RawURLEncoding.Strict().DecodeString(strings.TrimRight(encoded, "="))
-	if err != nil {
-		return "", problem.New(http.StatusBadRequest, problem.ParsePolicy, "policy: expected base64url without padding")
-	}
-	return string(text), nil
-}
-
-// policyProblem tells the author what is wrong with a text.
-func policyProblem(err error) *problem.Error {
-	if _, ok := errors.AsType[*policy.CompileError](err); ok {
-		return badRequest(problem.ParsePolicy, err)
-	}
-	return problem.Internal(problem.PolicyEngine, err)
-}
-
-// classes are the suffixes an attestation policy's id may have.
-var classes = [...]string{"cpu", "gpu", "switch", "ppcie", "dcu", "nvidia-dpu"}
-
-// checkPolicyID insists on the class suffix: in the reference implementation
-// a policy stored as "default" silently has no effect.
-func checkPolicyID(id string) error {
-	const maxID = 128
-	ok := id != "" && len(id) <= maxID && !strings.ContainsFunc(id, func(r rune) bool {
-		return r != '-' && r != '_' && (r < '0' || r > '9') && (r < 'a' || r > 'z') && (r < 'A' || r > 'Z')
-	})
-	if !ok {
-		return fmt.Errorf("policy_id: expected 1 to %d characters of A-Z a-z 0-9 _ -", maxID)
-	}
-	for _, class := range classes {
-		if name, found := strings.CutSuffix(id, "_"+class); found && name != "" {
-			return nil
-		}
-	}
-	return fmt.Errorf("policy_id %q: expected name_class, for example default_cpu; classes are %s", id, strings.Join(classes[:], ", "))
 }

@@ -11,6 +11,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
+	"github.com/coffer-project/coffer/secret"
 )
 
 // handler does the work for an administrator who may ask for it and returns
@@ -44,8 +45,12 @@ type call struct {
 	cred   Credentials
 	// record is what the handler of a change says of it.
 	record audit.Record
-	// answered: the handler has sent the answer.
+	// answered: the handler has sent the answer. after sends it once the
+	// change is on record.
 	answered bool
+	after    func()
+	// body is cleared in the end, whatever became of it.
+	body secret.Bytes
 }
 
 // The prefixes of the two interfaces.
@@ -210,21 +215,27 @@ func pageOf(q url.Values) (page, *problem.Error) {
 	return page{q.Get("after"), int(limit)}, e
 }
 
-// cut applies a page to a sorted list and says where it goes on.
-func cut[T any](c *call, p page, list []T, key func(T) string) []T {
-	if p.limit == 0 {
-		return list
+// pages reads one page of a sorted list and says where it goes on, or all of
+// them.
+func pages[T any](c *call, p page, read func(after string, limit int) ([]T, error), key func(T) string) ([]T, *problem.Error) {
+	size := p.limit
+	if size == 0 {
+		size = maxPage
 	}
-	if p.after != "" {
-		i, found := slices.BinarySearchFunc(list, p.after, func(x T, after string) int { return strings.Compare(key(x), after) })
-		if found {
-			i++
+	out := []T{}
+	for after := p.after; ; {
+		list, err := read(after, size)
+		if err != nil {
+			return nil, storeProblem(err)
 		}
-		list = list[i:]
+		out = append(out, list...)
+		if len(list) < size {
+			return out, nil
+		}
+		after = key(list[len(list)-1])
+		if p.limit > 0 {
+			c.w.Header().Set(admin.HeaderNext, after)
+			return out, nil
+		}
 	}
-	if len(list) > p.limit {
-		list = list[:p.limit]
-		c.w.Header().Set(admin.HeaderNext, key(list[p.limit-1]))
-	}
-	return list
 }
