@@ -23,6 +23,7 @@ const (
 	MaxValue       = 4 << 10
 	MaxDescription = 1 << 10
 	MaxInputs      = 64 << 10
+	MaxSource      = 1 << 10
 )
 
 // Version is the only version of RVPS messages and stored values.
@@ -36,6 +37,10 @@ type Entry struct {
 	Description string `json:"description,omitempty"`
 	// Inputs say what the value was computed from (tee/measure inputs), as JSON.
 	Inputs json.RawMessage `json:"inputs,omitempty"`
+	// Source says where the value came from, for example a signer and a
+	// document: provenance that was verified, not a description by whoever
+	// registered it.
+	Source string `json:"source,omitempty"`
 	// Expires is the first moment at which the value no longer counts. Zero: never.
 	Expires time.Time `json:"expires,omitzero"`
 	Created time.Time `json:"created,omitzero"`
@@ -72,6 +77,9 @@ func (r *Reference) Validate() error {
 		e.Value = v
 		if len(e.Description) > MaxDescription || !utf8.ValidString(e.Description) {
 			return fmt.Errorf("reference value %q: value %d: description: expected at most %d bytes of UTF-8", r.Name, i, MaxDescription)
+		}
+		if len(e.Source) > MaxSource || !utf8.ValidString(e.Source) {
+			return fmt.Errorf("reference value %q: value %d: source: expected at most %d bytes of UTF-8", r.Name, i, MaxSource)
 		}
 		if len(e.Inputs) == 0 || string(e.Inputs) == "null" {
 			e.Inputs = nil

@@ -101,3 +101,23 @@ func FuzzParseMessage(f *testing.F) {
 		}
 	})
 }
+
+func TestValidateTexts(t *testing.T) {
+	t.Parallel()
+	for name, tc := range map[string]struct {
+		e    Entry
+		want string
+	}{
+		"longest":          {Entry{Source: strings.Repeat("s", MaxSource), Description: strings.Repeat("d", MaxDescription)}, ""},
+		"long source":      {Entry{Source: strings.Repeat("s", MaxSource+1)}, "source: expected at most 1024 bytes"},
+		"broken source":    {Entry{Source: "\xff"}, "source: expected at most 1024 bytes of UTF-8"},
+		"long description": {Entry{Description: strings.Repeat("d", MaxDescription+1)}, "description: expected at most"},
+	} {
+		tc.e.Value = json.RawMessage("1")
+		r := Reference{Name: "m", Entries: []Entry{tc.e}}
+		err := r.Validate()
+		if (err == nil) != (tc.want == "") || err != nil && !strings.Contains(err.Error(), tc.want) {
+			t.Errorf("%s: got %v, want %q", name, err, tc.want)
+		}
+	}
+}
