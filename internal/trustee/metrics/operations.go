@@ -1,6 +1,7 @@
 package metrics
 
 import (
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -98,13 +99,20 @@ func (m *Metrics) WebhookLag(oldest time.Time) {
 
 type ratelimitMetrics struct {
 	rejections *prometheus.CounterVec
-	clients    prometheus.Gauge
+	clients    *atomic.Pointer[func() int]
 }
 
 func newRatelimit(f factory) ratelimitMetrics {
+	clients := new(atomic.Pointer[func() int])
+	f.r.MustRegister(prometheus.NewGaugeFunc(prometheus.GaugeOpts{Name: "coffer_ratelimit_clients", Help: "Clients that are tracked."}, func() float64 {
+		if count := clients.Load(); count != nil {
+			return float64((*count)())
+		}
+		return 0
+	}))
 	return ratelimitMetrics{
 		rejections: f.counter("coffer_ratelimit_rejections_total", "Requests that were answered 429.", "reason"),
-		clients:    f.gauge("coffer_ratelimit_clients", "Clients that are tracked.").WithLabelValues(),
+		clients:    clients,
 	}
 }
 
@@ -116,10 +124,11 @@ func (m *Metrics) RateLimited(reason string) {
 	}
 }
 
-// RateLimitClients notes how many clients are tracked.
-func (m *Metrics) RateLimitClients(n int) {
+// RateLimitClients sets how to learn how many clients are tracked; count is
+// called whenever metrics are gathered.
+func (m *Metrics) RateLimitClients(count func() int) {
 	if m != nil {
-		m.ratelimit.clients.Set(float64(n))
+		m.ratelimit.clients.Store(&count)
 	}
 }
 

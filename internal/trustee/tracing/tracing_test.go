@@ -56,7 +56,7 @@ func route(string) string { return "resource" }
 func attrs(s tracetest.SpanStub) map[string]string {
 	out := make(map[string]string)
 	for _, kv := range s.Attributes {
-		out[string(kv.Key)] = kv.Value.Emit()
+		out[string(kv.Key)] = kv.Value.String()
 	}
 	return out
 }
@@ -108,7 +108,7 @@ func everything(s tracetest.SpanStub) []string {
 	out := []string{s.Name, s.Status.Description, s.SpanContext.TraceState().String()}
 	add := func(kvs []attribute.KeyValue) {
 		for _, kv := range kvs {
-			out = append(out, string(kv.Key), kv.Value.Emit())
+			out = append(out, string(kv.Key), kv.Value.String())
 		}
 	}
 	add(s.Attributes)
