@@ -22,6 +22,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/plugin/resources"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/release"
+	"github.com/coffer-project/coffer/internal/trustee/resource"
 	"github.com/coffer-project/coffer/internal/trustee/session"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/token"
@@ -53,7 +54,7 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 	t.tokenKeys = tokenKeys{
 		store: t.store, algorithm: c.Token.Algorithm, legacy: t.dir.LegacyTokenKey(), now: t.o.Now, keep: 2 * c.Token.Lifetime.D(),
 	}
-	trusted, err := t.trusted(ctx)
+	trusted, err := t.trusted()
 	if err != nil {
 		return err
 	}
@@ -134,13 +135,13 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if t.admin, err = t.openAdmin(ctx, backend, appraiser, decider, signer); err != nil {
+	if err := t.openAdmin(backend, appraiser, decider, signer); err != nil {
 		return err
 	}
 	return t.openService(evaluator, appraiser)
 }
 
-func (t *Trustee) openPlugins(backend resourceBackend) (*plugin.Registry, error) {
+func (t *Trustee) openPlugins(backend resource.Backend) (*plugin.Registry, error) {
 	all := []plugin.Plugin{resources.New(backend)}
 	if c := t.o.Config.Plugins.PKI; c.Enabled {
 		var roles []pki.Role
@@ -189,8 +190,7 @@ func (t *Trustee) listen(ctx context.Context) error {
 		return err
 	}
 	t.server = t.newServer(t.Handler())
-	if c.Service.Listen == "" {
-		t.service = nil
+	if t.service == nil {
 		return nil
 	}
 	t.serviceListener, err = open(c.Service.Listen)

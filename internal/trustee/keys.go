@@ -2,6 +2,7 @@ package trustee
 
 import (
 	"context"
+	"crypto/elliptic"
 	"crypto/rand"
 	"fmt"
 	"strings"
@@ -25,6 +26,9 @@ const kekSize = 32
 // back what its key-encryption key holds, for example a session with a
 // hardware security module.
 func StoreOptions(ctx context.Context, o Options) (_ store.Options, closeKEK func() error, err error) {
+	if err := o.defaults(); err != nil {
+		return store.Options{}, nil, err
+	}
 	c := &o.Config
 	out := store.Options{
 		Now: o.Now, Rand: o.Rand, Logger: o.Logger, MaxConns: c.Storage.Database.MaxConnections,
@@ -95,26 +99,30 @@ func (k tokenKeys) load(ctx context.Context) (secret.Bytes, int64, error) {
 	return k.store.SecretWithVersion(ctx, tokenKeysName)
 }
 
-// Rotate makes a new signing key. The old one verifies until its last token
-// has expired on the slowest replica's clock.
-func (k tokenKeys) Rotate(ctx context.Context, algorithm string) error {
+// Rotate makes a new signing key of an algorithm, "" being that of the key in
+// force. The old one verifies until its last token has expired on the slowest
+// replica's clock.
+func (k tokenKeys) Rotate(ctx context.Context, algorithm string) (token.Key, error) {
 	keys, version, err := k.TokenKeys(ctx)
 	if err != nil {
-		return err
+		return token.Key{}, err
 	}
 	if algorithm == "" {
-		algorithm = k.algorithm
+		algorithm = "ES256"
+		if keys[0].Private.Curve == elliptic.P384() {
+			algorithm = "ES384"
+		}
 	}
 	if keys, err = token.Rotate(rand.Reader, keys, algorithm, k.now(), k.keep); err != nil {
-		return err
+		return token.Key{}, err
 	}
 	bundle, err := token.EncodeKeys(keys)
 	if err != nil {
-		return err
+		return token.Key{}, err
 	}
-	content := secret.New(bundle)
-	defer content.Clear()
-	return k.store.ReplaceSecret(ctx, tokenKeysName, content, version)
+	defer clear(bundle)
+	// Of two that rotate at once one is told to try again: neither's key is lost.
+	return keys[0], k.store.SwapSecret(ctx, tokenKeysName, version, bundle)
 }
 
 // openKEK opens the configured key-encryption key.
