@@ -147,7 +147,7 @@ func describeTable(rows *sql.Rows, name string) (backupTable, error) {
 		return t, err
 	}
 	for _, c := range types {
-		kind := ""
+		var kind string
 		switch c.DatabaseTypeName() {
 		case "TEXT":
 			kind = kindText
