@@ -4,6 +4,7 @@ package hsmtest
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"os"
@@ -137,9 +138,10 @@ func New(tb testing.TB) Token {
 }
 
 // NewLate makes a token that a module initialized before does not know.
-func NewLate(tb testing.TB, label string) Token {
+func NewLate(tb testing.TB) Token {
 	tb.Helper()
 	_ = New(tb) // skips, or fails
+	label := "coffer-late-" + rand.Text()[:8]
 	util, module, err := find()
 	if err == nil {
 		err = initToken(tb.Context(), util, label)

@@ -113,7 +113,7 @@ func TestSoftHSM(t *testing.T) {
 		}
 	})
 	t.Run("a token that appears later", func(t *testing.T) {
-		late := hsmtest.NewLate(t, "coffer-late")
+		late := hsmtest.NewLate(t)
 		tok, err := m.Token(t.Context(), Options{Label: late.Label, PIN: PINFile(late.PINFile)})
 		if err != nil {
 			t.Fatal(err)

@@ -234,8 +234,12 @@ func (t *Token) do(ctx context.Context, f func(context.Context, Session) error) 
 		case c.deviceLost():
 			// What was under way may have been done: only the caller can know
 			// whether to do it again.
-			t.forget(h)
-			t.module.reset()
+			if c.gone() {
+				t.forget(h)
+				t.module.reset()
+			} else if h != (handle{}) {
+				t.drop(h)
+			}
 			return fmt.Errorf("token %q: %w: %w", t.o.Label, ErrUnavailable, err)
 		default:
 			if h != (handle{}) {
@@ -268,9 +272,20 @@ func (t *Token) attempt(ctx context.Context, f func(context.Context, Session) er
 	return h, nil
 }
 
+// deviceLost: the call failed for reasons of the device, and may have had its
+// effect.
 func (c Code) deviceLost() bool {
 	switch c {
-	case GeneralError, FunctionFailed, DeviceError, DeviceMemory, DeviceRemoved, SessionCount, SlotIDInvalid, TokenNotPresent, TokenNotRecognized:
+	case GeneralError, FunctionFailed, DeviceError, DeviceMemory, SessionCount:
+		return true
+	}
+	return c.gone()
+}
+
+// gone: the device must be looked for anew.
+func (c Code) gone() bool {
+	switch c {
+	case DeviceRemoved, SlotIDInvalid, TokenNotPresent, TokenNotRecognized:
 		return true
 	}
 	return false
