@@ -86,7 +86,7 @@ func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	in, err := policy.NewInput(r.Payload)
+	in, err := newInput(r.Payload)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -112,7 +112,7 @@ func Replay(ctx context.Context, label, text string, claims, data json.RawMessag
 	if err := json.Unmarshal(claims, &c); err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
-	in, err := policy.NewInput(claims)
+	in, err := newInput(claims)
 	if err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
