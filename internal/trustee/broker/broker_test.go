@@ -530,7 +530,7 @@ func TestPlugins(t *testing.T) {
 	if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || w.Code != 200 {
 		t.Fatalf("%d %s, %v", w.Code, w.Body, err)
 	}
-	if got.Tenant != "acme" || got.Method != "POST" || got.Session == "" || got.InitData == "" || got.Simulated || strings.Join(got.Path, "/") != "a/b" ||
+	if got.Tenant != "acme" || got.Method != http.MethodPost || got.Session == "" || got.InitData == "" || got.Simulated || strings.Join(got.Path, "/") != "a/b" ||
 		got.Query["x"] != "2" || got.Query["y"] != "ä" || string(got.Body) != "hello" {
 		t.Errorf("%+v", got)
 	}

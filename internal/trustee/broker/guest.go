@@ -1,6 +1,7 @@
 package broker
 
 import (
+	"context"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -207,17 +208,12 @@ func (x *exchange) record(resp *plugin.Response) *problem.Error {
 // session, or else, also where the session's has expired, the bearer's.
 func (b *Broker) token(r *http.Request, t tenant.Name) (*ear.Claims, json.RawMessage, *problem.Error) {
 	ctx := r.Context()
-	e := again("there is neither an attested session nor a bearer token")
-	e.Info.Type = kbs.ErrorType(problem.TokenNotFound)
+	e := noToken()
 	if cookie := sessionCookie(r); cookie != "" {
-		claims, payload, se := b.sessionToken(r, t, cookie)
-		switch {
-		case se == nil && claims != nil:
-			return claims, payload, nil
-		case se != nil && se.Status != http.StatusUnauthorized:
-			return nil, nil, se
-		case se != nil:
-			e = se
+		var claims *ear.Claims
+		var payload json.RawMessage
+		if claims, payload, e = b.sessionToken(ctx, t, cookie); e == nil || e.Status != http.StatusUnauthorized {
+			return claims, payload, e
 		}
 	}
 	scheme, compact, _ := strings.Cut(r.Header.Get("Authorization"), " ")
@@ -231,24 +227,30 @@ func (b *Broker) token(r *http.Request, t tenant.Name) (*ear.Claims, json.RawMes
 	return claims, payload, nil
 }
 
-// sessionToken is the token of a session; all is nil where there is none.
-func (b *Broker) sessionToken(r *http.Request, t tenant.Name, cookie string) (*ear.Claims, json.RawMessage, *problem.Error) {
+// sessionToken is the token of an attested session.
+func (b *Broker) sessionToken(ctx context.Context, t tenant.Name, cookie string) (*ear.Claims, json.RawMessage, *problem.Error) {
 	s, err := b.o.Sessions.Open(t, cookie)
 	if err != nil {
-		return nil, nil, nil
+		return nil, nil, noToken()
 	}
-	compact, err := b.o.Store.SessionToken(r.Context(), t, s.ID)
+	compact, err := b.o.Store.SessionToken(ctx, t, s.ID)
 	if errors.Is(err, store.ErrNotFound) {
-		return nil, nil, nil
+		return nil, nil, noToken()
 	}
 	if err != nil {
 		return nil, nil, failure(err)
 	}
-	claims, payload, err := b.o.Tokens.Verify(r.Context(), t, compact)
+	claims, payload, err := b.o.Tokens.Verify(ctx, t, compact)
 	if err != nil {
 		return nil, nil, badToken(err)
 	}
 	return claims, payload, nil
+}
+
+func noToken() *problem.Error {
+	e := again("there is neither an attested session nor a bearer token")
+	e.Info.Type = kbs.ErrorType(problem.TokenNotFound)
+	return e
 }
 
 func badToken(err error) *problem.Error {

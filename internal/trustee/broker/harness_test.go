@@ -27,9 +27,19 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/session"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	tokens "github.com/coffer-project/coffer/internal/trustee/token"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
+)
+
+// What the trustee puts in.
+var (
+	_ Store     = (*store.Store)(nil)
+	_ Sessions  = (*session.Codec)(nil)
+	_ Evaluator = (*evaluation.Engine)(nil)
+	_ Decider   = (*release.Engine)(nil)
+	_ Tokens    = (*tokens.Authority)(nil)
 )
 
 var errDown = errors.New("disk is full")

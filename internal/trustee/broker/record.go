@@ -27,8 +27,6 @@ const (
 	maxReasons = 32 << 10
 	// maxDetail is in bytes of text.
 	maxDetail = 4 << 10
-	// maxName bounds what else strangers choose: a URI, an address.
-	maxName = 2 << 10
 )
 
 // newRecord is a record of a request.
@@ -62,8 +60,12 @@ func resourceURI(name string, path []string) string {
 // refuse writes a refusal into a record.
 func refuse(x *audit.Record, e *problem.Error) {
 	x.Granted, x.Status, x.Detail = false, e.Status, clipDetail(e.Info.Detail)
+	reasons := e.Info.Reasons
+	if len(reasons) == 0 && e.Info.Reason != nil {
+		reasons = []kbs.Reason{*e.Info.Reason}
+	}
 	size := 0
-	for i, reason := range e.Info.Reasons {
+	for i, reason := range reasons {
 		doc, err := json.Marshal(reason)
 		if size += len(doc); err != nil || i > 0 && size > maxReasons {
 			break
