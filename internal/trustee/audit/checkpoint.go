@@ -59,11 +59,11 @@ func NewCheckpointer(o CheckpointerOptions) *Checkpointer {
 	return &Checkpointer{o: o, last: map[tenant.Name]signed{}}
 }
 
-// ErrEmpty: a chain without entries has no head to sign.
+// ErrEmpty means that the chain has no head to sign.
 var ErrEmpty = errors.New("the audit log is empty")
 
-// ErrRolledBack: the chain is shorter than, or differs from, what this process
-// has signed before. Somebody changed the database behind the trustee's back,
+// ErrRolledBack means that the chain is shorter than what this process has
+// signed before, or differs from it. Somebody changed the database behind the trustee's back,
 // or restored an old backup.
 var ErrRolledBack = errors.New("the audit log was rolled back")
 

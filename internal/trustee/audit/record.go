@@ -106,11 +106,14 @@ type Query struct {
 	From, To time.Time
 	// Before lists entries with a lower sequence number, newest first; After
 	// those with a higher one, oldest first. At most one may be set; neither
-	// means newest first from the end.
+	// means newest first from the end. After may be [FromStart].
 	Before, After int64
 	// Limit is at most [MaxLimit]; 0 means [DefaultLimit].
 	Limit int
 }
+
+// FromStart as [Query.After] lists oldest first from the first entry kept.
+const FromStart = -1
 
 // Limits of one listing.
 const (

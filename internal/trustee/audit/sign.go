@@ -124,7 +124,7 @@ func (s *Signer) Sign(c Checkpoint) (string, error) {
 // Keys are public keys of checkpoints by key id.
 type Keys map[string]ed25519.PublicKey
 
-// ErrUnknownKey: a checkpoint is signed by a key that is not known.
+// ErrUnknownKey means that a checkpoint is signed by a key that is not known.
 var ErrUnknownKey = errors.New("signed by an unknown key")
 
 // Checkpoint verifies a signed checkpoint and returns what it pins.

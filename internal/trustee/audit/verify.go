@@ -3,13 +3,14 @@ package audit
 import (
 	"context"
 	"encoding/hex"
+	"encoding/json"
+	"errors"
 	"fmt"
 	"iter"
 	"maps"
 	"slices"
 	"time"
 
-	"github.com/coffer-project/coffer/internal/strictjson"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
@@ -26,12 +27,16 @@ type VerifyOptions struct {
 	// Keys verify the checkpoints. They have to come from somewhere else than
 	// the log: who can rewrite it can sign it anew with a key of his own.
 	Keys Keys
-	// Checkpoints are all signed checkpoints that the log holds.
+	// Checkpoints are all signed checkpoints that the log holds. They have to be
+	// read before the entries: entries may be added meanwhile.
 	Checkpoints []string
 	// Pinned are signed checkpoints that were kept elsewhere. Each must be
 	// found in the chain: without one, a log cut off after a checkpoint of
 	// its own passes.
 	Pinned []string
+	// Complete refuses a chain whose beginning retention has removed: one that
+	// does not begin with entry 1.
+	Complete bool
 }
 
 // Report says what was verified, and what is wrong first.
@@ -52,13 +57,16 @@ type Report struct {
 	// Pinned those among them that were kept elsewhere.
 	Checkpoints int `json:"checkpoints"`
 	Pinned      int `json:"pinned"`
-	// Anchor is the checkpoint that the chain begins after, where retention has
-	// removed its beginning.
+	// Anchor is the checkpoint that the chain begins at or right after, where
+	// retention has removed its beginning.
 	Anchor *Checkpoint `json:"anchor,omitempty"`
 	// LastCheckpoint is the newest one that agrees with the chain. Entries after
 	// it are chained, but not signed yet.
 	LastCheckpoint *Checkpoint `json:"last_checkpoint,omitempty"`
 	Unsigned       int64       `json:"unsigned"`
+	// Expired counts checkpoints of entries that retention has removed: there is
+	// nothing left to compare them with.
+	Expired int `json:"expired"`
 	// Problem is the first thing that is wrong.
 	Problem *Problem `json:"problem,omitempty"`
 }
@@ -194,19 +202,27 @@ func (v *verifier) agrees(p pin) {
 	v.report.LastCheckpoint = &p.Checkpoint
 }
 
-// first anchors the chain: it begins with entry 1, or right after an entry that
-// was signed for.
+// first anchors the chain: it begins with entry 1, or where retention has
+// removed its beginning, with an entry that was signed for or right after one.
 func (v *verifier) first(e Entry) *Problem {
+	r := &v.report
 	if e.Seq == 1 {
 		return nil
 	}
-	p, ok := v.pins[e.Seq-1]
-	if !ok || e.Seq < 1 {
-		return &Problem{e.Seq, "seq", "1, or the entry after a signed checkpoint", fmt.Sprint(e.Seq)}
+	if v.o.Complete {
+		return &Problem{e.Seq, "seq", "1", fmt.Sprint(e.Seq)}
 	}
-	v.report.Anchor, v.report.Last, v.report.Head = &p.Checkpoint, p.Seq, p.Hash
-	v.agrees(p)
-	return nil
+	if p, ok := v.pins[e.Seq-1]; ok {
+		r.Anchor, r.Last, r.Head = &p.Checkpoint, p.Seq, p.Hash
+		v.agrees(p)
+		return nil
+	}
+	if p, ok := v.pins[e.Seq]; ok {
+		// Its hash, which is compared with what was signed, covers Previous.
+		r.Anchor, r.Last, r.Head = &p.Checkpoint, e.Seq-1, e.Previous
+		return nil
+	}
+	return &Problem{e.Seq, "seq", "1, or an entry at or after a signed checkpoint", fmt.Sprint(e.Seq)}
 }
 
 func (v *verifier) end() *Problem {
@@ -216,8 +232,7 @@ func (v *verifier) end() *Problem {
 		return &Problem{v.newest, "cut off", fmt.Sprintf("an entry of hash %s, as signed at %s", p.Hash, p.At.Format(time.RFC3339)),
 			fmt.Sprintf("a log that ends with entry %d", r.Last)}
 	}
-	// Older ones than the anchor pin what retention has removed; one that was
-	// kept elsewhere cannot be checked then, which is no agreement.
+	r.Expired = len(v.o.Pinned) + len(v.o.Checkpoints) - r.Checkpoints
 	if r.LastCheckpoint != nil {
 		r.Unsigned = r.Last - r.LastCheckpoint.Seq
 	} else {
@@ -226,17 +241,50 @@ func (v *verifier) end() *Problem {
 	return nil
 }
 
-// DecodeRecord reads an entry's body. It refuses what the store would not have
-// written: unknown or repeated members and bodies over [MaxBody].
+// DecodeRecord reads an entry's body. It does not refuse members that it does
+// not know: a newer trustee may have written them, and what a guest's claims
+// hold is the guest's.
 func DecodeRecord(body []byte) (Record, error) {
 	var r Record
-	if err := strictjson.Decode(body, &r, strictjson.Limits{Bytes: MaxBody, Depth: 64}); err != nil {
+	if len(body) > MaxBody {
+		return Record{}, fmt.Errorf("audit record: expected at most %d bytes, got %d", MaxBody, len(body))
+	}
+	if err := json.Unmarshal(body, &r); err != nil {
 		return Record{}, fmt.Errorf("audit record: %w", err)
 	}
-	switch r.Kind {
-	case KindAttestation, KindResource, KindAdmin:
-	default:
-		return Record{}, fmt.Errorf("audit record: kind: expected %s, %s or %s, got %.40q", KindAttestation, KindResource, KindAdmin, r.Kind)
+	if r.Kind == "" {
+		return Record{}, errors.New("audit record: kind is missing")
 	}
 	return r, nil
+}
+
+// Lister lists entries, as the store and the administration API's client do.
+type Lister func(ctx context.Context, t tenant.Name, q Query) ([]Entry, error)
+
+// Pages walks a whole chain, oldest entry first. It reads a page at a time.
+func Pages(ctx context.Context, list Lister, t tenant.Name) iter.Seq2[Entry, error] {
+	return func(yield func(Entry, error) bool) {
+		after := int64(FromStart)
+		for {
+			page, err := list(ctx, t, Query{After: after, Limit: MaxLimit})
+			if err != nil {
+				yield(Entry{}, err)
+				return
+			}
+			for _, e := range page {
+				if !yield(e, nil) {
+					return
+				}
+			}
+			if len(page) == 0 {
+				return
+			}
+			last := page[len(page)-1].Seq
+			if last <= after {
+				yield(Entry{}, fmt.Errorf("expected entries after %d, got %d", after, last))
+				return
+			}
+			after = last
+		}
+	}
 }

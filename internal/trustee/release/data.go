@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/open-policy-agent/opa/v1/ast"
+
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
@@ -55,29 +57,29 @@ type Coffer struct {
 	AllowSimulated bool `json:"allow_simulated"`
 }
 
-// document is the same in plain JSON types, without the detour of encoding it.
+// document is the same in Rego's values, without the detour of encoding it.
 func (d Data) document() map[string]any {
-	query := make(map[string]any, len(d.Query))
+	query := ast.NewObject()
 	for k, v := range d.Query {
-		query[k] = v
+		query.Insert(ast.StringTerm(k), ast.StringTerm(v))
 	}
 	return map[string]any{
-		"plugin": d.Plugin, "resource-path": plain(d.Path), "query": query,
-		"coffer": map[string]any{
-			"tenant":                 string(d.Coffer.Tenant),
-			"registered_initdata":    plain(d.Coffer.RegisteredInitData),
-			"registered_description": d.Coffer.RegisteredDescription,
-			"allow_simulated":        d.Coffer.AllowSimulated,
-		},
+		"plugin": ast.String(d.Plugin), "resource-path": array(d.Path), "query": query,
+		"coffer": ast.NewObject(
+			ast.Item(ast.InternedTerm("tenant"), ast.StringTerm(string(d.Coffer.Tenant))),
+			ast.Item(ast.InternedTerm("registered_initdata"), ast.NewTerm(array(d.Coffer.RegisteredInitData))),
+			ast.Item(ast.InternedTerm("registered_description"), ast.StringTerm(d.Coffer.RegisteredDescription)),
+			ast.Item(ast.InternedTerm("allow_simulated"), ast.InternedTerm(d.Coffer.AllowSimulated)),
+		),
 	}
 }
 
-func plain(list []string) []any {
-	out := make([]any, len(list))
+func array(list []string) *ast.Array {
+	out := make([]*ast.Term, len(list))
 	for i, s := range list {
-		out[i] = s
+		out[i] = ast.StringTerm(s)
 	}
-	return out
+	return ast.NewArray(out...)
 }
 
 func (e *Engine) data(ctx context.Context, r Request, scopes []string) (Data, error) {

@@ -4,7 +4,8 @@ import (
 	"context"
 	_ "embed"
 	"fmt"
-	"sync"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/policy"
@@ -23,108 +24,71 @@ type Source interface {
 	// asked once for each decision and must be cheap.
 	Generation(ctx context.Context, t tenant.Name) (int64, error)
 	// ResourcePolicies are the versions in force, by scope: every scope that has
-	// a policy of its own. Versions count from 1.
+	// a policy of its own. Versions count from 1. It is asked once per generation.
 	ResourcePolicies(ctx context.Context, t tenant.Name) (map[string]int64, error)
 	// ResourcePolicy is the text of one version.
 	ResourcePolicy(ctx context.Context, t tenant.Name, scope string, version int64) (string, error)
 }
 
-// maxPrepared bounds the prepared policies that are kept, of all tenants: one
-// takes some hundred KiB.
-const maxPrepared = 256
+// The rules of package policy that are evaluated: allow decides, deny explains.
+const (
+	ruleAllow = "allow"
+	ruleDeny  = "deny"
+)
 
-// policies hands out the policy in force for a path. What it knows of a tenant
-// is valid for one generation; a version's text never changes. No lock is held
-// while something is asked or compiled.
-type policies struct {
-	source  Source
-	timeout time.Duration
-
-	mu       sync.RWMutex
-	tenants  map[tenant.Name]inForce
-	prepared map[policyKey]*prepared
+func newSet(s Source, timeout time.Duration) *policy.Set {
+	return policy.NewSet(policy.SetOptions{
+		Source:   byID{s},
+		Defaults: map[string][]policy.Module{PolicyID: {{Name: PolicyID + ".rego", Text: defaultPolicy}}},
+		Rules:    []string{ruleAllow, ruleDeny},
+		Timeout:  timeout,
+	})
 }
 
-type inForce struct {
-	generation int64
-	versions   map[string]int64
+// id is what a set knows a scope's policy by; a label is made of it.
+func id(scope string) string {
+	if scope == "" {
+		return PolicyID
+	}
+	return PolicyID + ":" + scope
 }
 
-type policyKey struct {
-	tenant  tenant.Name
-	scope   string
-	version int64
+// byID is a source by [id].
+type byID struct{ Source }
+
+func (b byID) PolicyVersions(ctx context.Context, t tenant.Name) (map[string]int64, error) {
+	scopes, err := b.ResourcePolicies(ctx, t)
+	if err != nil {
+		return nil, err
+	}
+	out := make(map[string]int64, len(scopes))
+	for scope, version := range scopes {
+		out[id(scope)] = version
+	}
+	return out, nil
 }
 
-func newPolicies(s Source, timeout time.Duration) *policies {
-	return &policies{source: s, timeout: timeout, tenants: map[tenant.Name]inForce{}, prepared: map[policyKey]*prepared{}}
+func (b byID) PolicyText(ctx context.Context, t tenant.Name, id string, version int64) (string, error) {
+	return b.ResourcePolicy(ctx, t, strings.TrimPrefix(strings.TrimPrefix(id, PolicyID), ":"), version)
 }
 
-// get finds the most specific policy for scopes ([Scopes]), then the one for
-// everything, then the built-in one.
-func (c *policies) get(ctx context.Context, t tenant.Name, scopes []string) (*prepared, error) {
-	// Before the list, so that a change in between makes the list too new for
-	// its generation and not too old.
-	generation, err := c.source.Generation(ctx, t)
+// inForce finds the most specific policy for scopes ([Scopes]), then the one
+// for everything, then the built-in one.
+func (e *Engine) inForce(ctx context.Context, t tenant.Name, scopes []string) (*prepared, error) {
+	view, err := e.set.View(ctx, t)
 	if err != nil {
 		return nil, fmt.Errorf("resource policies of tenant %s: %w", t, err)
 	}
-	c.mu.RLock()
-	known, ok := c.tenants[t]
-	c.mu.RUnlock()
-	if !ok || known.generation != generation {
-		versions, err := c.source.ResourcePolicies(ctx, t)
+	for _, scope := range append(slices.Clip(scopes), "") {
+		p, label, ok, err := view.Get(ctx, id(scope))
 		if err != nil {
 			return nil, fmt.Errorf("resource policies of tenant %s: %w", t, err)
 		}
-		known = inForce{generation, versions}
-		c.mu.Lock()
-		c.tenants[t] = known
-		c.mu.Unlock()
-	}
-	for _, scope := range scopes {
-		if v, ok := known.versions[scope]; ok {
-			return c.version(ctx, policyKey{t, scope, v})
+		if ok {
+			return &prepared{label, p}, nil
 		}
 	}
-	if v, ok := known.versions[""]; ok {
-		return c.version(ctx, policyKey{t, "", v})
-	}
-	return c.version(ctx, policyKey{})
-}
-
-// version returns one version prepared; the zero key is the built-in policy.
-func (c *policies) version(ctx context.Context, k policyKey) (*prepared, error) {
-	c.mu.RLock()
-	p, ok := c.prepared[k]
-	c.mu.RUnlock()
-	if ok {
-		return p, nil
-	}
-	text, label := defaultPolicy, Label(k.scope, k.version)
-	if k != (policyKey{}) {
-		var err error
-		if text, err = c.source.ResourcePolicy(ctx, k.tenant, k.scope, k.version); err != nil {
-			return nil, fmt.Errorf("%s of tenant %s: %w", label, k.tenant, err)
-		}
-	}
-	p, err := prepare(ctx, label, text, c.timeout)
-	if err != nil {
-		return nil, fmt.Errorf("stored policy %s of tenant %s cannot be used: %w", label, k.tenant, err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	// Any will do: it is prepared again when it is asked for.
-	for old := range c.prepared {
-		if len(c.prepared) < maxPrepared {
-			break
-		}
-		if old != (policyKey{}) {
-			delete(c.prepared, old)
-		}
-	}
-	c.prepared[k] = p
-	return p, nil
+	return nil, fmt.Errorf("resource policies of tenant %s: there is no built-in policy", t)
 }
 
 // prepare compiles a resource policy. Its error about the text is a
@@ -134,5 +98,5 @@ func prepare(ctx context.Context, label, text string, timeout time.Duration) (*p
 	if err != nil {
 		return nil, err
 	}
-	return &prepared{label: label, policy: p}, nil
+	return &prepared{label, p}, nil
 }

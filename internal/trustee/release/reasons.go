@@ -11,12 +11,6 @@ import (
 	"github.com/coffer-project/coffer/kbs"
 )
 
-// The rules of package policy that are evaluated: allow decides, deny explains.
-const (
-	ruleAllow = "allow"
-	ruleDeny  = "deny"
-)
-
 // maxReasons bounds what a denial lists.
 const maxReasons = 16
 

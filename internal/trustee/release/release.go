@@ -28,12 +28,12 @@ type Options struct {
 
 // Engine decides. It is safe for concurrent use.
 type Engine struct {
-	o        Options
-	policies *policies
+	o   Options
+	set *policy.Set
 }
 
 // New returns an engine with the built-in policy as default.
-func New(o Options) *Engine { return &Engine{o: o, policies: newPolicies(o.Policies, o.Timeout)} }
+func New(o Options) *Engine { return &Engine{o: o, set: newSet(o.Policies, o.Timeout)} }
 
 // CheckPolicy reports whether a text can be stored as the resource policy of a
 // scope ([ParseScope]). An error about the text is a *[policy.CompileError].
@@ -41,11 +41,7 @@ func (e *Engine) CheckPolicy(ctx context.Context, scope, text string) error {
 	if _, err := ParseScope(scope); err != nil {
 		return err
 	}
-	name := PolicyID
-	if scope != "" {
-		name += ":" + scope
-	}
-	_, err := prepare(ctx, name, text, e.o.Timeout)
+	_, err := prepare(ctx, id(scope), text, e.o.Timeout)
 	return err
 }
 
@@ -82,7 +78,7 @@ func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	p, err := e.policies.get(ctx, r.Tenant, scopes)
+	p, err := e.inForce(ctx, r.Tenant, scopes)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -90,7 +86,7 @@ func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	in, err := policy.NewInput(r.Payload)
+	in, err := newInput(r.Payload)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -116,7 +112,7 @@ func Replay(ctx context.Context, label, text string, claims, data json.RawMessag
 	if err := json.Unmarshal(claims, &c); err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
-	in, err := policy.NewInput(claims)
+	in, err := newInput(claims)
 	if err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}

@@ -7,8 +7,14 @@ package explain
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"fmt"
+	"slices"
+	"strings"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/trustee/audit"
+	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/kbs"
 )
 
@@ -24,6 +30,9 @@ type Input struct {
 	Timeout time.Duration
 }
 
+// defaultTimeout bounds an explanation where [Input] says nothing.
+const defaultTimeout = 10 * time.Second
+
 // Report explains one decision.
 type Report struct {
 	Policy  string       `json:"policy"`
@@ -32,6 +41,9 @@ type Report struct {
 	// Allow are the rules named allow, in the order of the text: one whose
 	// conditions all hold grants.
 	Allow []Rule `json:"allow"`
+	// Needed says for the rule that was closest to granting what would have to
+	// be otherwise: one line for each condition that nothing else explains.
+	Needed []string `json:"needed,omitempty"`
 }
 
 // Rule is one body of a rule.
@@ -50,7 +62,8 @@ type State string
 const (
 	Holds State = "holds"
 	Fails State = "fails"
-	// Unknown: it uses a variable of a condition that failed.
+	// Unknown: it uses a variable of a condition that failed, or there were too
+	// many to follow.
 	Unknown State = "not evaluated"
 )
 
@@ -59,14 +72,15 @@ type Condition struct {
 	Line  int    `json:"line"`
 	Text  string `json:"text"`
 	State State  `json:"state"`
-	// Values are what the references in a failed condition stood for, by
-	// their text; "undefined" where there is no such thing.
+	// Values are what the references in a failed condition stood for.
 	Values []Value `json:"values,omitempty"`
-	// Because are the rules that a failed condition relies on.
+	// Because are the rules that a failed condition relies on. All failed; but of
+	// a condition "not rule" at least one holds.
 	Because []Rule `json:"because,omitempty"`
 }
 
-// Value is what a reference stood for, as JSON or the word undefined.
+// Value is what a reference stood for, in Rego's notation, or the word
+// undefined. Long values are shortened.
 type Value struct {
 	Ref   string `json:"ref"`
 	Value string `json:"value"`
@@ -75,5 +89,91 @@ type Value struct {
 // Explain evaluates a decision again. An error about the text is a
 // *policy.CompileError.
 func Explain(ctx context.Context, in Input) (Report, error) {
-	return Report{}, nil
+	if in.Timeout <= 0 {
+		in.Timeout = defaultTimeout
+	}
+	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
+	defer cancel()
+	d, err := release.Replay(ctx, in.Label, in.Text, in.Claims, in.Data)
+	if err != nil {
+		return Report{}, err
+	}
+	r := Report{Policy: in.Label, Granted: d.Granted, Reasons: d.Reasons}
+	e, err := newEvaluator(ctx, in)
+	if err != nil {
+		return Report{}, err
+	}
+	x := explainer{e: e}
+	r.Allow = x.rules(ctx, "allow", nil, nil, 0)
+	if err := ctx.Err(); err != nil {
+		return Report{}, fmt.Errorf("explanation of %s did not end within %v: %w", in.Label, in.Timeout, err)
+	}
+	if !r.Granted {
+		r.Needed = needed(r.Allow)
+	}
+	return r, nil
+}
+
+// needed lists the failed conditions of the rule that has the fewest. What
+// stands for the elements of an every is needed all together.
+func needed(rules []Rule) []string {
+	var best, all []string
+	for _, r := range rules {
+		lines := leaves(r)
+		if strings.HasPrefix(r.Name, everyPrefix) {
+			for _, l := range lines {
+				all = append(all, l+" ("+r.Name+")")
+			}
+			continue
+		}
+		if len(lines) > 0 && (best == nil || len(lines) < len(best)) {
+			best = lines
+		}
+	}
+	return append(all, best...)
+}
+
+func leaves(r Rule) []string {
+	var out []string
+	for _, c := range r.Conditions {
+		if c.State != Fails {
+			continue
+		}
+		if deeper := needed(c.Because); len(deeper) > 0 {
+			out = append(out, deeper...)
+			continue
+		}
+		line := fmt.Sprintf("line %d: %s", c.Line, c.Text)
+		for i, v := range c.Values {
+			sep := ", "
+			if i == 0 {
+				sep = ": but "
+			}
+			line += sep + v.Ref + " is " + v.Value
+		}
+		if !slices.Contains(out, line) {
+			out = append(out, line)
+		}
+	}
+	return out
+}
+
+// FromRecords is the input that replays the decision of a resource record. The
+// attestation record is the one of the same session. label and text are the
+// policy: the one that the resource record names, or a candidate.
+func FromRecords(resource, attestation audit.Record, label, text string) (Input, error) {
+	switch {
+	case resource.Kind != audit.KindResource:
+		return Input{}, fmt.Errorf("explain: expected a record of kind %s, got %q: only decisions on resources can be replayed", audit.KindResource, resource.Kind)
+	case attestation.Kind != audit.KindAttestation:
+		return Input{}, fmt.Errorf("explain: expected a record of kind %s, got %q", audit.KindAttestation, attestation.Kind)
+	case resource.Tenant != attestation.Tenant || resource.Session == "" || resource.Session != attestation.Session:
+		return Input{}, fmt.Errorf("explain: the records are of different handshakes: expected session %q of tenant %s, got %q of %s",
+			resource.Session, resource.Tenant, attestation.Session, attestation.Tenant)
+	case len(resource.Data) == 0:
+		return Input{}, errors.New("explain: the resource record holds no data document: no policy was asked")
+	case len(attestation.Claims) == 0:
+		return Input{}, errors.New("explain: the attestation record holds no claims: there was no token")
+	}
+	return Input{Label: label, Text: text, Claims: attestation.Claims, Data: resource.Data}, nil
 }

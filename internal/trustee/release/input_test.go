@@ -1,0 +1,46 @@
+package release
+
+import (
+	"encoding/json"
+	"strings"
+	"testing"
+
+	"github.com/open-policy-agent/opa/v1/ast"
+)
+
+var documents = []string{
+	`{}`, `[]`, `""`, `null`, `true`, `false`, `0`, `-1.5e+3`, ` { "a" : [ 1 , "b" , null , true , false , { } ] , "c" : { "d" : "e\"\\\u00e9" } } `,
+	`{"a":1,"a":2}`, `["\ud800","` + "\xff" + `","é","\\"]`, `[[],[[]],{"":""}]`, `{"a":1e400}`, `12345678901234567890`, "\t[\r\n1\n]\n",
+	``, `{`, `[1,]`, `{"a"}`, `01`, `"a`, `"\x"`, `{} {}`, `nul`, `[1 2]`,
+}
+
+func sameInput(t *testing.T, doc string) {
+	t.Helper()
+	if _, err := newInput(json.RawMessage(doc)); (err == nil) != json.Valid([]byte(doc)) {
+		t.Fatalf("%q: %v", doc, err)
+	} else if err != nil {
+		return
+	}
+	want, err := ast.ValueFromReader(strings.NewReader(doc))
+	if err != nil {
+		return // a limit of theirs
+	}
+	r := reader{rest: []byte(doc)}
+	if got, err := r.value(); err != nil || got.Compare(want) != 0 {
+		t.Errorf("%q: got %v, want %v, %v", doc, got, want, err)
+	}
+}
+
+func TestNewInput(t *testing.T) {
+	t.Parallel()
+	for _, doc := range documents {
+		sameInput(t, doc)
+	}
+}
+
+func FuzzNewInput(f *testing.F) {
+	for _, doc := range documents {
+		f.Add(doc)
+	}
+	f.Fuzz(sameInput)
+}
