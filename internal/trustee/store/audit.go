@@ -93,14 +93,15 @@ func (c conn) entry(ctx context.Context, t tenant.Name, record string) (audit.En
 	})
 }
 
-// Entries lists what a query matches; see [audit.Query] for the order.
+// Entries lists what a query matches; see [audit.Query] for the order. A
+// negative After lists oldest first from the chain's beginning.
 func (s *Store) Entries(ctx context.Context, t tenant.Name, q audit.Query) ([]audit.Entry, error) {
 	where, args, err := conditions(t, q)
 	if err != nil {
 		return nil, wrap("audit query", err)
 	}
 	order := " DESC"
-	if q.After > 0 {
+	if q.After != 0 {
 		order = ""
 	}
 	limit := q.Limit
@@ -117,8 +118,8 @@ func conditions(t tenant.Name, q audit.Query) (string, []any, error) {
 	switch {
 	case q.Before != 0 && q.After != 0:
 		return "", nil, errors.New("expected before or after, got both")
-	case q.Before < 0 || q.After < 0:
-		return "", nil, errors.New("before and after: expected no negative number")
+	case q.Before < 0:
+		return "", nil, fmt.Errorf("before: expected no negative number, got %d", q.Before)
 	case q.Limit < 0 || q.Limit > audit.MaxLimit:
 		return "", nil, fmt.Errorf("limit: expected 0 to %d, got %d", audit.MaxLimit, q.Limit)
 	}

@@ -24,16 +24,29 @@ func tables() []string {
 // no use. Backups hold no trace of which database they come from: [Restore]
 // takes them into either.
 func (s *Store) Backup(ctx context.Context, w io.Writer) error {
-	err := s.backup(ctx, w)
+	out := &destination{w: w}
+	err := s.backup(ctx, out)
 	switch {
 	case err == nil:
 		return nil
 	case ctx.Err() != nil:
 		err = ctx.Err()
-	case classify(err) != permanent:
+	case out.err == nil && classify(err) != permanent:
 		err = fmt.Errorf("%w: %w", ErrUnavailable, err)
 	}
 	return wrap("backup", err)
+}
+
+// destination remembers whether it was what failed: a reader's broken
+// connection looks like a database's.
+type destination struct {
+	w   io.Writer
+	err error
+}
+
+func (d *destination) Write(p []byte) (n int, err error) {
+	n, d.err = d.w.Write(p)
+	return n, d.err
 }
 
 func (s *Store) backup(ctx context.Context, w io.Writer) (err error) {
@@ -134,7 +147,7 @@ func describeTable(rows *sql.Rows, name string) (backupTable, error) {
 		return t, err
 	}
 	for _, c := range types {
-		kind := ""
+		var kind string
 		switch c.DatabaseTypeName() {
 		case "TEXT":
 			kind = kindText

@@ -69,7 +69,7 @@ func (s *Store) sweepAudit(ctx context.Context, t tenant.Name) error {
 	}
 	cut := min(newest, millis(s.o.Now())) - s.o.AuditRetention.Milliseconds()
 	var keep, anchor int64
-	err = s.get(ctx, "oldest audit entry to keep", "SELECT COALESCE(MIN(seq), 0) FROM audit_entries WHERE tenant = ? AND at >= ?", []any{string(t), cut}, &keep)
+	err = s.get(ctx, "oldest audit entry to keep", "SELECT COALESCE((SELECT seq FROM audit_entries WHERE tenant = ? AND +at >= ? ORDER BY seq LIMIT 1), 0)", []any{string(t), cut}, &keep)
 	if err != nil || keep == 0 {
 		return err
 	}

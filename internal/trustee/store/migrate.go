@@ -55,7 +55,9 @@ func (s *Store) migrate(ctx context.Context) error {
 func (s *Store) schemaVersion(ctx context.Context, c conn) (int, error) {
 	there := "SELECT COUNT(*) FROM sqlite_master WHERE type = 'table' AND name = 'schema_version'"
 	if s.pool != nil {
-		there = "SELECT CASE WHEN to_regclass('schema_version') IS NULL THEN 0 ELSE 1 END"
+		// Not to_regclass: it may remember that there was no such table.
+		there = `SELECT COUNT(*) FROM pg_catalog.pg_class c JOIN pg_catalog.pg_namespace n ON n.oid = c.relnamespace
+			WHERE c.relname = 'schema_version' AND n.nspname = ANY(current_schemas(false))`
 	}
 	var have int
 	if err := c.row(ctx, there, nil, &have); err != nil || have == 0 {

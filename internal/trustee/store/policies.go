@@ -150,8 +150,8 @@ func (s *Store) Policy(ctx context.Context, t tenant.Name, kind, id string, vers
 // per generation.
 func (s *Store) PolicyHeads(ctx context.Context, t tenant.Name, kind string) (map[string]int64, error) {
 	out := make(map[string]int64)
-	for after, first := "", true; ; first = false {
-		list, err := s.policies(ctx, t, kind, after, first, MaxPage)
+	for after := ""; ; {
+		list, err := s.Policies(ctx, t, kind, after, MaxPage)
 		if err != nil {
 			return nil, err
 		}
@@ -166,22 +166,23 @@ func (s *Store) PolicyHeads(ctx context.Context, t tenant.Name, kind string) (ma
 }
 
 // Policies lists the versions in force of a kind without their texts, by id,
-// after the given id; the resource policy of everything, whose id is empty,
-// comes on the first page. A limit of 0 and more than [MaxPage] stand for that.
+// after the given id. The policy with the empty id, the one of every resource,
+// comes first and beyond the limit: no page could begin after it. A limit of 0
+// and more than [MaxPage] stand for that.
 func (s *Store) Policies(ctx context.Context, t tenant.Name, kind, after string, limit int) ([]Policy, error) {
-	return s.policies(ctx, t, kind, clean(after), after == "", page(limit))
-}
-
-func (s *Store) policies(ctx context.Context, t tenant.Name, kind, after string, first bool, limit int) ([]Policy, error) {
-	// "" is an id, and nothing but an inclusive comparison finds it.
-	op := ">"
-	if first {
-		op = ">="
+	limit = page(limit)
+	op, n := ">", limit
+	if after == "" {
+		op, n = ">=", limit+1
 	}
-	return s.listPolicies(ctx, kind, `SELECT p.id, p.version, p.deleted, p.author, p.created FROM policies p
+	list, err := s.listPolicies(ctx, kind, `SELECT p.id, p.version, p.deleted, p.author, p.created FROM policies p
 		WHERE p.tenant = ? AND p.kind = ? AND p.id `+op+` ? AND p.deleted = 0 AND p.version =
 		(SELECT MAX(q.version) FROM policies q WHERE q.tenant = p.tenant AND q.kind = p.kind AND q.id = p.id) ORDER BY p.id LIMIT ?`,
-		string(t), kind, after, limit)
+		string(t), kind, clean(after), n)
+	if len(list) > limit && list[0].ID != "" {
+		list = list[:limit]
+	}
+	return list, err
 }
 
 // PolicyVersions lists a policy's versions without their texts, the newest

@@ -72,21 +72,30 @@ func (r resources) Put(ctx context.Context, t tenant.Name, p resource.Path, cont
 
 const insertVersion = "INSERT INTO resource_versions (tenant, path, version, state, size, created, content) VALUES (?, ?, ?, ?, ?, ?, ?)"
 
+// A read goes by the one index that resource_versions has: a deletion is the
+// newest version too, so that the table of the newest is not asked.
+const (
+	selectNewest  = "SELECT version, state, content FROM resource_versions WHERE tenant = ? AND path = ? ORDER BY version DESC LIMIT 1"
+	selectVersion = "SELECT version, state, content FROM resource_versions WHERE tenant = ? AND path = ? AND version = ?"
+)
+
 // Get implements [resource.Backend].
 func (r resources) Get(ctx context.Context, t tenant.Name, p resource.Path, version int64) (secret.Bytes, int64, error) {
 	if err := checkResource(t, p); err != nil {
 		return secret.Bytes{}, 0, wrap("resource", err)
 	}
 	what := "resource " + p.String()
-	stmt := `SELECT v.version, v.content FROM resources r JOIN resource_versions v ON v.tenant = r.tenant AND v.path = r.path AND v.version = r.version
-		WHERE r.tenant = ? AND r.path = ? AND v.state = ?`
-	args := []any{string(t), p.String(), stateReadable}
+	stmt, args := selectNewest, []any{string(t), p.String()}
 	if version != 0 {
-		stmt = "SELECT version, content FROM resource_versions WHERE tenant = ? AND path = ? AND state = ? AND version = ?"
-		args = append(args, version)
+		stmt, args = selectVersion, append(args, version)
 	}
+	var state int64
 	var sealed []byte
-	if err := r.s.get(ctx, what, stmt, args, &version, &sealed); err != nil {
+	err := r.s.get(ctx, what, stmt, args, &version, &state, &sealed)
+	if err == nil && state != stateReadable {
+		err = wrap(what, ErrNotFound)
+	}
+	if err != nil {
 		return secret.Bytes{}, 0, unavailable(err)
 	}
 	content, err := r.s.open(ctx, resourceName(t, p.String(), version), sealed)
