@@ -278,9 +278,3 @@ func (e *Engine) forToken(annotated map[string]any) map[string]any {
 	}
 	return out
 }
-
-// CheckPolicy reports whether a text can be stored as an attestation policy.
-// Every error about the text is a *[policy.CompileError].
-func (e *Engine) CheckPolicy(ctx context.Context, _ tenant.Name, id, text string) error {
-	return e.set.Check(ctx, id, text)
-}

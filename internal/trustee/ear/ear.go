@@ -6,6 +6,7 @@ package ear
 import (
 	"encoding/json"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -73,6 +74,9 @@ func (v *Vector) fields() map[string]*int8 {
 		"storage-opaque": &v.StorageOpaque, "sourced-data": &v.SourcedData,
 	}
 }
+
+// Names are the components of a vector, sorted.
+func Names() []string { return slices.Sorted(maps.Keys((&Vector{}).fields())) }
 
 // ParseVector reads the trust_claims a policy computed. A name that is not in
 // the vector or a value that is no signed byte is an error.
@@ -180,7 +184,7 @@ type VerifierID struct {
 type Claims struct {
 	Profile    string            `json:"eat_profile"`
 	Issuer     string            `json:"iss"`
-	Audience   []string          `json:"aud"`
+	Audience   Audience          `json:"aud"`
 	IssuedAt   int64             `json:"iat"`
 	NotBefore  int64             `json:"nbf"`
 	Expires    int64             `json:"exp"`
@@ -192,6 +196,19 @@ type Claims struct {
 	Protocol string `json:"coffer.kbs-protocol"`
 	// Tenant is whose trustee judged: a token is good for this tenant alone.
 	Tenant string `json:"coffer.tenant"`
+}
+
+// Audience is who a token is for. One string stands for a list of one (RFC
+// 7519, section 4.1.3).
+type Audience []string
+
+// UnmarshalJSON reads either form.
+func (a *Audience) UnmarshalJSON(doc []byte) error {
+	if len(doc) > 0 && doc[0] == '"' {
+		*a = make(Audience, 1)
+		return json.Unmarshal(doc, &(*a)[0])
+	}
+	return json.Unmarshal(doc, (*[]string)(a))
 }
 
 // CPU is the name of the submodule whose evidence is bound to the TEE key.

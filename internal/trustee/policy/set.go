@@ -3,6 +3,8 @@ package policy
 import (
 	"context"
 	"fmt"
+	"maps"
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -126,6 +128,9 @@ func (s *Set) forget(t tenant.Name, byID map[string]int64) {
 		}
 	}
 }
+
+// IDs are the policies that the tenant has, sorted; the defaults are left out.
+func (v View) IDs() []string { return slices.Sorted(maps.Keys(v.byID)) }
 
 // Get is [Set.View] and [View.Get] in one.
 func (s *Set) Get(ctx context.Context, t tenant.Name, id string) (p *Policy, label string, ok bool, err error) {

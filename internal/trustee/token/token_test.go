@@ -29,16 +29,25 @@ func key(t *testing.T, c elliptic.Curve) *ecdsa.PrivateKey {
 
 func authority(t *testing.T, now *time.Time, keys ...*ecdsa.PrivateKey) *Authority {
 	t.Helper()
-	a, err := New(Options{Keys: keys, Issuer: "coffer-trustee", Audience: "coffer", Lifetime: 5 * time.Minute, Now: func() time.Time { return *now }})
+	a, err := New(t.Context(), Options{Keys: Static(keys...), Issuer: "coffer-trustee", Audience: "coffer", Lifetime: 5 * time.Minute, Now: func() time.Time { return *now }})
 	if err != nil {
 		t.Fatal(err)
 	}
 	return a
 }
 
+func jwks(t *testing.T, a *Authority) jose.JSONWebKeySet {
+	t.Helper()
+	set, err := a.JWKS(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	return set
+}
+
 func mint(t *testing.T, a *Authority) string {
 	t.Helper()
-	s, err := a.Mint(ear.Claims{ID: "session", Submods: map[string]ear.Submod{"cpu0": {Status: ear.Affirming, Evidence: json.RawMessage(`{"tee":1}`)}}})
+	s, err := a.Mint(t.Context(), "acme", ear.Claims{ID: "session", Submods: map[string]ear.Submod{"cpu0": {Status: ear.Affirming, Evidence: json.RawMessage(`{"tee":1}`)}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -52,7 +61,7 @@ func TestRoundTripAndRotation(t *testing.T) {
 	old := authority(t, &now, k1)
 	tok := mint(t, old)
 	for name, a := range map[string]*Authority{"same": old, "restarted": authority(t, &now, k1), "rotated": authority(t, &now, k2, k1)} {
-		c, payload, err := a.Verify(tok)
+		c, payload, err := a.Verify(t.Context(), "acme", tok)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -62,13 +71,13 @@ func TestRoundTripAndRotation(t *testing.T) {
 	}
 	header, _, _ := strings.Cut(tok, ".")
 	h, _ := base64.RawURLEncoding.DecodeString(header)
-	if want := fmt.Sprintf(`{"alg":"ES256","kid":%q,"typ":"JWT"}`, old.JWKS().Keys[0].KeyID); string(h) != want {
+	if want := fmt.Sprintf(`{"alg":"ES256","kid":%q,"typ":"JWT"}`, jwks(t, old).Keys[0].KeyID); string(h) != want {
 		t.Errorf("header %s, want %s", h, want)
 	}
-	if _, _, err := authority(t, &now, k2).Verify(tok); err == nil || !strings.Contains(err.Error(), "kid") {
+	if _, _, err := authority(t, &now, k2).Verify(t.Context(), "acme", tok); err == nil || !strings.Contains(err.Error(), "kid") {
 		t.Errorf("dropped key: %v", err)
 	}
-	set, err := json.Marshal(authority(t, &now, k2, k1).JWKS())
+	set, err := json.Marshal(jwks(t, authority(t, &now, k2, k1)))
 	if err != nil || strings.Contains(string(set), `"d"`) || !strings.Contains(string(set), `"alg":"ES384"`) {
 		t.Errorf("%s, %v", set, err)
 	}
@@ -79,7 +88,7 @@ func TestVerifyRefuses(t *testing.T) {
 	now := start
 	k := key(t, elliptic.P256())
 	a := authority(t, &now, k)
-	kid := a.JWKS().Keys[0].KeyID
+	kid := jwks(t, a).Keys[0].KeyID
 	sign := func(signer *ecdsa.PrivateKey, keyID string, payload map[string]any) string {
 		s, err := jose.NewSigner(jose.SigningKey{Algorithm: jose.ES256, Key: jose.JSONWebKey{Key: signer, KeyID: keyID}}, nil)
 		if err != nil {
@@ -94,11 +103,11 @@ func TestVerifyRefuses(t *testing.T) {
 		return c
 	}
 	good := func(change func(map[string]any)) map[string]any {
-		m := map[string]any{"iss": "coffer-trustee", "aud": []string{"coffer"}, "nbf": start.Unix(), "exp": start.Add(time.Minute).Unix(), "jti": "x"}
+		m := map[string]any{"iss": "coffer-trustee", "aud": []string{"coffer"}, "nbf": start.Unix(), "iat": start.Unix(), "coffer.tenant": "acme", "exp": start.Add(time.Minute).Unix(), "jti": "x"}
 		change(m)
 		return m
 	}
-	if _, _, err := a.Verify(sign(k, kid, good(func(map[string]any) {}))); err != nil {
+	if _, _, err := a.Verify(t.Context(), "acme", sign(k, kid, good(func(map[string]any) {}))); err != nil {
 		t.Fatal(err)
 	}
 	b64 := func(s string) string { return base64.RawURLEncoding.EncodeToString([]byte(s)) }
@@ -117,10 +126,14 @@ func TestVerifyRefuses(t *testing.T) {
 		"no exp":     sign(k, kid, good(func(m map[string]any) { delete(m, "exp") })),
 		"not before": sign(k, kid, good(func(m map[string]any) { m["nbf"] = start.Add(2 * time.Minute).Unix() })),
 		"no nbf":     sign(k, kid, good(func(m map[string]any) { delete(m, "nbf") })),
+		"no iat":     sign(k, kid, good(func(m map[string]any) { delete(m, "iat") })),
+		"iat":        sign(k, kid, good(func(m map[string]any) { m["iat"] = start.Add(2 * time.Minute).Unix() })),
+		"tenant":     sign(k, kid, good(func(m map[string]any) { m["coffer.tenant"] = "other" })),
+		"no tenant":  sign(k, kid, good(func(m map[string]any) { delete(m, "coffer.tenant") })),
 		"no jti":     sign(k, kid, good(func(m map[string]any) { delete(m, "jti") })),
 		"too long":   strings.Repeat("a", MaxBytes+1),
 	} {
-		if _, _, err := a.Verify(tok); err == nil {
+		if _, _, err := a.Verify(t.Context(), "acme", tok); err == nil {
 			t.Errorf("%s: want an error", name)
 		}
 	}
@@ -128,12 +141,15 @@ func TestVerifyRefuses(t *testing.T) {
 
 func TestNewRefuses(t *testing.T) {
 	t.Parallel()
+	same := key(t, elliptic.P256())
 	for name, o := range map[string]Options{
-		"no key": {Issuer: "a", Audience: "b", Lifetime: 1},
-		"curve":  {Issuer: "a", Audience: "b", Lifetime: 1, Keys: []*ecdsa.PrivateKey{key(t, elliptic.P521())}},
-		"issuer": {Audience: "b", Lifetime: 1, Keys: []*ecdsa.PrivateKey{key(t, elliptic.P256())}},
+		"no key":         {Issuer: "a", Audience: "b", Lifetime: 1},
+		"two of one key": {Issuer: "a", Audience: "b", Lifetime: 1, Now: time.Now, Keys: Static(same, same)},
+		"no keys":        {Issuer: "a", Audience: "b", Lifetime: 1, Now: time.Now, Keys: Static()},
+		"curve":          {Issuer: "a", Audience: "b", Lifetime: 1, Now: time.Now, Keys: Static(key(t, elliptic.P521()))},
+		"issuer":         {Audience: "b", Lifetime: 1, Keys: Static(key(t, elliptic.P256()))},
 	} {
-		if _, err := New(o); err == nil {
+		if _, err := New(t.Context(), o); err == nil {
 			t.Errorf("%s: want an error", name)
 		}
 	}
@@ -144,14 +160,14 @@ func FuzzVerify(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	a, err := New(Options{Keys: []*ecdsa.PrivateKey{k}, Issuer: "i", Audience: "a", Lifetime: time.Minute, Now: func() time.Time { return start }})
+	a, err := New(f.Context(), Options{Keys: Static(k), Issuer: "i", Audience: "a", Lifetime: time.Minute, Now: func() time.Time { return start }})
 	if err != nil {
 		f.Fatal(err)
 	}
 	f.Add("a.b.c")
 	f.Add("eyJhbGciOiJub25lIn0.e30.")
 	f.Fuzz(func(t *testing.T, s string) {
-		if _, _, err := a.Verify(s); err == nil {
+		if _, _, err := a.Verify(t.Context(), "acme", s); err == nil {
 			t.Errorf("verified %q", s)
 		}
 	})
