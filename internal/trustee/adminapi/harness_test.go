@@ -8,6 +8,7 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
 	"io"
 	"log/slog"
@@ -246,4 +247,13 @@ func pluginOf(answer string) func(context.Context, PluginCall) (*PluginAnswer, *
 	return func(context.Context, PluginCall) (*PluginAnswer, *problem.Error) {
 		return &PluginAnswer{Body: secret.New([]byte(answer)), ContentType: "text/plain", Version: 7, Detail: "answered"}, nil
 	}
+}
+
+func pemOf(tb testing.TB, name string) []byte {
+	tb.Helper()
+	der, err := x509.MarshalPKIXPublicKey(public(name))
+	if err != nil {
+		tb.Fatal(err)
+	}
+	return pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: der})
 }
