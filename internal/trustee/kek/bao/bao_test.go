@@ -194,7 +194,7 @@ func TestAnswers(t *testing.T) {
 		s.SetFault(func(w http.ResponseWriter, _ *http.Request) bool {
 			w.Header().Set("Location", "http://192.0.2.1/")
 			w.WriteHeader(c.status)
-			fmt.Fprint(w, c.body)
+			_, _ = fmt.Fprint(w, c.body)
 			return true
 		})
 		var out struct{ X string }
@@ -259,7 +259,7 @@ func TestTLS(t *testing.T) {
 	var namespace string
 	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		namespace = r.Header.Get("X-Vault-Namespace")
-		fmt.Fprint(w, `{"data":{}}`)
+		_, _ = fmt.Fprint(w, `{"data":{}}`)
 	}))
 	t.Cleanup(s.Close)
 	root := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw})

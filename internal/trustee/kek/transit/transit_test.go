@@ -2,6 +2,7 @@ package transit
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"net/http"
 	"os"
@@ -86,6 +87,43 @@ func TestWrap(t *testing.T) {
 	for _, l := range log {
 		if !strings.HasPrefix(l, "GET /v1/transit/keys/") && !strings.HasPrefix(l, "POST /v1/transit/encrypt/") && !strings.HasPrefix(l, "POST /v1/transit/decrypt/") {
 			t.Errorf("request %q needs more rights than the documented ones", l)
+		}
+	}
+}
+
+// A server that somebody started; the key stays there.
+func TestRealServer(t *testing.T) {
+	t.Parallel()
+	address, token := baotest.Real(t)
+	c, err := bao.New(bao.Options{Address: address, TokenFile: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := "coffer-test-" + rand.Text()
+	if _, err := Open(t.Context(), c, Options{Key: name}); err == nil || !strings.Contains(err.Error(), "create it") {
+		t.Errorf("a missing key: %v", err)
+	}
+	for kind, want := range map[string]bool{"aes256-gcm96": true, "chacha20-poly1305": true, "rsa-2048": false} {
+		if err := c.Do(t.Context(), bao.Request{Method: http.MethodPost, Path: "transit/keys/" + name + kind, Body: map[string]string{"type": kind}}, nil); err != nil {
+			t.Fatal(err)
+		}
+		k, err := Open(t.Context(), c, Options{Key: name + kind})
+		if (err == nil) != want {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if err != nil {
+			continue
+		}
+		w, err := k.Wrap(t.Context(), dataKey())
+		if err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		if got, err := k.Unwrap(t.Context(), w); err != nil || !got.Equal(dataKey()) {
+			t.Errorf("%s: %v", kind, err)
+		}
+		w[len(w)-3] ^= 1
+		if _, err := k.Unwrap(t.Context(), w); err == nil {
+			t.Errorf("%s: an altered key unwraps", kind)
 		}
 	}
 }

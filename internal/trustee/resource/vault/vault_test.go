@@ -2,6 +2,7 @@ package vault
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"net/http"
@@ -53,6 +54,19 @@ func TestBackend(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A server that somebody started; the contents stay there.
+func TestRealServer(t *testing.T) {
+	t.Parallel()
+	address, token := baotest.Real(t)
+	c, err := bao.New(bao.Options{Address: address, TokenFile: token})
+	if err != nil {
+		t.Fatal(err)
+	}
+	backendtest.Run(t, backendtest.Options{MaxContent: 512 << 10}, func(t testing.TB) resource.Backend {
+		return open(t, c, Options{Prefix: "coffer-test/" + rand.Text()})
+	})
 }
 
 var key = resource.Path{Repository: "repo", Type: "key", Tag: "one"}
@@ -154,7 +168,7 @@ func TestBrokenServer(t *testing.T) {
 	every := func(status int, body string) func(http.ResponseWriter, *http.Request) bool {
 		return func(w http.ResponseWriter, _ *http.Request) bool {
 			w.WriteHeader(status)
-			fmt.Fprint(w, body)
+			_, _ = fmt.Fprint(w, body)
 			return true
 		}
 	}
@@ -192,7 +206,7 @@ func TestBrokenServer(t *testing.T) {
 		if r.URL.Query().Get("list") == "" {
 			return false
 		}
-		fmt.Fprint(w, `{"data":{"keys":["../","..","a/b/","%2e%2e/","","/","\u0000/"]}}`)
+		_, _ = fmt.Fprint(w, `{"data":{"keys":["../","..","a/b/","%2e%2e/","","/","\u0000/"]}}`)
 		return true
 	})
 	if list, err := b.List(t.Context(), "default", "", "", 10); err != nil || len(list) != 0 {

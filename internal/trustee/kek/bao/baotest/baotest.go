@@ -1,9 +1,11 @@
 // Package baotest is a stand-in for an OpenBao or HashiCorp Vault server: the
 // KV v2 and transit engines, AppRole and tokens, modelled on the documented HTTP
 // API. It is no such server: neither can be built from published Go modules
-// (the module of Vault needs an SDK that is not published, that of OpenBao's
-// server is not to be had), so that what these tests show is that we keep to the
-// documented API, also when the answers are late, wrong or missing.
+// (that of Vault needs an SDK that is not published, that of OpenBao's server is
+// not to be had). What tests with it show is that we keep to the documented API,
+// also when the answers are late, wrong or missing. Its answers were compared
+// with those of the published engines, vault-plugin-secrets-kv 0.25.0 and Vault
+// 1.21.4's transit; [Real] runs tests against a whole server.
 package baotest
 
 import (
@@ -14,6 +16,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"slices"
 	"strconv"
 	"strings"
@@ -30,6 +33,24 @@ const (
 	RoleID   = "role-1"
 	SecretID = "secret-id-1"
 )
+
+// Variables that name a real server for tests: its address, and a file with a
+// token that may use the KV v2 engine at secret and the transit engine at
+// transit.
+const (
+	AddressVariable = "COFFER_OPENBAO_ADDRESS"
+	TokenVariable   = "COFFER_OPENBAO_TOKEN_FILE"
+)
+
+// Real returns a real server's address and token file, or skips the test.
+func Real(tb testing.TB) (address, tokenFile string) {
+	tb.Helper()
+	address, tokenFile = os.Getenv(AddressVariable), os.Getenv(TokenVariable)
+	if address == "" || tokenFile == "" {
+		tb.Skipf("no OpenBao or Vault server: %s and %s name none", AddressVariable, TokenVariable)
+	}
+	return address, tokenFile
+}
 
 // Server is safe for concurrent use.
 type Server struct {
