@@ -188,25 +188,30 @@ func (c *Client) next(ctx context.Context, idle time.Duration) (time.Duration, e
 // Run keeps the token alive until ctx ends. report is told of each failure; the
 // next attempt follows after 1 second, later after up to 1 minute.
 func (c *Client) Run(ctx context.Context, report func(context.Context, error)) error {
-	pause := time.Duration(0)
-	for failures := 0; ; {
-		timer := time.NewTimer(pause)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
-			return nil
-		}
+	pause, failures := time.Duration(0), 0
+	for wait(ctx, pause) {
 		next, err := c.Renew(ctx)
-		switch {
-		case ctx.Err() != nil:
-			return nil
-		case err != nil:
-			report(ctx, err)
-			failures = min(failures+1, 7)
-			pause = min(time.Second<<(failures-1), time.Minute)
-		default:
+		if err == nil {
 			failures, pause = 0, next
+			continue
 		}
+		if ctx.Err() == nil {
+			report(ctx, err)
+		}
+		failures = min(failures+1, 7)
+		pause = min(time.Second<<(failures-1), time.Minute)
+	}
+	return nil
+}
+
+// wait returns false when ctx ends first.
+func wait(ctx context.Context, d time.Duration) bool {
+	timer := time.NewTimer(d)
+	defer timer.Stop()
+	select {
+	case <-timer.C:
+		return ctx.Err() == nil
+	case <-ctx.Done():
+		return false
 	}
 }

@@ -101,7 +101,7 @@ func New(o Options) (*Client, error) {
 	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" || base.User != nil || strings.Trim(base.Path, "/") != "" {
 		return nil, fmt.Errorf("OpenBao address: expected https://HOST:PORT, got %.200q", o.Address)
 	}
-	if base.Scheme != "https" && !(base.Scheme == "http" && loopback(base.Hostname())) {
+	if base.Scheme != "https" && (base.Scheme != "http" || !loopback(base.Hostname())) {
 		return nil, fmt.Errorf("OpenBao address: expected https (http for loopback addresses only: tokens and keys would travel in the clear), got %.200q", o.Address)
 	}
 	if (o.TokenFile == "") == (o.AppRole == nil) {

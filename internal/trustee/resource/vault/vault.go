@@ -379,6 +379,9 @@ func (b *Backend) names(ctx context.Context, t tenant.Name, folder string) ([]st
 	if err != nil {
 		return nil, err
 	}
+	if out.Keys == nil {
+		return nil, fmt.Errorf("list %s: expected keys in the answer, got none", path)
+	}
 	var names []string
 	for _, k := range out.Keys {
 		name, isFolder := strings.CutSuffix(k, "/")
