@@ -102,7 +102,10 @@ type Trustee struct {
 	metrics      *metrics.Metrics
 	tracing      *tracing.Tracing
 	limiter      *ratelimit.Limiter
-	closers      []func() error
+	signers      signers
+	// background run beside the servers, closers when all is over.
+	background []func(context.Context) error
+	closers    []func() error
 
 	adminKey ed25519.PrivateKey
 	rootPEM  []byte
@@ -227,7 +230,7 @@ func (t *Trustee) drain(ctx context.Context) error {
 
 // tasks run beside the servers until they are stopped.
 func (t *Trustee) tasks() []func(context.Context) error {
-	out := []func(context.Context) error{t.store.Run, t.checkpointer.Run}
+	out := append([]func(context.Context) error{t.store.Run, t.checkpointer.Run}, t.background...)
 	if t.tls != nil {
 		out = append(out, func(ctx context.Context) error { return t.tls.Run(ctx, nil) })
 	}
