@@ -252,7 +252,7 @@ func TestClassify(t *testing.T) {
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := &Store{o: Options{RetryFor: 20 * time.Second}}
+		s := &Store{o: Options{RetryFor: 20 * time.Second, DatabaseURL: "postgres://"}}
 		lost := &pgconn.PgError{Code: "57P01", Message: "going down"}
 		start, tries := time.Now(), 0
 		err := s.retry(t.Context(), "x", func(context.Context) error { tries++; return lost })
