@@ -35,7 +35,10 @@ type TrusteeOptions struct {
 	// SoftTEE, when not nil, has its root configured as a development root,
 	// and the default policy tolerates that its evidence is simulated.
 	SoftTEE *softtee.Processor
-	Logger  *slog.Logger
+	// Tenant is what Trustee.Admin administers, and Role the role it claims;
+	// empty: the default tenant and every role.
+	Tenant, Role string
+	Logger       *slog.Logger
 }
 
 // Trustee is a trustee inside this process, on loopback.
@@ -116,7 +119,7 @@ func StartTrustee(ctx context.Context, o TrusteeOptions) (*Trustee, error) {
 		RootPEM: server.RootPEM(), stop: stop, done: make(chan error, 1),
 	}
 	go func() { t.done <- server.Run(runCtx) }()
-	if t.Admin, err = admin.New(admin.Options{URL: t.URL, RootPEM: t.RootPEM, Key: server.AdminKey(), Subject: "coffer"}); err != nil {
+	if t.Admin, err = admin.New(admin.Options{URL: t.URL, RootPEM: t.RootPEM, Key: server.AdminKey(), Subject: "coffer", Tenant: o.Tenant, Role: o.Role}); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
