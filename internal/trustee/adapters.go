@@ -60,17 +60,6 @@ func (b bindings) BindingsFor(ctx context.Context, t tenant.Name, scopes []strin
 	return out, err
 }
 
-// cursors are the webhooks'.
-type cursors struct{ *store.Store }
-
-func (c cursors) Cursor(ctx context.Context, t tenant.Name, webhook string) (int64, bool, error) {
-	seq, err := c.GetCursor(ctx, t, webhook)
-	if errors.Is(err, store.ErrNotFound) {
-		return 0, false, nil
-	}
-	return seq, err == nil, err
-}
-
 // tenants lists the names of all tenants.
 func (t *Trustee) tenants(ctx context.Context) ([]tenant.Name, error) {
 	list, err := t.store.Tenants(ctx)

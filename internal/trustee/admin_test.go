@@ -130,7 +130,7 @@ func TestAdminRequests(t *testing.T) {
 
 		{"GET /kbs/v0/resource-policy", "", 200, `["resource-policy"]`},
 		{"POST /kbs/v0/resource-policy", `{"policy":"` + b64("package policy\ndefault allow := false") + `"}`, 200, ""},
-		{"POST /kbs/v0/resource-policy", `{"policy":"` + b64("package policy\nallow if nothing(1)") + `"}`, 400, "resource-policy.rego:2"},
+		{"POST /kbs/v0/resource-policy", `{"policy":"` + b64("package policy\nallow if nothing(1)") + `"}`, 400, "resource-policy:2"},
 		{"POST /kbs/v0/resource-policy", `{"policy":"` + b64("package policy\nallow if http.send({})") + `"}`, 400, "http.send"},
 		{"POST /kbs/v0/resource-policy", `{"policy":"***"}`, 400, "base64url"},
 		{"POST /kbs/v0/resource-policy", `{"policy":"","x":1}`, 400, "x"},

@@ -31,7 +31,9 @@ func (t *Trustee) openAdmin(backend resource.Backend, appraiser *appraisal.Engin
 	}
 	t.admin, err = adminapi.New(adminapi.Options{
 		Store: records{t.store, t}, Resources: backend, Auth: auth,
-		CheckResourcePolicy: func(ctx context.Context, _ tenant.Name, scope, text string) error { return decider.CheckPolicy(ctx, scope, text) },
+		CheckResourcePolicy: func(ctx context.Context, _ tenant.Name, scope, text string) error {
+			return decider.CheckPolicy(ctx, scope, text)
+		},
 		CheckAttestationPolicy: appraiser.CheckPolicy, CheckReference: appraiser.CheckReference,
 		BuiltInPolicy: builtIn, PolicyText: decider.PolicyText, Explain: replay,
 		Provenance: t.provenance(), Plugin: t.administerPlugin,
@@ -58,7 +60,7 @@ func (t *Trustee) auth() (adminapi.Auth, error) {
 		return out, err
 	}
 	for _, k := range keys {
-		out.Keys = append(out.Keys, adminapi.Key{Public: k, Name: "administrator", Roles: []string{adminapi.RoleAdmin}, Tenant: tenant.All})
+		out.Keys = append(out.Keys, adminapi.Key{Public: k, Name: "administrator", Roles: []string{admin.RoleAdmin}, Tenant: tenant.All})
 	}
 	for _, k := range c.Keys {
 		public, err := identity.AdminPublicKeys([]string{k.File})

@@ -24,7 +24,8 @@ func FuzzRequests(f *testing.F) {
 		Config: config.Default(), Logger: slog.New(slog.DiscardHandler),
 		Verifiers: map[tee.Name]tee.Verifier{tee.SNP: fakeVerifier{name: tee.SNP, class: tee.CPU}},
 	}
-	o.Config.Listen, o.Config.StateDir, o.Config.Session.Max = "127.0.0.1:0", filepath.Join(f.TempDir(), "state"), 100
+	o.Config.Listen, o.Config.StateDir = "127.0.0.1:0", filepath.Join(f.TempDir(), "state")
+	o.Config.Limits.Rate, o.Config.Limits.Burst = 1e6, 1e6
 	tr, err := trustee.New(f.Context(), o)
 	if err != nil {
 		f.Fatal(err)
@@ -73,7 +74,8 @@ func FuzzAttestation(f *testing.F) {
 		Config: config.Default(), Logger: slog.New(slog.DiscardHandler),
 		Verifiers: map[tee.Name]tee.Verifier{tee.SNP: fakeVerifier{name: tee.SNP, class: tee.CPU}},
 	}
-	o.Config.Listen, o.Config.StateDir, o.Config.Session.Max = "127.0.0.1:0", filepath.Join(f.TempDir(), "state"), 10_000_000
+	o.Config.Listen, o.Config.StateDir = "127.0.0.1:0", filepath.Join(f.TempDir(), "state")
+	o.Config.Limits.Rate, o.Config.Limits.Burst = 1e6, 1e6
 	tr, err := trustee.New(f.Context(), o)
 	if err != nil {
 		f.Fatal(err)

@@ -65,12 +65,12 @@ func (t *Trustee) trusted() ([]*token.Trust, error) {
 
 // openToken logs into a token of a security module. Its close waits a bounded
 // time.
-func openToken(c config.PKCS11, write bool) (*cryptoki.Token, func() error, error) {
+func openToken(ctx context.Context, c config.PKCS11, write bool) (*cryptoki.Token, func() error, error) {
 	module, err := cryptoki.Load(c.Module)
 	if err != nil {
 		return nil, nil, err
 	}
-	tok, err := module.Token(cryptoki.Options{Label: c.Token, PIN: cryptoki.PINFile(c.PINFile), Write: write})
+	tok, err := module.Token(ctx, cryptoki.Options{Label: c.Token, PIN: cryptoki.PINFile(c.PINFile), Write: write})
 	if err != nil {
 		return nil, nil, errors.Join(err, module.Close())
 	}
@@ -82,7 +82,7 @@ func openToken(c config.PKCS11, write bool) (*cryptoki.Token, func() error, erro
 }
 
 func openPKCS11(ctx context.Context, o Options, c config.PKCS11Key) (seal.KEK, func() error, error) {
-	tok, closeToken, err := openToken(c.PKCS11, false)
+	tok, closeToken, err := openToken(ctx, c.PKCS11, false)
 	if err != nil {
 		return nil, nil, fmt.Errorf("storage.kek.pkcs11: %w", err)
 	}

@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee"
-	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
@@ -196,7 +195,7 @@ func TestReplay(t *testing.T) {
 	if err != nil || len(v) != 3 || v[0].Granted || v[0].Reason.Claim != "report_data" || v[1].Reason.Rule != "session.nonce" || !v[2].Granted {
 		t.Errorf("verdicts %+v, %v", v, err)
 	}
-	if v[0].Session != store.SessionID(third.cookie) || strings.Contains(e.log.String(), third.cookie) {
+	if v[0].Session == "" || strings.Contains(third.cookie, v[0].Session) || strings.Contains(e.log.String(), third.cookie) {
 		t.Error("verdict's session")
 	}
 }

@@ -198,7 +198,7 @@ func (p *Provider) refused(payload []byte, err error) *problem.Error {
 	case !slices.Contains(c.Audience, p.o.Audience):
 		e = unauthorized("aud: expected %q, got %.256q", p.o.Audience, []string(c.Audience))
 	default:
-		e = unauthorized("its iss, nbf or claim sources are not as expected")
+		e = unauthorized("its claims have other types than expected, or its iss or nbf is wrong")
 	}
 	e.Cause = err
 	return e

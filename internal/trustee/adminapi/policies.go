@@ -51,11 +51,6 @@ func (a *API) listPolicies(c *call, kind string, q map[string][]string) (any, *p
 	if e != nil {
 		return nil, e
 	}
-	// The first id may be empty, and nothing comes after an empty one: a page
-	// has to go beyond it.
-	if p.limit == 1 {
-		p.limit = 2
-	}
 	list, e := pages(c, p, func(after string, limit int) ([]store.Policy, error) {
 		return a.o.Store.Policies(c.r.Context(), c.tenant, kind, after, limit)
 	}, func(x store.Policy) string { return x.ID })

@@ -2,6 +2,7 @@ package problem
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -38,5 +39,28 @@ func TestInternal(t *testing.T) {
 		if e.Status != status || strings.Contains(e.Info.Detail, cause.Error()) || !errors.Is(e, cause) {
 			t.Errorf("%v: %+v", cause, e)
 		}
+	}
+}
+
+// TestReasons: all reasons are told, in a body that clients read whole.
+func TestReasons(t *testing.T) {
+	t.Parallel()
+	for size, kept := range map[int]int{10: 10, 3 << 10: 1 << 10, 1 << 20: 256} {
+		var list []kbs.Reason
+		for range 40 {
+			list = append(list, kbs.Reason{Rule: "r", Expected: strings.Repeat(`"`, size)})
+		}
+		e := Denied(PolicyDeny, "denied", list...)
+		doc, err := json.Marshal(e.Info)
+		if err != nil || len(doc) > kbs.MaxErrorBytes || len(e.Info.Reasons) != maxReasons || e.Info.Reason.Rule != "r" || len(list[0].Expected) != size {
+			t.Errorf("%d: %d bytes, %d reasons, %v", size, len(doc), len(e.Info.Reasons), err)
+		}
+		back := kbs.NewStatusError("op", e.Status, doc)
+		if len(back.Info.Reasons) != maxReasons || len(back.Info.Reasons[0].Expected) < min(kept, 256) {
+			t.Errorf("%d: client got %d reasons", size, len(back.Info.Reasons))
+		}
+	}
+	if e := Denied(PolicyDeny, "denied"); e.Status != http.StatusForbidden || e.Info.Reason != nil || e.Info.Reasons != nil {
+		t.Errorf("%+v", e)
 	}
 }

@@ -39,7 +39,10 @@ const describeMax = 8
 type Data struct {
 	Plugin string `json:"plugin"`
 	// Path are the segments of the resource.
-	Path   []string          `json:"resource-path"`
+	Path []string `json:"resource-path"`
+	// Query are the URL's parameters. In records the values of those whose name
+	// sounds like a credential's are [Redacted]: a policy that looks at them
+	// is replayed without them.
 	Query  map[string]string `json:"query"`
 	Coffer Coffer            `json:"coffer"`
 }
@@ -101,6 +104,24 @@ func (e *Engine) data(ctx context.Context, r Request, scopes []string) (Data, er
 		d.Query = map[string]string{}
 	}
 	return d, nil
+}
+
+// Redacted stands in a record for what may be a credential.
+const Redacted = "[redacted]"
+
+// withoutCredentials is a query as records may keep it. What a guest asks for
+// is no secret, but somebody will put one where it does not belong.
+func withoutCredentials(query map[string]string) map[string]string {
+	out := make(map[string]string, len(query))
+	for name, value := range query {
+		for _, part := range []string{"token", "secret", "password", "passwd", "credential", "auth", "key", "pin", "cookie"} {
+			if strings.Contains(strings.ToLower(name), part) {
+				value = Redacted
+			}
+		}
+		out[name] = value
+	}
+	return out
 }
 
 // Registered fits digests to the field that the evidence has for them, so that

@@ -94,6 +94,7 @@ func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
+	data.Query = withoutCredentials(data.Query)
 	if d.Data, err = json.Marshal(data); err != nil {
 		return Decision{}, fmt.Errorf("resource policy: data: %w", err)
 	}

@@ -193,7 +193,13 @@ func TestSealRefuses(t *testing.T) {
 }
 
 func FuzzOpen(f *testing.F) {
-	c := codec(f, 1, at(0))
+	// Fuzzing's processes have to agree on the one cookie that is no forgery.
+	c, err := session.New(session.Options{
+		Key: secret.New(make([]byte, session.KeySize)), Now: at(0), Rand: bytes.NewReader(make([]byte, 16)),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
 	s := sample()
 	cookie, err := c.Seal(&s)
 	if err != nil {

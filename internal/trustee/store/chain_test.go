@@ -331,12 +331,13 @@ func TestGroup(t *testing.T) {
 			if i == 3 {
 				o.kind = "\x00" // PostgreSQL refuses the row
 			}
-			o.ctx = ctx
 			batch = append(batch, o)
 		}
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
-		batch[5].ctx = gone
+		for i, c := range []context.Context{ctx, ctx, ctx, ctx, ctx, gone} {
+			batch[i].ctx = c //nolint:fatcontext // each operation has its own
+		}
 		s.group.commit(batch)
 		for i, o := range batch[:5] {
 			r := <-o.done

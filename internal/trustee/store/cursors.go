@@ -7,15 +7,14 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
-// GetCursor is how far a reader of the tenant's audit chain has come: the
-// last sequence number it is done with, 0 at first.
-func (s *Store) GetCursor(ctx context.Context, t tenant.Name, name string) (int64, error) {
-	var seq int64
-	err := s.get(ctx, "cursor "+name, "SELECT seq FROM webhook_cursors WHERE tenant = ? AND name = ?", []any{string(t), name}, &seq)
+// Cursor is how far a reader of the tenant's audit chain has come: the last
+// sequence number it is done with. found is false where it has not begun.
+func (s *Store) Cursor(ctx context.Context, t tenant.Name, name string) (seq int64, found bool, err error) {
+	err = s.get(ctx, "cursor "+name, "SELECT seq FROM webhook_cursors WHERE tenant = ? AND name = ?", []any{string(t), name}, &seq)
 	if errors.Is(err, ErrNotFound) {
-		return 0, nil
+		return 0, false, nil
 	}
-	return seq, err
+	return seq, err == nil, err
 }
 
 // SetCursor moves a reader forward, never back: of two replicas the one behind

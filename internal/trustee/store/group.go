@@ -130,14 +130,19 @@ func (g *group) run() {
 		}
 		for batch := g.take(); len(batch) > 0; batch = g.take() {
 			g.commit(batch)
-			select {
-			case <-g.quit:
-				batch = nil
-			default:
-				continue
+			if g.quitting() {
+				break // what is left is failed above
 			}
-			break
 		}
+	}
+}
+
+func (g *group) quitting() bool {
+	select {
+	case <-g.quit:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -76,7 +76,8 @@ func (s *Store) RotateDataKey(ctx context.Context) error {
 
 // RewrapDataKeys hands all data keys over from the key-encryption key that the
 // store was opened with to another. The store goes on; the next [Open] needs
-// the new one.
+// the new one. Data keys that another replica makes meanwhile are not seen: do
+// not rotate them at the same time.
 func (s *Store) RewrapDataKeys(ctx context.Context, to seal.KEK) error {
 	return s.tx(ctx, "rewrap data keys", func(ctx context.Context, c conn) error {
 		keys, err := collect(ctx, c, "SELECT id, kek, wrapped FROM data_keys ORDER BY id "+forUpdate, nil,

@@ -196,11 +196,11 @@ func TestCursor(t *testing.T) {
 			if err := s.SetCursor(t.Context(), acme, "hook", tc.set); err != nil {
 				t.Fatal(err)
 			}
-			if got, err := s.GetCursor(t.Context(), acme, "hook"); err != nil || got != tc.want {
+			if got, found, err := s.Cursor(t.Context(), acme, "hook"); err != nil || !found || got != tc.want {
 				t.Errorf("%d, %v; expected %d", got, err, tc.want)
 			}
 		}
-		if got, err := s.GetCursor(t.Context(), tenant.Default, "hook"); err != nil || got != 0 {
+		if got, found, err := s.Cursor(t.Context(), tenant.Default, "hook"); err != nil || found || got != 0 {
 			t.Errorf("%d, %v", got, err)
 		}
 	})
@@ -252,7 +252,7 @@ func TestClassify(t *testing.T) {
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := &Store{o: Options{RetryFor: 20 * time.Second}}
+		s := &Store{o: Options{RetryFor: 20 * time.Second, DatabaseURL: "postgres://"}}
 		lost := &pgconn.PgError{Code: "57P01", Message: "going down"}
 		start, tries := time.Now(), 0
 		err := s.retry(t.Context(), "x", func(context.Context) error { tries++; return lost })

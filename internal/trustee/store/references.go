@@ -35,6 +35,10 @@ type ReferenceVersion struct {
 
 // SetReferences replaces the named references, all or none.
 func (s *Store) SetReferences(ctx context.Context, t tenant.Name, refs ...refvalues.Reference) error {
+	return s.setReferences(ctx, t, maxReferences, refs)
+}
+
+func (s *Store) setReferences(ctx context.Context, t tenant.Name, limit int, refs []refvalues.Reference) error {
 	refs, err := s.checkReferences(refs)
 	if err != nil {
 		return wrap("set reference values", err)
@@ -45,7 +49,7 @@ func (s *Store) SetReferences(ctx context.Context, t tenant.Name, refs ...refval
 				return err
 			}
 		}
-		return c.countReferences(ctx, t)
+		return c.countReferences(ctx, t, limit)
 	})
 }
 
@@ -79,7 +83,7 @@ func (s *Store) AddReference(ctx context.Context, t tenant.Name, r refvalues.Ref
 		if err := c.putReference(ctx, t, r.Name, &all); err != nil {
 			return err
 		}
-		return c.countReferences(ctx, t)
+		return c.countReferences(ctx, t, maxReferences)
 	})
 }
 
@@ -143,13 +147,13 @@ func (c conn) putReference(ctx context.Context, t tenant.Name, name string, r *r
 	return err
 }
 
-func (c conn) countReferences(ctx context.Context, t tenant.Name) error {
+func (c conn) countReferences(ctx context.Context, t tenant.Name, limit int) error {
 	var n int
 	if err := c.row(ctx, "SELECT COUNT(*) FROM reference_names WHERE tenant = ? AND deleted = 0", []any{string(t)}, &n); err != nil {
 		return err
 	}
-	if n > maxReferences {
-		return fmt.Errorf("%w: %d reference values", ErrFull, maxReferences)
+	if n > limit {
+		return fmt.Errorf("%w: %d reference values", ErrFull, limit)
 	}
 	return nil
 }

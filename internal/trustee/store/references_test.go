@@ -120,15 +120,12 @@ func TestReferencesAllOrNone(t *testing.T) {
 		for i := range 3 {
 			refs = append(refs, listOf(fmt.Sprint("n", i), "1"))
 		}
-		if _, err := s.exec(ctx, "fill", `WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 99998)
-			INSERT INTO reference_names (tenant, name, version, deleted) SELECT 'acme', 'x' || i, 1, 0 FROM n`); err != nil {
-			t.Fatal(err)
-		}
+		const limit = 2
 		before, err := s.Generation(ctx, acme)
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := s.SetReferences(ctx, acme, refs...); !errors.Is(err, ErrFull) {
+		if err := s.setReferences(ctx, acme, limit, refs); !errors.Is(err, ErrFull) {
 			t.Errorf("got %v", err)
 		}
 		if _, err := s.Reference(ctx, acme, "n0"); !errors.Is(err, ErrNotFound) {
@@ -137,8 +134,15 @@ func TestReferencesAllOrNone(t *testing.T) {
 		if after, err := s.Generation(ctx, acme); err != nil || after != before {
 			t.Errorf("a change that was rolled back moved the generation from %d to %d, %v", before, after, err)
 		}
-		if err := s.SetReferences(ctx, acme, refs[:2]...); err != nil {
+		if err := s.setReferences(ctx, acme, limit, refs[:limit]); err != nil {
 			t.Errorf("up to the limit: %v", err)
+		}
+		// What was deleted makes room.
+		if _, err := s.DeleteReference(ctx, acme, "n0"); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.setReferences(ctx, acme, limit, refs[2:]); err != nil {
+			t.Errorf("after a deletion: %v", err)
 		}
 		if err := s.SetReferences(ctx, "nobody", refs[0]); !errors.Is(err, ErrNoTenant) {
 			t.Errorf("got %v", err)

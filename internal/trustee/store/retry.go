@@ -17,14 +17,18 @@ const (
 )
 
 // retry runs f until it succeeds, fails for good, or [Options.RetryFor] is
-// over. f gets half of that time for one try: a connection that answers
-// nothing leaves time for another.
+// over. With PostgreSQL f gets half of that time for one try: a connection
+// that answers nothing leaves time for another. A file always answers, and
+// what it takes long for, as a migration, is not begun again.
 func (s *Store) retry(ctx context.Context, what string, f func(context.Context) error) error {
 	all, cancel := context.WithTimeout(ctx, s.o.RetryFor)
 	defer cancel()
 	pause := firstPause
 	for {
-		one, cancel := context.WithTimeout(all, s.o.RetryFor/2)
+		one, cancel := ctx, func() {}
+		if s.o.DatabaseURL != "" {
+			one, cancel = context.WithTimeout(all, s.o.RetryFor/2)
+		}
 		err := f(one)
 		timedOut := one.Err() != nil
 		cancel()
@@ -101,7 +105,7 @@ func (s *Store) reader() conn { return conn{s: s} }
 func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error) {
 	var r sql.Result
 	var err error
-	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
+	st, text := c.resolve(stmt)
 	switch {
 	case c.tx == nil:
 		return 0, errors.New("store: a change outside of a transaction")
