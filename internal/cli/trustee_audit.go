@@ -280,9 +280,20 @@ can write the trustee's database can.`,
 				if err != nil {
 					return err
 				}
-				return t.table(list, "SEQ\tAT\tJWS", func(w io.Writer) {
+				if t.json() {
+					return t.printJSON(list)
+				}
+				keys, err := auditKeys(c.Context(), cl)
+				if err != nil {
+					return err
+				}
+				return t.table(list, "SEQ\tAT\tHASH", func(w io.Writer) {
 					for _, x := range list {
-						row(w, x.Seq, stamp(x.At), x.JWS)
+						pinned, err := keys.Checkpoint(x.JWS)
+						if err != nil {
+							pinned.Hash = err.Error()
+						}
+						row(w, x.Seq, stamp(x.At), pinned.Hash)
 					}
 				})
 			})

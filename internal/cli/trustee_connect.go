@@ -124,8 +124,12 @@ func (a *app) withAdmin(c *cobra.Command, f adminFlags, call func(*admin.Client)
 	if err := f.check(c); err != nil {
 		return err
 	}
+	// Ended in order, so that no file is left half written.
+	ctx, stop := notifyInterrupt(c.Context())
+	defer stop()
+	c.SetContext(ctx)
 	if f.url == "" {
-		t, err := run.StartTrustee(c.Context(), run.TrusteeOptions{State: f.state, Tenant: f.tenant, Role: f.role, Logger: a.logger()})
+		t, err := run.StartTrustee(ctx, run.TrusteeOptions{State: f.state, Tenant: f.tenant, Role: f.role, Logger: a.logger()})
 		if err != nil {
 			return err
 		}

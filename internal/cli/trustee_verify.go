@@ -43,15 +43,20 @@ func openRemote(ctx context.Context, cl *admin.Client) (*remoteLog, error) {
 	if l.tenant, err = tenant.Parse(who.Tenant); err != nil {
 		return nil, err
 	}
-	doc, err := cl.AuditKeys(ctx)
-	if err != nil {
-		return nil, err
-	}
-	if l.keys, err = audit.ParseKeys(doc); err != nil {
+	if l.keys, err = auditKeys(ctx, cl); err != nil {
 		return nil, err
 	}
 	l.checkpoints, err = cl.Checkpoints(ctx, 0)
 	return l, err
+}
+
+// auditKeys are the keys of checkpoints, as the trustee names them.
+func auditKeys(ctx context.Context, cl *admin.Client) (audit.Keys, error) {
+	doc, err := cl.AuditKeys(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return audit.ParseKeys(doc)
 }
 
 func (l *remoteLog) jws() []string {
@@ -118,7 +123,7 @@ file is there only when it is whole. - writes standard output.`,
 					Tenant      tenant.Name `json:"tenant"`
 					Entries     int64       `json:"entries"`
 					Checkpoints int         `json:"checkpoints"`
-				}{args[0], l.tenant, n, len(l.checkpoints)}, "%s: %d records, %d checkpoints", args[0], n, len(l.checkpoints))
+				}{args[0], l.tenant, n, len(l.checkpoints)}, "%s: %s, %s", args[0], count(n, "record"), count(int64(len(l.checkpoints)), "checkpoint"))
 			})
 		},
 	}
@@ -338,11 +343,14 @@ func (t *trusteeGroup) verified(r audit.Report, f *verifyFlags, known bool, keys
 	if err := t.printReport(r, known, saved); err != nil {
 		return err
 	}
-	if !known {
-		t.warn("the checkpoints were verified with the keys that the record itself names; keep them, and name them with --keys the next time")
-	}
-	if !r.OK {
+	switch {
+	case !r.OK:
 		return exitCode(ExitFailed)
+	case known:
+	case f.pin:
+		t.warn(f.keys + ": the keys of checkpoints, believed this once; compare them with the trustee's operator")
+	default:
+		t.warn("the checkpoints were verified with the keys that the record itself names; keep them, and name them with --keys the next time")
 	}
 	return nil
 }
@@ -390,7 +398,7 @@ func (t *trusteeGroup) printReport(r audit.Report, known bool, saved string) err
 		t.printf("NOT VERIFIED: tenant %s: %s\n", r.Tenant, clean(r.Problem.String()))
 		return nil
 	}
-	t.printf("verified: tenant %s, %d records", r.Tenant, r.Entries)
+	t.printf("verified: tenant %s, %s", r.Tenant, count(r.Entries, "record"))
 	if r.Entries > 0 {
 		t.printf(" (%d to %d, %s to %s)", r.First, r.Last, r.From.UTC().Format(time.RFC3339), r.To.UTC().Format(time.RFC3339))
 	}
@@ -399,7 +407,7 @@ func (t *trusteeGroup) printReport(r audit.Report, known bool, saved string) err
 		t.printf("the record begins at the checkpoint of record %d: retention has removed what was before\n", r.Anchor.Seq)
 	}
 	if r.Unsigned > 0 {
-		t.printf("the newest %d records are chained, but not signed yet\n", r.Unsigned)
+		t.printf("chained, but not signed yet: the newest %s\n", count(r.Unsigned, "record"))
 	}
 	if saved != "" {
 		t.printf("%s: the newest checkpoint\n", saved)
