@@ -258,7 +258,7 @@ func do(t *testing.T, c *http.Client, method, url, body, bearer string) answer {
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer resp.Body.Close() //nolint:errcheck // read only
+	defer resp.Body.Close()
 	b, err := io.ReadAll(resp.Body)
 	if err != nil {
 		t.Fatal(err)
