@@ -156,7 +156,7 @@ func asks(ts *testscript.TestScript, _ bool, args []string) {
 			go func() { _ = guest.Serve(ctx, far) }()
 			return near, nil
 		})
-		client, err := kbs.NewClient(kbs.ClientOptions{URL: t.URL, RootPEM: t.RootPEM, Attester: attester, InitData: document})
+		client, err := kbs.NewClient(kbs.ClientOptions{URL: t.URL, RootPEM: t.RootPEM, Attester: attester, InitData: document, Logger: slog.New(slog.DiscardHandler), Rand: rand.Reader, Now: time.Now})
 		if err != nil {
 			return err
 		}
