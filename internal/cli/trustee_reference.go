@@ -165,7 +165,7 @@ func referenceValues(args []string, asJSON bool) ([]any, error) {
 		d.UseNumber()
 		err := d.Decode(&out[i])
 		if err == nil {
-			if _, e := d.Token(); e != io.EOF { //nolint:errorlint // Token returns io.EOF itself
+			if _, e := d.Token(); e != io.EOF {
 				err = errors.New("more than one document")
 			}
 		}
