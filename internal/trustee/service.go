@@ -2,13 +2,11 @@ package trustee
 
 import (
 	"context"
-	"crypto"
-	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"net/http"
-	"path/filepath"
+	"slices"
+	"strings"
 
 	"github.com/coffer-project/coffer/internal/trustee/adminapi"
 	"github.com/coffer-project/coffer/internal/trustee/appraisal"
@@ -78,7 +76,7 @@ func (t *Trustee) authorize(ctx context.Context, bearer string, n tenant.Name, p
 	if e != nil {
 		return attestationservice.Admin{}, e
 	}
-	return attestationservice.Admin{Subject: who.Subject, Role: who.Role()}, nil
+	return attestationservice.Admin{Subject: who.Subject, Role: strings.Join(who.Roles, " ")}, nil
 }
 
 // servicePolicies are the attestation policies as the service sees them.
@@ -128,7 +126,7 @@ type serviceReferences struct {
 func (s serviceReferences) Register(ctx context.Context, n tenant.Name, message []byte, _ string) error {
 	refs, err := s.t.parseProvenance(ctx, n, message)
 	if err != nil {
-		return problem.New(http.StatusBadRequest, problem.ReferenceValue, "%v", err)
+		return err
 	}
 	lifetime := s.t.o.Config.References.Lifetime.D()
 	for _, r := range refs {
@@ -166,23 +164,23 @@ func openSigners(c config.References) (signers, error) {
 		for from, to := range s.Rename {
 			signer.Rename = append(signer.Rename, provenance.Rename{From: from, To: to})
 		}
-		for _, file := range s.Keys {
-			key, err := publicKey(file)
-			if err != nil {
-				return nil, fmt.Errorf("reference_values.signer %s: keys: %w", s.Name, err)
+		for _, file := range append(slices.Clip(s.Keys), s.Roots) {
+			if file == "" {
+				continue
 			}
-			signer.Keys = append(signer.Keys, key)
-		}
-		text, err := identity.ReadPEM(s.Roots)
-		if err != nil {
-			return nil, fmt.Errorf("reference_values.signer %s: roots: %w", s.Name, err)
-		}
-		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-			root, err := x509.ParseCertificate(block.Bytes)
+			text, err := identity.ReadFile(file)
 			if err != nil {
-				return nil, fmt.Errorf("reference_values.signer %s: roots: %w", s.Name, err)
+				return nil, fmt.Errorf("reference_values.signer %s: %w", s.Name, err)
 			}
-			signer.Roots = append(signer.Roots, root)
+			keys, roots, err := provenance.ParsePEM(text)
+			if err != nil {
+				return nil, fmt.Errorf("reference_values.signer %s: %s: %w", s.Name, file, err)
+			}
+			if file == s.Roots {
+				signer.Roots = append(signer.Roots, roots...)
+			} else {
+				signer.Keys = append(signer.Keys, keys...)
+			}
 		}
 		if err := signer.Check(); err != nil {
 			return nil, err
@@ -192,24 +190,18 @@ func openSigners(c config.References) (signers, error) {
 	return out, nil
 }
 
-func publicKey(file string) (crypto.PublicKey, error) {
-	text, err := identity.ReadFile(filepath.Clean(file))
-	if err != nil {
-		return nil, err
-	}
-	block, _ := pem.Decode(text)
-	if block == nil {
-		return nil, fmt.Errorf("%s: expected a public key in PEM", file)
-	}
-	key, err := x509.ParsePKIXPublicKey(block.Bytes)
-	if err != nil {
-		return nil, fmt.Errorf("%s: expected a PUBLIC KEY (PKIX): %w", file, err)
-	}
-	return key, nil
-}
-
-// parseProvenance reads an RVPS message for a tenant.
+// parseProvenance reads an RVPS message for a tenant. What is wrong with it is
+// a *problem.Error.
 func (t *Trustee) parseProvenance(ctx context.Context, n tenant.Name, message []byte) ([]refvalues.Reference, error) {
-	all := append(t.signers[n][:len(t.signers[n]):len(t.signers[n])], t.signers[tenant.All]...)
-	return provenance.Parse(ctx, provenance.Options{Signers: all, AllowUnsigned: t.o.Config.References.Unsigned, Now: t.o.Now}, message)
+	all := append(slices.Clip(t.signers[n]), t.signers[tenant.All]...)
+	refs, err := provenance.Parse(ctx, provenance.Options{Signers: all, AllowUnsigned: t.o.Config.References.Unsigned, Now: t.o.Now}, message)
+	switch {
+	case err == nil:
+		return refs, nil
+	case ctx.Err() != nil:
+		return nil, err
+	case errors.Is(err, provenance.ErrUntrusted):
+		return nil, problem.New(http.StatusForbidden, problem.ReferenceValue, "%v", err)
+	}
+	return nil, problem.New(http.StatusBadRequest, problem.ReferenceValue, "%v", err)
 }
