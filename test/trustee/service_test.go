@@ -215,14 +215,14 @@ func TestAttestationService(t *testing.T) {
 	// Rotation: tokens of the old key stay good, new ones have the new key.
 	key, err := s.admin("").RotateTokenKey(t.Context(), "ES384")
 	s.must(err)
-	rotated := s.keys(base + "/.well-known/jwks.json")
-	verify(t, rotated, token, audience)
+	verify(t, s.keys(base+"/.well-known/jwks.json"), token, audience)
 	// Within seconds, at this replica as at others.
 	eventually(t, "the new key signs", func() bool {
 		guest := s.good("")
 		s.must(guest.Attest(t.Context()))
-		verify(t, rotated, guest.Token(), "coffer-trustee")
+		verify(t, s.keys(base+"/.well-known/jwks.json"), guest.Token(), "coffer-trustee")
 		sig, err := jwt.ParseSigned(guest.Token(), []jose.SignatureAlgorithm{jose.ES384})
 		return err == nil && sig.Headers[0].KeyID == key.KeyID
 	})
+	verify(t, s.keys(base+"/.well-known/jwks.json"), token, audience)
 }
