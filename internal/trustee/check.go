@@ -38,10 +38,11 @@ func Check(ctx context.Context, o Options) error {
 	_, err = readHeaders(c.Tracing.HeadersFile)
 	note("tracing.headers_file", err)
 	for _, w := range c.Webhooks {
-		_, err := identity.ReadSecret(w.SecretFile)
-		note("webhook "+w.Name+": secret_file", err)
-		_, err = certPool(w.Roots)
-		note("webhook "+w.Name+": roots", err)
+		endpoint, err := endpoint(w)
+		note("webhook "+w.Name, err)
+		if err == nil {
+			note("webhook", endpoint.Check())
+		}
 	}
 	if c.TLS.Certificate != "" {
 		_, err := listener.LoadTLS(listener.TLSOptions{CertFile: c.TLS.Certificate, KeyFile: c.TLS.PrivateKey, ClientCAFile: c.Admin.ClientCA, Now: o.Now, Logger: o.Logger})

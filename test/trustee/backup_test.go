@@ -185,7 +185,7 @@ func TestBackup(t *testing.T) {
 	a = s.admin("")
 	status, err := a.Status(t.Context())
 	s.must(err)
-	if status.Database != "postgres" {
+	if status.Database != "postgresql" {
 		t.Errorf("%+v", status)
 	}
 	if r := s.auditChain("", point.JWS); r.Pinned != 1 || r.Entries < kept+10 {
