@@ -145,7 +145,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	for _, w := range o.Config.Warnings() {
 		o.Logger.WarnContext(ctx, "the configuration relaxes security", "warning", w)
 	}
-	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", o.Config.StateDir, "database", t.store.Kind())
+	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "service", t.ServiceAddr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
 }
 
