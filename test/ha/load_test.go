@@ -1,0 +1,6 @@
+package ha
+
+import "testing"
+
+func (c *cluster) testDrain(t *testing.T) {}
+func (c *cluster) testLoad(t *testing.T)  {}
