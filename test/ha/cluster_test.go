@@ -162,7 +162,7 @@ state_dir = "state"
 [tls]
 names = ["%[2]s.1", "%[2]s.2", "%[2]s.3", "%[2]s.10"]
 [proxy]
-trusted = ["%[2]s.10"]
+trusted = ["%[2]s.10/32"]
 [policy]
 allow_simulated = true
 [limits]

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -17,6 +18,9 @@ import (
 // limit bounds every wait, on a machine that is busy with other tests.
 const limit = 90 * time.Second
 
+// errEnded: waiting any longer is of no use.
+var errEnded = errors.New("the process has ended")
+
 // poll asks until done says so; what is for the failure's message.
 func poll(t *testing.T, what string, done func(ctx context.Context) error) {
 	t.Helper()
@@ -28,6 +32,9 @@ func poll(t *testing.T, what string, done func(ctx context.Context) error) {
 		err := done(ctx)
 		if err == nil {
 			return
+		}
+		if errors.Is(err, errEnded) {
+			t.Fatalf("%s: %v", what, err)
 		}
 		select {
 		case <-ctx.Done():
@@ -106,7 +113,7 @@ func (p *process) wait(t *testing.T) int {
 func (p *process) alive() error {
 	select {
 	case <-p.ended:
-		return errors.New("ended: " + p.cmd.ProcessState.String() + "\n" + p.tail())
+		return fmt.Errorf("%w: %s\n%s", errEnded, p.cmd.ProcessState, p.tail())
 	default:
 		return nil
 	}
