@@ -38,13 +38,16 @@ func (t *Trustee) newServer(h http.Handler) *http.Server {
 // administration below /admin/v1, both also below /tenants/NAME; token keys
 // below /.well-known; /healthz, /readyz and /metrics.
 func (t *Trustee) Handler() http.Handler {
-	h := http.Handler(http.HandlerFunc(t.serve))
-	h = ratelimit.Middleware{
+	h := t.unlimited(t.limited(http.HandlerFunc(t.serve)))
+	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+}
+
+// limited refuses clients that ask for too much.
+func (t *Trustee) limited(next http.Handler) http.Handler {
+	return ratelimit.Middleware{
 		Limiter: t.limiter, Client: listener.ClientAddr, Logger: t.o.Logger,
 		Rejected: func(r ratelimit.Reason) { t.metrics.RateLimited(string(r)) },
-	}.HTTP(h)
-	h = t.unlimited(h)
-	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+	}.HTTP(next)
 }
 
 // unlimited answers health checks before any limit: a client that floods the

@@ -5,8 +5,13 @@ import (
 	"net/http"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
 )
@@ -92,41 +97,48 @@ func TestMatrix(t *testing.T) {
 			e.addKey(of, name("stored", role, of), role)
 		}
 	}
-	cases := 0
+	// At once: records are written in groups.
+	var cases atomic.Int64
+	var wg sync.WaitGroup
 	for request, permission := range expected {
 		path := request
 		if strings.HasSuffix(path, "/") {
 			path += "a/b/c"
 		}
-		for role, letter := range letters {
-			for _, of := range reaches {
-				for _, at := range []tenant.Name{tenant.Default, "acme"} {
-					for _, from := range []string{"configured", "stored"} {
-						cases++
-						got := e.do(at, e.token(name(from, role, of), map[string]any{"role": role}), path, "")
-						reach := of == tenant.All || of == at
-						may := strings.Contains(matrix[permission], letter) && (of == tenant.All || !permission.whole())
-						want := "done or refused for what it says"
-						ok := got.status != http.StatusUnauthorized && got.status != http.StatusForbidden
-						switch {
-						case !reach && from == "stored":
-							// Nobody's key, here.
-							want, ok = "401", got.status == http.StatusUnauthorized && got.header.Get("WWW-Authenticate") == "Bearer"
-						case !reach || !may:
-							want, ok = "403", got.status == http.StatusForbidden && got.header.Get("WWW-Authenticate") == "" && strings.Contains(got.info.Detail, ": ")
-						case permission.whole() && at != tenant.Default:
-							want, ok = "404", got.status == http.StatusNotFound
-						}
-						if !ok {
-							t.Errorf("%s: %s key of %s for %s at %s: got %d %s, want %s", path, from, role, of, at, got.status, got.body, want)
+		wg.Go(func() {
+			for role, letter := range letters {
+				for _, of := range reaches {
+					for _, at := range []tenant.Name{tenant.Default, "acme"} {
+						for _, from := range []string{"configured", "stored"} {
+							cases.Add(1)
+							key := name(from, role, of)
+							bearer := token(t, testKey(key), jose.EdDSA, store.AdminID(public(key)), map[string]any{"role": role})
+							got := e.do(at, bearer, path, "")
+							reach := of == tenant.All || of == at
+							may := strings.Contains(matrix[permission], letter) && (of == tenant.All || !permission.whole())
+							want := "done or refused for what it says"
+							ok := got.status != http.StatusUnauthorized && got.status != http.StatusForbidden
+							switch {
+							case !reach && from == "stored":
+								// Nobody's key, here.
+								want, ok = "401", got.status == http.StatusUnauthorized && got.header.Get("WWW-Authenticate") == "Bearer"
+							case !reach || !may:
+								want, ok = "403", got.status == http.StatusForbidden && got.header.Get("WWW-Authenticate") == ""
+							case permission.whole() && at != tenant.Default:
+								want, ok = "404", got.status == http.StatusNotFound
+							}
+							if !ok {
+								t.Errorf("%s: %s key of %s for %s at %s: got %d %s, want %s", path, from, role, of, at, got.status, got.body, want)
+							}
 						}
 					}
 				}
 			}
-		}
+		})
 	}
-	if want := len(expected) * 4 * 4 * 2 * 2; cases != want {
-		t.Errorf("%d cases, want %d", cases, want)
+	wg.Wait()
+	if want := len(expected) * 4 * 4 * 2 * 2; int(cases.Load()) != want {
+		t.Errorf("%d cases, want %d", cases.Load(), want)
 	}
 	// Attempts are on record with who made them. Those at another tenant's URL
 	// are in the chain of the key's own tenant, and leave no trace in the other.

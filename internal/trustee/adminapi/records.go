@@ -21,7 +21,7 @@ import (
 // Limits of one answer with entries of the record. Records can be long: an
 // answer may have fewer than were asked for, but not none while there are some.
 const (
-	entriesAtOnce = 64
+	entriesAtOnce = 32
 	entriesBytes  = 8 << 20
 )
 

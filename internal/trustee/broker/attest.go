@@ -140,11 +140,9 @@ func (b *Broker) conclude(r *http.Request, s *session.Session, att *kbs.Attestat
 	case errors.Is(err, store.ErrUsed):
 		return "", again(stale)
 	case err != nil:
-		b.o.Metrics.AuditFailure()
 		b.o.Logger.ErrorContext(ctx, "verdict could not be recorded", "session", s.ID, "granted", rec.Granted, "detail", rec.Detail, "error", err)
 		return "", failure(err)
 	}
-	b.o.Metrics.AuditRecord(rec.Kind, rec.Granted)
 	if e != nil {
 		b.logRefusal(ctx, &rec)
 		return "", e

@@ -195,10 +195,8 @@ func (x *exchange) record(resp *plugin.Response) *problem.Error {
 		x.rec.Detail = clipDetail(resp.Detail)
 	}
 	if _, err := x.o.Store.Append(ctx, x.req.Tenant, x.rec); err != nil {
-		x.o.Metrics.AuditFailure()
 		return failure(fmt.Errorf("a release that cannot be recorded is refused: %w", err))
 	}
-	x.o.Metrics.AuditRecord(x.rec.Kind, true)
 	x.o.Logger.InfoContext(ctx, "resource released", "session", x.rec.Session, "tenant", x.req.Tenant, "resource", x.rec.Resource,
 		"version", x.rec.Version, "simulated", x.rec.Simulated)
 	return nil

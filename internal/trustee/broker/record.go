@@ -86,11 +86,9 @@ func (b *Broker) refused(r *http.Request, x audit.Record, e *problem.Error) {
 		return // it would wait in vain, and hold the answer up
 	}
 	if _, err := b.o.Store.Append(ctx, x.Tenant, x); err != nil {
-		b.o.Metrics.AuditFailure()
 		b.o.Logger.ErrorContext(ctx, "verdict could not be recorded", "error", err)
 		return
 	}
-	b.o.Metrics.AuditRecord(x.Kind, false)
 }
 
 func (b *Broker) logRefusal(ctx context.Context, x *audit.Record) {

@@ -112,6 +112,9 @@ type Request struct {
 	Runtime map[string]any
 	// Policy is the id of the attestation policy, "" for the default.
 	Policy string
+	// Audience is the token's, "" for the trustee's own. A token for another
+	// one is not good for this trustee's resources.
+	Audience string
 	// AnyClass permits a primary that is no CPU environment. The attestation
 	// service evaluates devices alone; a handshake never does.
 	AnyClass bool
@@ -153,6 +156,9 @@ func (e *Engine) Evaluate(ctx context.Context, r Request) (*Outcome, *problem.Er
 	out.Claims = ear.Claims{
 		ID: r.Session, Protocol: r.Protocol, Submods: results.Submods,
 		VerifierID: ear.VerifierID{Developer: "https://github.com/coffer-project/coffer", Build: e.o.Build},
+	}
+	if r.Audience != "" {
+		out.Claims.Audience = ear.Audience{r.Audience}
 	}
 	out.Token, out.Payload, err = e.o.Tokens.MintPayload(ctx, r.Tenant, out.Claims)
 	if err != nil {

@@ -60,9 +60,9 @@ func configure(dir string) error {
 	if err := os.Setenv(config, file); err != nil {
 		return err
 	}
-	util, _, err := find()
-	if err != nil {
-		return nil // New says so
+	util, _, missing := find()
+	if missing != nil {
+		return nil //nolint:nilerr // New skips or fails by it
 	}
 	for i := range spare {
 		if err := initToken(context.Background(), util, fmt.Sprintf("coffer-%d", i)); err != nil {

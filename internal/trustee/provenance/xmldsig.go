@@ -58,7 +58,7 @@ func readXML(o *Options, data []byte) (*signedXML, error) {
 		return nil, err
 	}
 	doc := etree.NewDocument()
-	doc.ReadSettings = etree.ReadSettings{ValidateInput: true}
+	doc.ReadSettings.MaxDepth = maxXMLDepth
 	if err := doc.ReadFromBytes(data); err != nil {
 		return nil, fmt.Errorf("XML: %w", err)
 	}
@@ -102,7 +102,8 @@ func readXML(o *Options, data []byte) (*signedXML, error) {
 // attributes that occur twice.
 func precheckXML(data []byte) error {
 	d := xml.NewDecoder(bytes.NewReader(data))
-	depth, elements := 0, 0
+	var open []xml.Name
+	elements, roots := 0, 0
 	for {
 		tok, err := d.RawToken()
 		if err == io.EOF {
@@ -113,20 +114,26 @@ func precheckXML(data []byte) error {
 		}
 		switch tok := tok.(type) {
 		case xml.StartElement:
-			depth++
+			if len(open) == 0 {
+				roots++
+			}
+			open = append(open, tok.Name)
 			elements++
-			if depth > maxXMLDepth || elements > maxXMLElements || len(tok.Attr) > maxXMLAttrs {
+			if len(open) > maxXMLDepth || elements > maxXMLElements || len(tok.Attr) > maxXMLAttrs {
 				return fmt.Errorf("XML: expected at most %d levels, %d elements and %d attributes of one", maxXMLDepth, maxXMLElements, maxXMLAttrs)
 			}
-			seen := make(map[xml.Name]bool, len(tok.Attr))
-			for _, a := range tok.Attr {
-				if seen[a.Name] {
-					return fmt.Errorf("XML: element %.80q: attribute %.80q occurs twice", tok.Name.Local, a.Name.Local)
-				}
-				seen[a.Name] = true
+			if err := uniqueAttrs(tok); err != nil {
+				return err
 			}
 		case xml.EndElement:
-			depth--
+			if len(open) == 0 || open[len(open)-1] != tok.Name {
+				return fmt.Errorf("XML: the end of %.80q has no beginning", tok.Name.Local)
+			}
+			open = open[:len(open)-1]
+		case xml.CharData:
+			if len(open) == 0 && len(bytes.TrimSpace(tok)) > 0 {
+				return errors.New("XML: text outside of the root element")
+			}
 		case xml.Directive:
 			return errors.New("XML: document types are not accepted")
 		case xml.Comment:
@@ -137,8 +144,19 @@ func precheckXML(data []byte) error {
 			}
 		}
 	}
-	if depth != 0 {
-		return errors.New("XML: ends within an element")
+	if len(open) != 0 || roots != 1 {
+		return fmt.Errorf("XML: expected one whole root element, got %d, with %d elements open at the end", roots, len(open))
+	}
+	return nil
+}
+
+func uniqueAttrs(e xml.StartElement) error {
+	seen := make(map[xml.Name]bool, len(e.Attr))
+	for _, a := range e.Attr {
+		if seen[a.Name] {
+			return fmt.Errorf("XML: element %.80q: attribute %.80q occurs twice", e.Name.Local, a.Name.Local)
+		}
+		seen[a.Name] = true
 	}
 	return nil
 }

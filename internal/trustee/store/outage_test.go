@@ -209,7 +209,7 @@ func TestUnreachable(t *testing.T) {
 	t.Parallel()
 	server := pgtest.Start(t)
 	o := dataOptions(t, "sqlite", newTestClock().now)
-	o.Path, o.DatabaseURL, o.RetryFor = "", server.URL(""), 300*time.Millisecond
+	o.Path, o.DatabaseURL, o.RetryFor = "", server.URL(""), 2*time.Second // long enough for a schema on a busy machine
 	s := openData(t, o)
 	server.Stop(pgtest.Fast)
 	ctx := t.Context()

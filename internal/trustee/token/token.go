@@ -75,7 +75,8 @@ func (a *Authority) JWKS(ctx context.Context) (jose.JSONWebKeySet, error) {
 // Issuer is the name in tokens.
 func (a *Authority) Issuer() string { return a.o.Issuer }
 
-// Mint signs the claims. It sets profile, issuer, audience, tenant and times.
+// Mint signs the claims. It sets profile, issuer, tenant and times, and the
+// audience where the claims name none.
 func (a *Authority) Mint(ctx context.Context, t tenant.Name, c ear.Claims) (string, error) {
 	compact, _, err := a.MintPayload(ctx, t, c)
 	return compact, err
@@ -88,7 +89,10 @@ func (a *Authority) MintPayload(ctx context.Context, t tenant.Name, c ear.Claims
 		return "", nil, err
 	}
 	now := a.o.Now()
-	c.Profile, c.Issuer, c.Audience, c.Tenant = ear.Profile, a.o.Issuer, []string{a.o.Audience}, string(t)
+	c.Profile, c.Issuer, c.Tenant = ear.Profile, a.o.Issuer, string(t)
+	if len(c.Audience) == 0 {
+		c.Audience = ear.Audience{a.o.Audience}
+	}
 	c.IssuedAt, c.NotBefore, c.Expires = now.Unix(), now.Unix(), now.Add(a.o.Lifetime).Unix()
 	payload, err := json.Marshal(c)
 	if err != nil {

@@ -92,6 +92,7 @@ type Client struct {
 	o    Options
 	base *url.URL
 	http *http.Client
+	turn chan struct{}
 	auth auth
 }
 
@@ -101,7 +102,7 @@ func New(o Options) (*Client, error) {
 	if err != nil || base.Host == "" || base.RawQuery != "" || base.Fragment != "" || base.User != nil || strings.Trim(base.Path, "/") != "" {
 		return nil, fmt.Errorf("OpenBao address: expected https://HOST:PORT, got %.200q", o.Address)
 	}
-	if base.Scheme != "https" && !(base.Scheme == "http" && loopback(base.Hostname())) {
+	if base.Scheme != "https" && (base.Scheme != "http" || !loopback(base.Hostname())) {
 		return nil, fmt.Errorf("OpenBao address: expected https (http for loopback addresses only: tokens and keys would travel in the clear), got %.200q", o.Address)
 	}
 	if (o.TokenFile == "") == (o.AppRole == nil) {
@@ -134,7 +135,7 @@ func New(o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{o: o, base: base, auth: auth{turn: make(chan struct{}, 1)}}
+	c := &Client{o: o, base: base, turn: make(chan struct{}, 1)}
 	c.http = &http.Client{
 		Transport:     o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },

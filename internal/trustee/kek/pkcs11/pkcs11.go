@@ -283,7 +283,11 @@ func (k *KEK) mechanism(s cryptoki.Session) (Mechanism, error) {
 // Unwrap decrypts what Wrap returned. The mechanism is that of the wrapped key,
 // whatever the options say now.
 func (k *KEK) Unwrap(ctx context.Context, wrapped []byte) (secret.Bytes, error) {
-	if len(wrapped) < 1+ivSize+tagSize+1 && !(len(wrapped) > 1 && wrapped[0] == formatKWP) || len(wrapped) > maxWrapped {
+	least := 1 + ivSize + tagSize + 1
+	if len(wrapped) > 0 && wrapped[0] == formatKWP {
+		least = 1 + 16
+	}
+	if len(wrapped) < least || len(wrapped) > maxWrapped {
 		return secret.Bytes{}, fmt.Errorf("unwrap with %s: expected at most %d bytes of a wrapped key, got %d", k.ID(), maxWrapped, len(wrapped))
 	}
 	wrapped = bytes.Clone(wrapped)
