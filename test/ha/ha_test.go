@@ -179,14 +179,17 @@ func (s *changes) must(err error) {
 	}
 }
 
-// attest has a new session on every replica but skip.
+// attest has a new session on every replica but skip, and asks for the
+// resource: the appraisal is in the token, the decision follows it.
 func (s *changes) attest(what string, skip, want int) {
 	s.t.Helper()
 	for i, x := range s.at {
 		if i == skip {
 			continue
 		}
-		_, err := s.c.attested(s.t, x, "")
+		h, err := s.c.attested(s.t, x, "")
+		s.must(err)
+		_, err = h.fetch(s.ctx, x, uri(s.t, seed), true)
 		if got := max(status(err), http.StatusOK); got != want || err != nil && status(err) == 0 {
 			s.t.Errorf("%s: attestation on replica %d: expected %d, got %v", what, i, want, err)
 		}
