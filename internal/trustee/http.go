@@ -8,11 +8,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/trustee/adminapi"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/kbs"
 )
 
 // Timeouts of connections; a request's own is configured.
@@ -87,25 +89,29 @@ func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
 		t.fail(w, r, noTenant())
 		return
 	}
-	if name == tenant.Default {
-		if h := t.global(path); h != nil {
-			t.get(w, r, h)
-			return
-		}
-	} else if e := t.enter(r.Context(), name); e != nil {
-		t.fail(w, r, e)
+	if h := t.global(path); h != nil && name == tenant.Default {
+		t.get(w, r, h)
 		return
 	}
 	inner := r.WithContext(tenant.With(r.Context(), name))
 	u := *r.URL
 	u.Path, u.RawPath = path, ""
 	inner.URL = &u
-	switch {
-	case t.broker.Handles(inner):
-		t.broker.ServeHTTP(w, inner)
-	case t.isAdmin(path):
+	guest := t.broker.Handles(inner)
+	if !guest && t.isAdmin(path) {
+		// It finds out about the tenant for itself, lest it tell a stranger
+		// which ones there are.
 		t.admin.ServeHTTP(w, inner)
-	case strings.HasPrefix(path, "/kbs/v0/"):
+		return
+	}
+	if e := t.enter(r.Context(), name); e != nil {
+		t.fail(w, r, e)
+		return
+	}
+	switch {
+	case guest:
+		t.broker.ServeHTTP(w, inner)
+	case strings.HasPrefix(path, kbs.PathPrefix+"/"):
 		t.fail(w, r, problem.New(http.StatusNotFound, problem.PluginNotFound, "no such plugin"))
 	default:
 		t.fail(w, r, problem.New(http.StatusNotFound, problem.InvalidPath, "no such path"))
@@ -131,6 +137,9 @@ func noTenant() *problem.Error {
 
 // enter makes sure that the tenant exists and is enabled.
 func (t *Trustee) enter(ctx context.Context, name tenant.Name) *problem.Error {
+	if name == tenant.Default {
+		return nil // it always is
+	}
 	_, err := t.store.Generation(ctx, name)
 	switch {
 	case errors.Is(err, store.ErrNoTenant):
@@ -143,19 +152,14 @@ func (t *Trustee) enter(ctx context.Context, name tenant.Name) *problem.Error {
 
 // isAdmin names the paths of administration.
 func (t *Trustee) isAdmin(path string) bool {
-	if strings.HasPrefix(path, "/admin/v1/") {
+	if adminapi.Handles(path) {
 		return true
 	}
-	rest, ok := strings.CutPrefix(path, "/kbs/v0/")
-	if !ok {
-		return false
-	}
+	rest, ok := strings.CutPrefix(path, kbs.PathPrefix+"/")
 	first, _, _ := strings.Cut(rest, "/")
-	switch first {
-	case "resource", "resource-policy", "attestation-policy", "reference-value":
-		return true
+	if ok {
+		_, ok = t.plugins.Get(first)
 	}
-	_, ok = t.plugins.Get(first)
 	return ok
 }
 

@@ -55,6 +55,10 @@ func (t *Trustee) serveService(s http.Handler, w http.ResponseWriter, r *http.Re
 		t.fail(w, r, noTenant())
 		return
 	}
+	if name == tenant.Default && path == "/.well-known/openid-configuration" {
+		t.get(w, r, t.discovery)
+		return
+	}
 	if name != tenant.Default {
 		if e := t.enter(ctx, name); e != nil {
 			t.fail(w, r, e)

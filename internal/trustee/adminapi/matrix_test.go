@@ -152,6 +152,9 @@ func TestMatrix(t *testing.T) {
 			if r.Granted || r.Subject != "someone" || r.Role == "" || r.Action == "" || r.Detail == "" || r.Client != "192.0.2.7:4711" || r.Tenant != at {
 				t.Errorf("%s: %+v", at, r)
 			}
+			if !strings.Contains(r.Detail, "/v") {
+				t.Errorf("%s: %+v", at, r)
+			}
 			if strings.HasPrefix(r.Detail, "at the URL of tenant "+string(at)+":") {
 				t.Errorf("%s: %+v", at, r)
 			}

@@ -90,7 +90,7 @@ func TestLongRecords(t *testing.T) {
 	t.Parallel()
 	e := newEnv(t, nil)
 	claims, _ := json.Marshal(map[string]string{"x": strings.Repeat("y", audit.MaxBody-2000)})
-	const n = 70
+	const n = entriesAtOnce + 4
 	for range n {
 		if _, err := e.store.Append(t.Context(), "acme", audit.Record{Kind: audit.KindAttestation, Claims: claims}); err != nil {
 			t.Fatal(err)

@@ -296,12 +296,17 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
+	ctx, stop := watch(ctx)
+	defer stop()
 	txn, err := newTxn(data)
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: data: %w", p.name, err)
 	}
 	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
 	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errMemory) {
+			return nil, fmt.Errorf("policy %s: %s%w", p.name, what, cause)
+		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w", p.name, what, p.timeout, ctx.Err())
 		}
