@@ -169,7 +169,7 @@ allow_simulated = true
 rate = 100000.0
 burst = 100000
 concurrent = 10000
-
+drain_delay = %[3]q
 [storage.kek]
 file = "../kek.hex"
 [storage.database]
