@@ -121,6 +121,21 @@ func (b *balancer) await(t *testing.T, r *replica, status string) {
 	})
 }
 
+// awaitIdle waits until a replica has no connection left.
+func (b *balancer) awaitIdle(t *testing.T, r *replica) {
+	t.Helper()
+	poll(t, "haproxy: "+r.name, func(ctx context.Context) error {
+		table, err := b.table(ctx)
+		if err != nil {
+			return err
+		}
+		if got := table["ready/"+r.name]["scur"]; got != "0" {
+			return fmt.Errorf("expected no connection, got %s", got)
+		}
+		return nil
+	})
+}
+
 // table is haproxy's view of its servers: "backend/server", then column.
 func (b *balancer) table(ctx context.Context) (_ map[string]map[string]string, err error) {
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", b.socket)

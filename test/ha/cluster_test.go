@@ -143,6 +143,7 @@ func (c *cluster) configure(t *testing.T) {
 	database := c.pg.URL("trustee")
 	c.relay = newRelay(t, filepath.Join(c.dir, "relay"), c.pg.Dir())
 	for i := range replicas {
+		patience := "20s"
 		r := &replica{name: fmt.Sprintf("replica%d", i+1), address: fmt.Sprintf("%s.%d:%s", c.prefix, i+1, port)}
 		r.dir = filepath.Join(c.dir, r.name)
 		if err := os.Mkdir(r.dir, 0o700); err != nil {
@@ -154,6 +155,7 @@ func (c *cluster) configure(t *testing.T) {
 		}
 		if i == replicas-1 {
 			u.RawQuery = url.Values{"host": {c.relay.dir}}.Encode()
+			patience = "5s" // it is to answer 503 in the end
 		}
 		write(t, filepath.Join(r.dir, "database.url"), []byte(u.String()+"\n"))
 		write(t, filepath.Join(r.dir, "trustee.toml"), fmt.Appendf(nil, `
@@ -174,11 +176,12 @@ drain_delay = %[3]q
 file = "../kek.hex"
 [storage.database]
 url_file = "database.url"
+retry_for = %[5]q
 [audit]
 checkpoint_interval = "1s"
 [tee.snp]
 development_roots = [%[4]q]
-`, r.address, c.prefix, drainDelay, c.tee.root))
+`, r.address, c.prefix, drainDelay, c.tee.root, patience))
 		c.replicas = append(c.replicas, r)
 	}
 }

@@ -3,6 +3,7 @@ package ha
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -29,8 +30,9 @@ type ledger struct {
 	stored map[string]stored
 	order  []string
 
-	operations, repeats, disturbed int64
-	causes                         map[string]int64
+	operations, disturbed int64
+	// seconds counts second tries by who had them, and causes by why.
+	seconds, causes map[string]int64
 	// done is closed and replaced with every operation that ends well.
 	done chan struct{}
 }
@@ -44,7 +46,7 @@ type stored struct {
 
 func newLedger() *ledger {
 	return &ledger{
-		attested: map[string]bool{}, released: map[release]int64{}, stored: map[string]stored{}, causes: map[string]int64{}, done: make(chan struct{}),
+		attested: map[string]bool{}, released: map[release]int64{}, stored: map[string]stored{}, seconds: map[string]int64{}, causes: map[string]int64{}, done: make(chan struct{}),
 	}
 }
 
@@ -84,20 +86,43 @@ func (l *ledger) newest() (string, string) {
 	return path, l.stored[path].content
 }
 
+// second is how often somebody's operation had to be done again.
+func (l *ledger) second(who string) int64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seconds[who]
+}
+
+// pause is what clients wait before they try again, where the trustee does
+// not say: a process that was killed holds its port for a moment.
+const pause = 500 * time.Millisecond
+
 // try has an operation done, and once more where it fails: the client that
 // retries once.
-func (l *ledger) try(t *testing.T, what string, operation func() error) bool {
+func (l *ledger) try(t *testing.T, who string, operation func() error) bool {
 	first := operation()
 	if first == nil {
 		l.finish()
 		return true
 	}
+	if t.Context().Err() != nil {
+		return false // the test is over
+	}
 	l.mu.Lock()
-	l.repeats++
-	l.causes[what+": "+cause(first)]++
+	l.seconds[who]++
+	l.causes[who+": "+cause(first)]++
 	l.mu.Unlock()
-	if err := operation(); err != nil {
-		t.Errorf("%s failed twice: %v; and again: %v", what, first, err)
+	wait := pause
+	if e, ok := errors.AsType[*kbs.StatusError](first); ok {
+		wait = max(wait, e.RetryAfter)
+	}
+	select {
+	case <-time.After(wait):
+	case <-t.Context().Done():
+		return false
+	}
+	if err := operation(); err != nil && t.Context().Err() == nil {
+		t.Errorf("%s failed twice: %v; and again: %v", who, first, err)
 		return false
 	}
 	l.finish()
@@ -156,7 +181,7 @@ func (l *ledger) summary() string {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	s := fmt.Sprintf("%d operations, %d of them on the second try, %d requests repeated by the client itself; %d handshakes, %d releases, %d resources stored",
-		l.operations, l.repeats, l.disturbed, len(l.attested), len(l.released), len(l.stored))
+		l.operations, l.seconds[guest]+l.seconds[writer], l.disturbed, len(l.attested), len(l.released), len(l.stored))
 	for _, k := range slices.Sorted(maps.Keys(l.causes)) {
 		s += fmt.Sprintf("\n\t%4d × %s", l.causes[k], k)
 	}

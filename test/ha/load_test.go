@@ -20,16 +20,28 @@ const (
 	apart = 60
 )
 
-// load runs guests and administrators until stop is called, which waits for
-// their last operations.
-func load(t *testing.T, l *ledger, operations ...func(ctx context.Context, n int) error) (stop func()) {
+// Who has an operation done.
+const (
+	guest  = "guest"
+	writer = "administrator"
+)
+
+// client is one of the load's; n counts its operations.
+type client struct {
+	who       string
+	operation func(ctx context.Context, n int) error
+}
+
+// load runs clients until stop is called, which waits for their last
+// operations.
+func load(t *testing.T, l *ledger, clients ...client) (stop func()) {
 	t.Helper()
 	var over atomic.Bool
 	var all sync.WaitGroup
-	for i, operation := range operations {
+	for _, c := range clients {
 		all.Go(func() {
 			for n := 0; !over.Load(); n++ {
-				if !l.try(t, fmt.Sprintf("client %d", i), func() error { return operation(t.Context(), n) }) {
+				if !l.try(t, c.who, func() error { return c.operation(t.Context(), n) }) {
 					return
 				}
 			}
@@ -47,10 +59,10 @@ func load(t *testing.T, l *ledger, operations ...func(ctx context.Context, n int
 // administrators write.
 func (c *cluster) testLoad(t *testing.T) {
 	l := newLedger()
-	var operations []func(context.Context, int) error
+	var clients []client
 	for range guests {
 		attester := c.tee.attester(t)
-		operations = append(operations, func(ctx context.Context, _ int) error {
+		clients = append(clients, client{guest, func(ctx context.Context, _ int) error {
 			g, w, err := c.guest(attester, c.url())
 			if err != nil {
 				return err
@@ -64,16 +76,16 @@ func (c *cluster) testLoad(t *testing.T) {
 				return nil
 			}
 			return l.get(ctx, g, w, path, content)
-		})
+		}})
 	}
 	for i := range writers {
 		a := c.admin(t, c.url())
-		operations = append(operations, func(ctx context.Context, n int) error {
+		clients = append(clients, client{writer, func(ctx context.Context, n int) error {
 			path := fmt.Sprintf("load/writer%d/%d", i, n)
 			return l.put(ctx, a, path, "content of "+path)
-		})
+		}})
 	}
-	stop := load(t, l, operations...)
+	stop := load(t, l, clients...)
 	l.await(t, apart)
 	for _, r := range c.replicas {
 		r.kill(t)
@@ -84,6 +96,19 @@ func (c *cluster) testLoad(t *testing.T) {
 	for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate, pgtest.Immediate} {
 		c.pg.Restart(mode)
 		l.await(t, apart)
+	}
+	// One replica loses the database for longer than it is patient. Whom it has
+	// to turn away, and whoever keeps a connection to it, comes back elsewhere.
+	lost, before := c.replicas[replicas-1], l.second(guest)
+	c.relay.set(true, false)
+	c.balancer.await(t, lost, "DOWN")
+	c.balancer.awaitIdle(t, lost)
+	l.await(t, apart)
+	c.relay.set(false, false)
+	c.balancer.await(t, lost, "UP")
+	l.await(t, apart)
+	if n := l.second(guest) - before; n > 0 {
+		t.Errorf("%d guests were turned away for good by a replica without a database", n)
 	}
 	// Everything at once: the database is gone, and a replica that waits for it
 	// is killed with the requests it holds.
@@ -126,7 +151,7 @@ func (c *cluster) logShares(t *testing.T) {
 // these clients try once.
 func (c *cluster) testDrain(t *testing.T) {
 	l := newLedger()
-	var operations []func(context.Context, int) error
+	var clients []client
 	var failed atomic.Int64
 	for i := range guests {
 		attester := c.tee.attester(t)
@@ -134,7 +159,7 @@ func (c *cluster) testDrain(t *testing.T) {
 		// Some keep their connections from one handshake to the next.
 		kept := newCaller(c.url(), c.root, true)
 		t.Cleanup(kept.http.CloseIdleConnections)
-		operations = append(operations, func(ctx context.Context, _ int) error {
+		clients = append(clients, client{guest, func(ctx context.Context, _ int) error {
 			x := kept
 			switch i % 3 {
 			case 1: // a connection for each handshake
@@ -156,23 +181,22 @@ func (c *cluster) testDrain(t *testing.T) {
 			}
 			_, err = h.fetch(ctx, x, resource, true)
 			return err
-		})
+		}})
 	}
 	a := c.admin(t, c.url())
-	operations = append(operations, func(ctx context.Context, n int) error {
+	clients = append(clients, client{writer, func(ctx context.Context, n int) error {
 		return a.Bind(ctx, admin.Binding{Resource: fmt.Sprintf("drain/%d", n), InitData: c.tee.digest})
-	})
-	for i, f := range operations {
-		operations[i] = func(ctx context.Context, n int) error {
-			err := f(ctx, n)
-			if err != nil && ctx.Err() == nil {
+	}})
+	for i, f := range clients {
+		clients[i].operation = func(ctx context.Context, n int) error {
+			if err := f.operation(ctx, n); err != nil {
 				failed.Add(1)
-				t.Errorf("client %d: %v", i, err)
+				t.Errorf("%s: %v", f.who, err)
 			}
 			return nil // once
 		}
 	}
-	stop := load(t, l, operations...)
+	stop := load(t, l, clients...)
 	l.await(t, apart)
 	for _, r := range c.replicas {
 		r.signal(t, syscall.SIGTERM)
