@@ -9,11 +9,11 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
 
-	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
 )
@@ -26,6 +26,7 @@ func TestHighAvailability(t *testing.T) {
 		run  func(*testing.T)
 	}{
 		{"one root", c.testRoot},
+		{"the client's address", c.testAddress},
 		{"one session", c.testSession},
 		{"changes count at once", c.testChanges},
 		{"the database is lost", c.testLost},
@@ -65,6 +66,44 @@ func (c *cluster) testRoot(t *testing.T) {
 	}
 	if len(seen) != replicas {
 		t.Errorf("the balancer shows %d certificates, expected one of each of %d replicas", len(seen), replicas)
+	}
+}
+
+// testAddress: records name the client and not the balancer, and nobody else
+// can say who a client is.
+func (c *cluster) testAddress(t *testing.T) {
+	from := net.ParseIP(c.prefix + ".77")
+	for base, forged := range map[string]bool{c.url(): false, c.replicas[0].url(): true} {
+		x := newCaller(base, c.root, false)
+		dialer := &net.Dialer{LocalAddr: &net.TCPAddr{IP: from}}
+		x.http.Transport.(*http.Transport).DialContext = func(ctx context.Context, network, address string) (net.Conn, error) {
+			conn, err := dialer.DialContext(ctx, network, address)
+			if err == nil && forged {
+				_, err = fmt.Fprintf(conn, "PROXY TCP4 192.0.2.1 192.0.2.2 1000 443\r\n")
+			}
+			return conn, err
+		}
+		h, err := c.attested(t, x, "")
+		if forged {
+			if err == nil {
+				t.Error("a client could say who it is")
+			}
+			continue
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		session, err := sessionOf(h.token)
+		if err != nil {
+			t.Fatal(err)
+		}
+		list, err := c.admin(t, c.url()).Audit(t.Context(), admin.AuditQuery{Session: session})
+		if err != nil || len(list) != 1 {
+			t.Fatalf("%d records, %v", len(list), err)
+		}
+		if r, err := list[0].Record(); err != nil || r.Client != from.String() {
+			t.Errorf("expected client %s on record, got %q, %v", from, r.Client, err)
+		}
 	}
 }
 
@@ -415,5 +454,3 @@ func (c *cluster) testLost(t *testing.T) {
 		c.balancer.await(t, r, "UP")
 	}
 }
-
-var _ = kbs.V040
