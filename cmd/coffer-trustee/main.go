@@ -76,7 +76,7 @@ func (a *app) serve() *cobra.Command {
 		Short: "Serve until interrupted; requests under way may finish",
 		Long: `Serve until SIGINT or SIGTERM; requests under way may finish (limits.drain).
 SIGHUP reads the certificate files again.`,
-		Args:  cobra.NoArgs,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := a.options()
 			if err != nil {

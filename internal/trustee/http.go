@@ -188,10 +188,6 @@ func (t *Trustee) fail(w http.ResponseWriter, r *http.Request, e *problem.Error)
 	problem.Write(r.Context(), t.o.Logger, w, e)
 }
 
-// readyTimeout bounds the question whether the database answers, which is
-// asked without the patience that requests have.
-const readyTimeout = 2 * time.Second
-
 // ready is 200 where requests can be served: the database answers, and no stop
 // is under way.
 func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
@@ -199,14 +195,18 @@ func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
 		t.fail(w, r, problem.Busy(problem.Storage, "the trustee is stopping"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
-	defer cancel()
-	err := t.store.Ping(ctx)
-	t.metrics.StoreUp(err == nil)
+	err, asked := t.readiness.check(r.Context(), t.store.Ping, t.o.Now)
+	if asked {
+		t.metrics.StoreUp(err == nil)
+	}
 	if err != nil {
 		e := problem.Busy(problem.Storage, "the database does not answer")
-		e.Cause = err
-		t.fail(w, r, e)
+		if asked {
+			e.Cause = err
+			t.fail(w, r, e)
+			return
+		}
+		problem.JSON(w, e.Status, e.Info) // it is in the log
 		return
 	}
 	w.WriteHeader(http.StatusOK)

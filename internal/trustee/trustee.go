@@ -119,6 +119,7 @@ type Trustee struct {
 	serviceListener net.Listener
 	service         *http.Server
 	draining        atomic.Bool
+	readiness       readiness
 	close           func() error
 }
 
