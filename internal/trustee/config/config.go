@@ -148,7 +148,10 @@ type Limits struct {
 	Concurrent int     `toml:"concurrent"`
 	// Clients is how many clients are told apart.
 	Clients int `toml:"clients"`
-	// Drain is how long requests under way may take after a stop.
+	// DrainDelay is how long all requests are served on after a stop, with
+	// /readyz at 503, until a load balancer sends no more of them.
+	DrainDelay Duration `toml:"drain_delay"`
+	// Drain is how long requests under way may take after that.
 	Drain Duration `toml:"drain"`
 }
 

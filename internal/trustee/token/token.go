@@ -65,7 +65,7 @@ func New(ctx context.Context, o Options) (*Authority, error) {
 
 // JWKS is the public keys as a JWK set.
 func (a *Authority) JWKS(ctx context.Context) (jose.JSONWebKeySet, error) {
-	k, err := a.ring.current(ctx)
+	k, err := a.ring.newest(ctx)
 	if err != nil {
 		return jose.JSONWebKeySet{}, err
 	}
@@ -84,7 +84,7 @@ func (a *Authority) Mint(ctx context.Context, t tenant.Name, c ear.Claims) (stri
 
 // MintPayload is [Authority.Mint] and returns the payload that was signed too.
 func (a *Authority) MintPayload(ctx context.Context, t tenant.Name, c ear.Claims) (string, json.RawMessage, error) {
-	k, err := a.ring.current(ctx)
+	k, err := a.ring.newest(ctx)
 	if err != nil {
 		return "", nil, err
 	}
