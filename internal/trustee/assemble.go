@@ -41,6 +41,8 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 		return err
 	}
 	t.closeKEK = closeKEK
+	t.metrics = metrics.New(metrics.Options{Version: t.o.Build, Plugins: []string{"pki"}, Now: t.o.Now, Logger: t.o.Logger})
+	so.Observer = t.metrics
 	if t.store, err = store.Open(ctx, so); err != nil {
 		return err
 	}
@@ -66,10 +68,9 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 	return err
 }
 
-// observe prepares metrics, traces and limits.
+// observe prepares traces and limits.
 func (t *Trustee) observe(ctx context.Context) (err error) {
 	c := &t.o.Config
-	t.metrics = metrics.New(metrics.Options{Version: t.o.Build, Plugins: []string{"pki"}, Now: t.o.Now, Logger: t.o.Logger})
 	headers, err := readHeaders(c.Tracing.HeadersFile)
 	if err != nil {
 		return fmt.Errorf("tracing.headers_file: %w", err)
@@ -83,7 +84,11 @@ func (t *Trustee) observe(ctx context.Context) (err error) {
 	t.limiter, err = ratelimit.New(ratelimit.Options{
 		Rate: c.Limits.Rate, Burst: c.Limits.Burst, Concurrent: c.Limits.Concurrent, MaxClients: c.Limits.Clients, Now: t.o.Now,
 	})
-	return err
+	if err != nil {
+		return err
+	}
+	t.metrics.RateLimitClients(t.limiter.Clients)
+	return nil
 }
 
 // sessionKeyName is where the store keeps the key that seals cookies.
@@ -123,7 +128,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 		return err
 	}
 	t.checkpointer = audit.NewCheckpointer(audit.CheckpointerOptions{
-		Log: t.store, Signer: signer, Tenants: t.tenants, Interval: c.Audit.Checkpoint.D(), Now: t.o.Now, Logger: t.o.Logger,
+		Log: records{t.store, t}, Signer: signer, Tenants: t.tenants, Interval: c.Audit.Checkpoint.D(), Now: t.o.Now, Logger: t.o.Logger,
 	})
 	if t.webhooks, err = t.openWebhooks(); err != nil {
 		return err

@@ -186,6 +186,7 @@ func (g *group) commit(batch []*op) {
 		timedOut := ctx.Err() != nil
 		cancel()
 		if err == nil {
+			g.s.o.Observer.StoreBatch(len(batch))
 			for i, o := range batch {
 				o.done <- results[i]
 			}
@@ -200,6 +201,7 @@ func (g *group) commit(batch []*op) {
 		err, again := g.s.judge(context.Background(), err, timedOut)
 		switch {
 		case again && g.pause(jitter(pause)):
+			g.s.o.Observer.StoreRetry()
 			pause = min(2*pause, maxPause)
 			continue
 		case again:

@@ -45,6 +45,7 @@ func (s *Store) retry(ctx context.Context, what string, f func(context.Context) 
 			}
 			return wrap(what, fmt.Errorf("%w: for %v: %w", ErrUnavailable, s.o.RetryFor, err))
 		}
+		s.o.Observer.StoreRetry()
 		pause = min(2*pause, maxPause)
 	}
 }

@@ -69,7 +69,22 @@ type Options struct {
 	// AuditRetention is how long audit entries are kept at least; 0: for ever.
 	// What is older goes up to the last signed checkpoint before it.
 	AuditRetention time.Duration
+	// Observer, where it is not nil, is told what the database costs.
+	Observer Observer
 }
+
+// Observer counts. It is called concurrently.
+type Observer interface {
+	// StoreRetry: an operation is tried again after a transient failure.
+	StoreRetry()
+	// StoreBatch: n records were committed together.
+	StoreBatch(n int)
+}
+
+type noObserver struct{}
+
+func (noObserver) StoreRetry()    {}
+func (noObserver) StoreBatch(int) {}
 
 const (
 	defaultConns = 16
@@ -89,6 +104,9 @@ func (o *Options) defaults() error {
 	}
 	if o.MaxConns == 0 {
 		o.MaxConns = defaultConns
+	}
+	if o.Observer == nil {
+		o.Observer = noObserver{}
 	}
 	o.MaxConns = max(o.MaxConns, 2) // the batching writer holds one while others read
 	if o.RetryFor == 0 {
