@@ -18,7 +18,6 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/evaluation"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
-	"github.com/coffer-project/coffer/internal/trustee/metrics"
 	"github.com/coffer-project/coffer/internal/trustee/plugin"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/pki"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/resources"
@@ -41,8 +40,7 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 		return err
 	}
 	t.closeKEK = closeKEK
-	t.metrics = metrics.New(metrics.Options{Version: t.o.Build, Plugins: []string{"pki"}, Now: t.o.Now, Logger: t.o.Logger})
-	so.Observer = t.metrics
+	so.Observer = observer{t.metrics}
 	if t.store, err = store.Open(ctx, so); err != nil {
 		return err
 	}
@@ -84,11 +82,10 @@ func (t *Trustee) observe(ctx context.Context) (err error) {
 	t.limiter, err = ratelimit.New(ratelimit.Options{
 		Rate: c.Limits.Rate, Burst: c.Limits.Burst, Concurrent: c.Limits.Concurrent, MaxClients: c.Limits.Clients, Now: t.o.Now,
 	})
-	if err != nil {
-		return err
+	if err == nil {
+		t.metrics.RateLimitClients(t.limiter.Clients)
 	}
-	t.metrics.RateLimitClients(t.limiter.Clients)
-	return nil
+	return err
 }
 
 // sessionKeyName is where the store keeps the key that seals cookies.
@@ -112,6 +109,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	backend = counted{backend, t.metrics}
 	if t.plugins, err = t.openPlugins(backend); err != nil {
 		return err
 	}

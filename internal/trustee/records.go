@@ -13,7 +13,6 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
-	"github.com/coffer-project/coffer/internal/trustee/metrics"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/internal/trustee/webhook"
@@ -28,17 +27,15 @@ type records struct {
 }
 
 func (r records) Finish(ctx context.Context, t tenant.Name, f store.Finished, x audit.Record) error {
-	start := r.t.o.Now()
-	return r.noted("finish", start, x, r.Store.Finish(ctx, t, f, x))
+	return r.noted(x, r.Store.Finish(ctx, t, f, x))
 }
 
 func (r records) Append(ctx context.Context, t tenant.Name, x audit.Record) (audit.Entry, error) {
-	start := r.t.o.Now()
 	e, err := r.Store.Append(ctx, t, x)
-	return e, r.noted("append", start, x, err)
+	return e, r.noted(x, err)
 }
 
-// SaveCheckpoint is the Checkpointer's.
+// SaveCheckpoint notes when the last one was made.
 func (r records) SaveCheckpoint(ctx context.Context, t tenant.Name, seq int64, jws string, at time.Time) error {
 	err := r.Store.SaveCheckpoint(ctx, t, seq, jws, at)
 	if err == nil {
@@ -47,26 +44,12 @@ func (r records) SaveCheckpoint(ctx context.Context, t tenant.Name, seq int64, j
 	return err
 }
 
-func (r records) noted(operation string, start time.Time, x audit.Record, err error) error {
-	m := r.t.metrics
-	took := r.t.o.Now().Sub(start)
+func (r records) noted(x audit.Record, err error) error {
 	if err != nil {
-		m.Store(operation, metrics.Failed, took)
-		m.AuditFailure()
+		r.t.metrics.AuditFailure()
 		return err
 	}
-	m.Store(operation, metrics.OK, took)
-	m.AuditRecord(x.Kind, x.Granted)
-	outcome := metrics.Denied
-	if x.Granted {
-		outcome = metrics.OK
-	}
-	switch x.Action {
-	case "resource.set":
-		m.ResourceWrite(outcome)
-	case "resource.delete":
-		m.ResourceDelete(outcome)
-	}
+	r.t.metrics.AuditRecord(x.Kind, x.Granted)
 	if r.t.webhooks != nil {
 		r.t.webhooks.Wake()
 	}

@@ -190,7 +190,6 @@ func (b *Broker) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		e = problem.New(http.StatusMethodNotAllowed, problem.InvalidPath, "method %s: expected POST", clip(r.Method))
 	case path == kbs.AuthPath:
 		doc, e = b.auth(w, r)
-		b.o.Metrics.Auth(outcome(e))
 	default:
 		doc, e = b.attest(w, r)
 	}

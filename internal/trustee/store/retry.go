@@ -19,8 +19,11 @@ const (
 // retry runs f until it succeeds, fails for good, or [Options.RetryFor] is
 // over. With PostgreSQL f gets half of that time for one try: a connection
 // that answers nothing leaves time for another. A file always answers, and
-// what it takes long for, as a migration, is not begun again.
-func (s *Store) retry(ctx context.Context, what string, f func(context.Context) error) error {
+// what it takes long for, as a migration, is not begun again. kind is for
+// counting, what for people.
+func (s *Store) retry(ctx context.Context, kind, what string, f func(context.Context) error) (err error) {
+	start := time.Now()
+	defer func() { s.o.Observer.Operation(kind, time.Since(start), err) }()
 	all, cancel := context.WithTimeout(ctx, s.o.RetryFor)
 	defer cancel()
 	pause := firstPause
@@ -39,13 +42,13 @@ func (s *Store) retry(ctx context.Context, what string, f func(context.Context) 
 		if !again {
 			return wrap(what, err)
 		}
+		s.o.Observer.Retry()
 		if !sleep(all, jitter(pause)) {
 			if ctx.Err() != nil {
 				return wrap(what, ctx.Err())
 			}
 			return wrap(what, fmt.Errorf("%w: for %v: %w", ErrUnavailable, s.o.RetryFor, err))
 		}
-		s.o.Observer.StoreRetry()
 		pause = min(2*pause, maxPause)
 	}
 }
@@ -200,7 +203,7 @@ func (s *Store) get(ctx context.Context, what, stmt string, args []any, dest ...
 }
 
 func (s *Store) reading(ctx context.Context, what string, f func(context.Context) error) error {
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "read", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.read)
 		return f(ctx)
 	})
@@ -212,7 +215,7 @@ func (s *Store) reading(ctx context.Context, what string, f func(context.Context
 // of f rolls back.
 func (s *Store) tx(ctx context.Context, what string, f func(context.Context, conn) error) error {
 	var last string // PostgreSQL's name of a transaction whose outcome is unknown
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "write", what, func(ctx context.Context) error {
 		if last != "" {
 			committed, err := s.outcome(ctx, last)
 			if err != nil || committed {

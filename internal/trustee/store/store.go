@@ -69,22 +69,25 @@ type Options struct {
 	// AuditRetention is how long audit entries are kept at least; 0: for ever.
 	// What is older goes up to the last signed checkpoint before it.
 	AuditRetention time.Duration
-	// Observer, where it is not nil, is told what the database costs.
+	// Observer is told what the database is asked for and how that goes; may be nil.
 	Observer Observer
 }
 
-// Observer counts. It is called concurrently.
+// Observer counts. Its methods are called by many at once and must not block.
 type Observer interface {
-	// StoreRetry: an operation is tried again after a transient failure.
-	StoreRetry()
-	// StoreBatch: n records were committed together.
-	StoreBatch(n int)
+	// Operation is one "read", "write" or "append", retries included.
+	Operation(kind string, took time.Duration, err error)
+	// Retry is a try that failed and will be made again.
+	Retry()
+	// Batch is how many records one commit held.
+	Batch(records int)
 }
 
-type noObserver struct{}
+type nobody struct{}
 
-func (noObserver) StoreRetry()    {}
-func (noObserver) StoreBatch(int) {}
+func (nobody) Operation(string, time.Duration, error) {}
+func (nobody) Retry()                                 {}
+func (nobody) Batch(int)                              {}
 
 const (
 	defaultConns = 16
@@ -92,6 +95,9 @@ const (
 )
 
 func (o *Options) defaults() error {
+	if o.Observer == nil {
+		o.Observer = nobody{}
+	}
 	switch {
 	case o.KEK == nil:
 		return errors.New("store: Options.KEK is required")
@@ -104,9 +110,6 @@ func (o *Options) defaults() error {
 	}
 	if o.MaxConns == 0 {
 		o.MaxConns = defaultConns
-	}
-	if o.Observer == nil {
-		o.Observer = noObserver{}
 	}
 	o.MaxConns = max(o.MaxConns, 2) // the batching writer holds one while others read
 	if o.RetryFor == 0 {
