@@ -177,8 +177,8 @@ func (t *Trustee) RootPEM() []byte { return t.rootPEM }
 // nil where the configuration names others.
 func (t *Trustee) AdminKey() ed25519.PrivateKey { return t.adminKey }
 
-// Run serves until ctx ends, lets requests under way finish, and closes the
-// trustee. It returns nil after an orderly end.
+// Run serves until ctx ends and limits.drain_delay has passed, lets requests
+// under way finish, and closes the trustee. It returns nil after an orderly end.
 func (t *Trustee) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -203,6 +203,10 @@ func (t *Trustee) Run(ctx context.Context) error {
 		servers--
 		err = fmt.Errorf("trustee: %w", err)
 	case <-ctx.Done():
+		if failure := t.linger(failed); failure != nil {
+			servers--
+			err = fmt.Errorf("trustee: %w", failure)
+		}
 	}
 	err = errors.Join(err, t.drain(context.WithoutCancel(ctx)))
 	for range servers {
@@ -214,6 +218,21 @@ func (t *Trustee) Run(ctx context.Context) error {
 	stop()
 	tasks.Wait()
 	return errors.Join(err, t.Close())
+}
+
+// linger serves on while /readyz tells load balancers to go elsewhere: what
+// they have sent here by then must find somebody who listens. It returns early
+// with a server's failure.
+func (t *Trustee) linger(failed <-chan error) error {
+	t.draining.Store(true)
+	delay := time.NewTimer(t.o.Config.Limits.DrainDelay.D())
+	defer delay.Stop()
+	select {
+	case <-delay.C:
+		return nil
+	case err := <-failed:
+		return err
+	}
 }
 
 // drain refuses new connections and lets requests under way finish.
