@@ -39,9 +39,13 @@ func Check(ctx context.Context, o Options) error {
 	note("tracing.headers_file", err)
 	for _, w := range c.Webhooks {
 		endpoint, err := endpoint(w)
-		note("webhook "+w.Name, err)
-		if err == nil {
-			note("webhook", endpoint.Check())
+		if err != nil {
+			err = fmt.Errorf("webhook %q: %w", w.Name, err)
+		} else {
+			err = endpoint.Check() // names it
+		}
+		if err != nil {
+			errs = append(errs, err)
 		}
 	}
 	if c.TLS.Certificate != "" {

@@ -64,7 +64,7 @@ func (t *Trustee) openWebhooks() (*webhook.Notifier, error) {
 	for _, c := range t.o.Config.Webhooks {
 		e, err := endpoint(c)
 		if err != nil {
-			return nil, fmt.Errorf("webhook %s: %w", c.Name, err)
+			return nil, fmt.Errorf("webhook %q: %w", c.Name, err)
 		}
 		endpoints = append(endpoints, e)
 	}
