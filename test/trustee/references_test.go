@@ -187,5 +187,5 @@ tenant = "*"
 	_, err = a.SetPolicy(t.Context(), admin.PolicyAttestation, "other_cpu", wrong)
 	refused(t, err, http.StatusBadRequest, "site_b")
 	err = a.SetReferenceValue(t.Context(), admin.ReferenceValue{Name: "site_b", Values: []any{7}})
-	refused(t, err, http.StatusBadRequest, "site_b")
+	refused(t, err, http.StatusConflict, "site_b")
 }

@@ -2,7 +2,6 @@ package tests
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -77,9 +76,7 @@ func TestAttestationService(t *testing.T) {
 	base := "https://" + s.service
 	client := s.http()
 	b64 := base64.RawURLEncoding.EncodeToString
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(s.root)
-	conn, err := grpc.NewClient(s.service, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13})))
+	conn, err := grpc.NewClient(s.service, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots(s.root), MinVersion: tls.VersionTLS13})))
 	if err != nil {
 		t.Fatal(err)
 	}
