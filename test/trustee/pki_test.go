@@ -13,6 +13,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"os"
 	"strings"
 	"testing"
 
@@ -147,7 +148,7 @@ func TestPKI(t *testing.T) {
 		t.Error("a private key is in the log")
 	}
 	// The authority outlives the process.
-	s.signal(kill)
+	s.signal(os.Kill)
 	s = launch(t, the.plain, dir, pkiConfig)
 	v, err = s.good("").Resource(t.Context(), uri(t, "kbs+pki:///ca"))
 	s.must(err)

@@ -80,7 +80,7 @@ tenant = "*"
 	// A handshake by hand, for its cookie and nonce.
 	x := s.do(plain, "POST", "/kbs/v0/auth", "", `{"version":"0.4.0","tee":"snp","extra-params":""}`)
 	cookie := (&http.Response{Header: x.header}).Cookies()[0].Value
-	req, err := http.NewRequestWithContext(t.Context(), "POST", s.url+"/kbs/v0/attest", strings.NewReader(`{"oops":"`+content+`"}`))
+	req, err := http.NewRequestWithContext(t.Context(), http.MethodPost, s.url+"/kbs/v0/attest", strings.NewReader(`{"oops":"`+content+`"}`))
 	s.must(err)
 	req.AddCookie(&http.Cookie{Name: kbs.SessionCookie, Value: cookie})
 	resp, err := plain.Do(req)

@@ -8,14 +8,11 @@ import (
 	"encoding/pem"
 	"net/http"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
 )
-
-const kill = syscall.SIGKILL
 
 func hexOf(b []byte) string { return hex.EncodeToString(b) }
 
@@ -97,8 +94,8 @@ func TestTenants(t *testing.T) {
 			return len(l), err
 		},
 		"administrators": func() (int, error) {
-			n, l, err := 0, []admin.Administrator(nil), error(nil)
-			l, err = bravo.Admins(t.Context())
+			n := 0
+			l, err := bravo.Admins(t.Context())
 			for _, x := range l {
 				if strings.HasPrefix(x.Name, "acme") {
 					n++

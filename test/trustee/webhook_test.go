@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"path/filepath"
 	"sync"
 	"testing"
@@ -85,7 +86,7 @@ events = ["attestation.failed", "resource.denied"]
 	}
 	fail()
 	s.check("")
-	s.signal(kill)
+	s.signal(os.Kill)
 	s = launch(t, the.plain, dir, extra)
 	fail()
 	_, err = s.good("").Resource(t.Context(), uri(t, "kbs:///other/key/1"))
