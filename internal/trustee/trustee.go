@@ -130,6 +130,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 		return nil, fmt.Errorf("trustee: %w", err)
 	}
 	t := &Trustee{o: o, started: o.Now()}
+	t.metrics = metrics.New(metrics.Options{Version: o.Build, Plugins: []string{"pki"}, Now: o.Now, Logger: o.Logger})
 	t.close = sync.OnceValue(t.shut)
 	defer func() {
 		if err != nil {
@@ -145,7 +146,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	for _, w := range o.Config.Warnings() {
 		o.Logger.WarnContext(ctx, "the configuration relaxes security", "warning", w)
 	}
-	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", o.Config.StateDir, "database", t.store.Kind())
+	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "service", t.ServiceAddr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
 }
 

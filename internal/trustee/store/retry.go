@@ -21,8 +21,11 @@ const (
 // retry runs f until it succeeds, fails for good, or [Options.RetryFor] is
 // over. With PostgreSQL f gets half of that time for one try: a connection
 // that answers nothing leaves time for another. A file always answers, and
-// what it takes long for, as a migration, is not begun again.
-func (s *Store) retry(ctx context.Context, what string, f func(context.Context) error) error {
+// what it takes long for, as a migration, is not begun again. kind is for
+// counting, what for people.
+func (s *Store) retry(ctx context.Context, kind, what string, f func(context.Context) error) (err error) {
+	start := time.Now()
+	defer func() { s.o.Observer.Operation(kind, time.Since(start), err) }()
 	all, cancel := context.WithTimeout(ctx, s.o.RetryFor)
 	defer cancel()
 	pause := firstPause
@@ -41,6 +44,7 @@ func (s *Store) retry(ctx context.Context, what string, f func(context.Context) 
 		if !again {
 			return wrap(what, err)
 		}
+		s.o.Observer.Retry()
 		if !sleep(all, jitter(pause)) {
 			if ctx.Err() != nil {
 				return wrap(what, ctx.Err())
@@ -201,7 +205,7 @@ func (s *Store) get(ctx context.Context, what, stmt string, args []any, dest ...
 }
 
 func (s *Store) reading(ctx context.Context, what string, f func(context.Context) error) error {
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "read", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.read)
 		return f(ctx)
 	})
@@ -238,7 +242,7 @@ func (s *Store) tx(ctx context.Context, what string, f func(context.Context, con
 
 // again is [Store.tx] for what does no harm when it is done twice.
 func (s *Store) again(ctx context.Context, what string, f func(context.Context, conn) error) error {
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "write", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.write)
 		tx, err := s.write.BeginTx(ctx, nil)
 		if err != nil {

@@ -125,7 +125,7 @@ func (a *Authority) Verify(ctx context.Context, t tenant.Name, compact string) (
 	}
 	sig, err := jose.ParseSignedCompact(compact, algorithms())
 	if err != nil {
-		return nil, nil, fmt.Errorf("token: is no signed JWT of an algorithm that is accepted: %.256s", err)
+		return nil, nil, fmt.Errorf("token: is no signed JWT of an algorithm that is accepted: %.256s", err.Error())
 	}
 	// Read before the signature is checked, and used for nothing but to find
 	// out whose keys have to check it.

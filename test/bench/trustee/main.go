@@ -25,13 +25,13 @@ import (
 
 // Targets.
 const (
-	minRate      = 0.70     // of the bare server's
-	maxAppraisal = 0.3      // ms beyond signature checks
-	maxGrowth    = 1.15     // from 1 to 10,000 reference values and resources
-	maxP99       = 2.0      // of a GET, from an empty store to a million resources
-	maxResident  = 128      // MiB
-	maxStart     = 300      // ms
-	many         = 10_000   // reference values and resources
+	minRate      = 0.70   // of the bare server's
+	maxAppraisal = 0.3    // ms beyond signature checks
+	maxGrowth    = 1.15   // from 1 to 10,000 reference values and resources
+	maxP99       = 2.0    // of a GET, from an empty store to a million resources
+	maxResident  = 128    // MiB
+	maxStart     = 300    // ms
+	many         = 10_000 // reference values and resources
 	million      = 1_000_000
 )
 
