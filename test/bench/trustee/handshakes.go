@@ -55,6 +55,7 @@ func (b *bench) handshakes(ctx context.Context) (err error) {
 			b.report.Add(name+"/wall", median(each(side.runs, func(r sample) float64 { return ms(r.wall) / float64(r.n) })), "ms", "")
 			b.report.Add(name+"/user", median(each(side.runs, func(r sample) float64 { return ms(r.user) / float64(r.n) })), "ms", "")
 			b.report.Add(name+"/system", median(each(side.runs, func(r sample) float64 { return ms(r.system) / float64(r.n) })), "ms", "")
+			b.report.Add(name+"/clients", median(each(side.runs, func(r sample) float64 { return ms(r.client) / float64(r.n) })), "ms", "")
 		}
 	}
 	return nil

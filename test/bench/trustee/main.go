@@ -81,7 +81,7 @@ func run(ctx context.Context) (err error) {
 	for _, step := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"handshakes", b.handshakes}} {
+	}{{"handshakes", b.handshakes}, {"appraisal", b.appraisal}, {"growth", b.growth}, {"large", b.large}} {
 		if *only != "" && *only != step.name {
 			continue
 		}
