@@ -48,6 +48,16 @@ bin/%: $(SOURCES) build/sources | check-go
 	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
 	@touch $@
 
+# PKCS#11 modules are shared libraries, which takes cgo: a trustee for hardware
+# security modules is a program of its own, linked to the machine's C library.
+.PHONY: build-pkcs11
+build-pkcs11: bin/coffer-trustee-pkcs11 ## Build bin/coffer-trustee-pkcs11, a trustee that can use hardware security modules
+
+bin/coffer-trustee-pkcs11: $(SOURCES) build/sources | check-go
+	@echo "building $@" >&2
+	@CGO_ENABLED=1 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/coffer-trustee >&2
+	@touch $@
+
 # The list of them, written anew only when it changes: a file that is gone is no
 # prerequisite any more, but makes another program.
 build/sources: FORCE
@@ -75,7 +85,7 @@ demo: deps-demo build guest-image ## Show an attested pod, and the host's attack
 	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
 
 .PHONY: test
-test: deps build guest-image ## Lint, unit tests and end-to-end tests in virtual machines
+test: deps build build-pkcs11 guest-image ## Lint, unit tests and end-to-end tests in virtual machines
 	@GO=$(GO) LINT=$(LINT) $(TEST_ENV) scripts/test >&2
 
 .PHONY: lint
@@ -91,8 +101,8 @@ $(LINT): tools/go.mod tools/go.sum | check-go
 test: $(LINT)
 
 .PHONY: generate
-generate: deps ## Generate Go code anew from internal/agentapi/agent.proto
-	@$(GO) generate ./internal/agentapi >&2
+generate: deps ## Generate Go code anew from the .proto files
+	@$(GO) generate ./internal/agentapi ./internal/trustee/api/... >&2
 
 .PHONY: update-lock
 update-lock: build deps-demo ## Take Debian's newest packages for the guest image and rewrite its lock file

@@ -74,12 +74,18 @@ func (a *app) serve() *cobra.Command {
 	return &cobra.Command{
 		Use:   "serve --config FILE",
 		Short: "Serve until interrupted; requests under way may finish",
-		Args:  cobra.NoArgs,
+		Long: `Serve until SIGINT or SIGTERM; requests under way may finish (limits.drain).
+SIGHUP reads the certificate files again.`,
+		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			o, err := a.options()
 			if err != nil {
 				return err
 			}
+			reload := make(chan os.Signal, 1)
+			signal.Notify(reload, syscall.SIGHUP)
+			defer signal.Stop(reload)
+			o.Reload = reload
 			t, err := trustee.New(cmd.Context(), o)
 			if err != nil {
 				return err

@@ -36,7 +36,7 @@ func (t *Trustee) openAdmin(backend resource.Backend, appraiser *appraisal.Engin
 		},
 		CheckAttestationPolicy: appraiser.CheckPolicy, CheckReference: appraiser.CheckReference,
 		BuiltInPolicy: builtIn, PolicyText: decider.PolicyText, Explain: replay,
-		Provenance: t.provenance(), Plugin: t.administerPlugin,
+		Provenance: t.parseProvenance, Plugin: t.administerPlugin,
 		AuditKeys: func(context.Context) (json.RawMessage, error) { return json.Marshal(signer.Keys()) },
 		Checkpoint: func(ctx context.Context, n tenant.Name) (admin.Checkpoint, error) {
 			p, jws, err := t.checkpointer.Checkpoint(ctx, n)

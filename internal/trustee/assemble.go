@@ -126,6 +126,9 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	if t.webhooks, err = t.openWebhooks(); err != nil {
 		return err
 	}
+	if t.signers, err = openSigners(c.References); err != nil {
+		return err
+	}
 	t.broker, err = broker.New(broker.Options{
 		Store: records{t.store, t}, Sessions: sessions, Evaluator: evaluator, Decider: decider, Tokens: t.tokens, Plugins: t.plugins,
 		TEEs: slices.Sorted(maps.Keys(t.o.Verifiers)), Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(),

@@ -8,11 +8,13 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/trustee/adminapi"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/kbs"
 )
 
 // Timeouts of connections; a request's own is configured.
@@ -38,13 +40,16 @@ func (t *Trustee) newServer(h http.Handler) *http.Server {
 // administration below /admin/v1, both also below /tenants/NAME; token keys
 // below /.well-known; /healthz, /readyz and /metrics.
 func (t *Trustee) Handler() http.Handler {
-	h := http.Handler(http.HandlerFunc(t.serve))
-	h = ratelimit.Middleware{
+	h := t.unlimited(t.limited(http.HandlerFunc(t.serve)))
+	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+}
+
+// limited refuses clients that ask for too much.
+func (t *Trustee) limited(next http.Handler) http.Handler {
+	return ratelimit.Middleware{
 		Limiter: t.limiter, Client: listener.ClientAddr, Logger: t.o.Logger,
 		Rejected: func(r ratelimit.Reason) { t.metrics.RateLimited(string(r)) },
-	}.HTTP(h)
-	h = t.unlimited(h)
-	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+	}.HTTP(next)
 }
 
 // unlimited answers health checks before any limit: a client that floods the
@@ -84,25 +89,29 @@ func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
 		t.fail(w, r, noTenant())
 		return
 	}
-	if name == tenant.Default {
-		if h := t.global(path); h != nil {
-			t.get(w, r, h)
-			return
-		}
-	} else if e := t.enter(r.Context(), name); e != nil {
-		t.fail(w, r, e)
+	if h := t.global(path); h != nil && name == tenant.Default {
+		t.get(w, r, h)
 		return
 	}
 	inner := r.WithContext(tenant.With(r.Context(), name))
 	u := *r.URL
 	u.Path, u.RawPath = path, ""
 	inner.URL = &u
-	switch {
-	case t.broker.Handles(inner):
-		t.broker.ServeHTTP(w, inner)
-	case t.isAdmin(path):
+	guest := t.broker.Handles(inner)
+	if !guest && t.isAdmin(path) {
+		// It finds out about the tenant for itself, lest it tell a stranger
+		// which ones there are.
 		t.admin.ServeHTTP(w, inner)
-	case strings.HasPrefix(path, "/kbs/v0/"):
+		return
+	}
+	if e := t.enter(r.Context(), name); e != nil {
+		t.fail(w, r, e)
+		return
+	}
+	switch {
+	case guest:
+		t.broker.ServeHTTP(w, inner)
+	case strings.HasPrefix(path, kbs.PathPrefix+"/"):
 		t.fail(w, r, problem.New(http.StatusNotFound, problem.PluginNotFound, "no such plugin"))
 	default:
 		t.fail(w, r, problem.New(http.StatusNotFound, problem.InvalidPath, "no such path"))
@@ -128,6 +137,9 @@ func noTenant() *problem.Error {
 
 // enter makes sure that the tenant exists and is enabled.
 func (t *Trustee) enter(ctx context.Context, name tenant.Name) *problem.Error {
+	if name == tenant.Default {
+		return nil // it always is
+	}
 	_, err := t.store.Generation(ctx, name)
 	switch {
 	case errors.Is(err, store.ErrNoTenant):
@@ -140,19 +152,14 @@ func (t *Trustee) enter(ctx context.Context, name tenant.Name) *problem.Error {
 
 // isAdmin names the paths of administration.
 func (t *Trustee) isAdmin(path string) bool {
-	if strings.HasPrefix(path, "/admin/v1/") {
+	if adminapi.Handles(path) {
 		return true
 	}
-	rest, ok := strings.CutPrefix(path, "/kbs/v0/")
-	if !ok {
-		return false
-	}
+	rest, ok := strings.CutPrefix(path, kbs.PathPrefix+"/")
 	first, _, _ := strings.Cut(rest, "/")
-	switch first {
-	case "resource", "resource-policy", "attestation-policy", "reference-value":
-		return true
+	if ok {
+		_, ok = t.plugins.Get(first)
 	}
-	_, ok = t.plugins.Get(first)
 	return ok
 }
 
@@ -169,10 +176,6 @@ func (t *Trustee) fail(w http.ResponseWriter, r *http.Request, e *problem.Error)
 	problem.Write(r.Context(), t.o.Logger, w, e)
 }
 
-// readyTimeout bounds the question whether the database answers, which is
-// asked without the patience that requests have.
-const readyTimeout = 2 * time.Second
-
 // ready is 200 where requests can be served: the database answers, and no stop
 // is under way.
 func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
@@ -180,14 +183,18 @@ func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
 		t.fail(w, r, problem.Busy(problem.Storage, "the trustee is stopping"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
-	defer cancel()
-	err := t.store.Ping(ctx)
-	t.metrics.StoreUp(err == nil)
+	err, asked := t.readiness.check(r.Context(), t.store.Ping, t.o.Now)
+	if asked {
+		t.metrics.StoreUp(err == nil)
+	}
 	if err != nil {
 		e := problem.Busy(problem.Storage, "the database does not answer")
-		e.Cause = err
-		t.fail(w, r, e)
+		if asked {
+			e.Cause = err
+			t.fail(w, r, e)
+			return
+		}
+		problem.JSON(w, e.Status, e.Info) // it is in the log
 		return
 	}
 	w.WriteHeader(http.StatusOK)

@@ -20,6 +20,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -55,6 +56,8 @@ type Options struct {
 	Rand io.Reader
 	// Build names the program in tokens; empty: "coffer-trustee devel".
 	Build string
+	// Reload, where it is not nil, has the certificate files read again at once.
+	Reload <-chan os.Signal
 }
 
 // defaults completes the options.
@@ -102,7 +105,10 @@ type Trustee struct {
 	metrics      *metrics.Metrics
 	tracing      *tracing.Tracing
 	limiter      *ratelimit.Limiter
-	closers      []func() error
+	signers      signers
+	// background run beside the servers, closers when all is over.
+	background []func(context.Context) error
+	closers    []func() error
 
 	adminKey ed25519.PrivateKey
 	rootPEM  []byte
@@ -113,6 +119,7 @@ type Trustee struct {
 	serviceListener net.Listener
 	service         *http.Server
 	draining        atomic.Bool
+	readiness       readiness
 	close           func() error
 }
 
@@ -227,9 +234,9 @@ func (t *Trustee) drain(ctx context.Context) error {
 
 // tasks run beside the servers until they are stopped.
 func (t *Trustee) tasks() []func(context.Context) error {
-	out := []func(context.Context) error{t.store.Run, t.checkpointer.Run}
+	out := append([]func(context.Context) error{t.store.Run, t.checkpointer.Run}, t.background...)
 	if t.tls != nil {
-		out = append(out, func(ctx context.Context) error { return t.tls.Run(ctx, nil) })
+		out = append(out, func(ctx context.Context) error { return t.tls.Run(ctx, t.o.Reload) })
 	}
 	if t.webhooks != nil {
 		out = append(out, t.webhooks.Run)

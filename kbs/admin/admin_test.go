@@ -214,7 +214,7 @@ func (tr *trustee) checkToken(t *testing.T) {
 		}
 		decoded[i] = b
 	}
-	if string(decoded[0]) != `{"alg":"EdDSA","typ":"JWT"}` {
+	if string(decoded[0]) != `{"alg":"EdDSA","typ":"JWT","kid":"`+KeyID(tr.key.Public().(ed25519.PublicKey))+`"}` {
 		t.Errorf("header %s", decoded[0])
 	}
 	want := `{"iss":"coffer","sub":"admin","aud":["KBS"],"role":"admin","iat":1788263940,"exp":1788264300}`

@@ -3,9 +3,11 @@ package admin
 import (
 	"context"
 	"crypto/ed25519"
+	"crypto/sha256"
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -76,9 +78,12 @@ type Options struct {
 // Client administers one tenant of a trustee. It is safe for concurrent use.
 // Its methods return *kbs.StatusError where the trustee refuses.
 type Client struct {
-	http    *transport
-	source  func(ctx context.Context) (string, error)
-	key     ed25519.PrivateKey
+	http   *transport
+	source func(ctx context.Context) (string, error)
+	key    ed25519.PrivateKey
+	// header is that of tokens: it names the key, to spare the trustee trying
+	// all it knows.
+	header  string
 	subject string
 	role    string
 	now     func() time.Time
@@ -115,7 +120,21 @@ func New(opts Options) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kbs admin: %w", err)
 	}
-	return &Client{http: hc, source: opts.TokenSource, key: opts.Key, subject: opts.Subject, role: opts.Role, now: opts.Now}, nil
+	c := &Client{http: hc, source: opts.TokenSource, key: opts.Key, subject: opts.Subject, role: opts.Role, now: opts.Now}
+	if opts.TokenSource != nil {
+		return c, nil
+	}
+	if pub, ok := opts.Key.Public().(ed25519.PublicKey); ok {
+		c.header = `{"alg":"EdDSA","typ":"JWT","kid":"` + KeyID(pub) + `"}`
+	}
+	return c, nil
+}
+
+// KeyID is the id of an administrator's key: the first 16 bytes of its SHA-256
+// in hexadecimal.
+func KeyID(key ed25519.PublicKey) string {
+	sum := sha256.Sum256(key)
+	return hex.EncodeToString(sum[:16])
 }
 
 // Close closes idle connections.
@@ -275,6 +294,6 @@ func (c *Client) token(ctx context.Context) (string, error) {
 		return "", err
 	}
 	b64 := base64.RawURLEncoding
-	signed := b64.EncodeToString([]byte(`{"alg":"EdDSA","typ":"JWT"}`)) + "." + b64.EncodeToString(claims)
+	signed := b64.EncodeToString([]byte(c.header)) + "." + b64.EncodeToString(claims)
 	return signed + "." + b64.EncodeToString(ed25519.Sign(c.key, []byte(signed))), nil
 }

@@ -7,8 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-
-	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
 // Admins lists the keys that may administer the tenant.
@@ -38,7 +36,7 @@ func (c *Client) Tenants(ctx context.Context) ([]Tenant, error) {
 
 // CreateTenant makes a tenant.
 func (c *Client) CreateTenant(ctx context.Context, name, description string) error {
-	if _, err := tenant.Parse(name); err != nil {
+	if err := checkTenant(name); err != nil {
 		return fmt.Errorf("kbs admin: %w", err)
 	}
 	return c.send(ctx, http.MethodPost, TenantsPath, NewTenant{Name: name, Description: description})
@@ -46,11 +44,10 @@ func (c *Client) CreateTenant(ctx context.Context, name, description string) err
 
 // SetTenantEnabled switches a tenant on or off; nothing of it is lost.
 func (c *Client) SetTenantEnabled(ctx context.Context, name string, enabled bool) error {
-	n, err := tenant.Parse(name)
-	if err != nil {
+	if err := checkTenant(name); err != nil {
 		return fmt.Errorf("kbs admin: %w", err)
 	}
-	return c.send(ctx, http.MethodPatch, TenantsPath+"/"+string(n), TenantChange{Enabled: enabled})
+	return c.send(ctx, http.MethodPatch, TenantsPath+"/"+name, TenantChange{Enabled: enabled})
 }
 
 // TokenKeys lists the keys of attestation tokens, the signing one first.

@@ -13,7 +13,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/internal/brokerhttp"
 )
@@ -42,13 +41,11 @@ func newTransport(o Options, roots *x509.CertPool) (*transport, error) {
 		return nil, err
 	}
 	base := strings.TrimRight(o.URL, "/")
-	if o.Tenant != "" {
-		name, err := tenant.Parse(o.Tenant)
-		if err != nil {
-			return nil, err
-		}
-		base += name.Prefix()
+	prefix, err := tenantPrefix(o.Tenant)
+	if err != nil {
+		return nil, err
 	}
+	base += prefix
 	dial := o.DialContext
 	if dial == nil {
 		dial = (&net.Dialer{Timeout: dialTimeout}).DialContext

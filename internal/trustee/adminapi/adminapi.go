@@ -133,10 +133,12 @@ type Credentials struct {
 	TLS *tls.ConnectionState
 	// Client is the network address, for the record.
 	Client string
+	// request is the method and path, for the record.
+	request string
 }
 
 func (a *API) credentials(r *http.Request) Credentials {
-	c := Credentials{TLS: r.TLS, Client: a.o.ClientAddr(r)}
+	c := Credentials{TLS: r.TLS, Client: a.o.ClientAddr(r), request: clip(r.Method+" "+r.URL.Path, maxRequest)}
 	// More than one header could be read in two ways.
 	if h := r.Header.Values("Authorization"); len(h) == 1 {
 		c.Bearer, _ = strings.CutPrefix(h[0], "Bearer ")
@@ -176,7 +178,7 @@ func (a *API) enter(ctx context.Context, c Credentials, t tenant.Name, what stri
 	// belongs to it is worth a record.
 	if a.o.Auth.RequireClientCertificate && (c.TLS == nil || len(c.TLS.VerifiedChains) == 0) {
 		e := problem.New(http.StatusForbidden, problem.AdminAccess,
-			"administrators must present a client certificate of the configured authority (tls.client_ca), got a token only")
+			"administrators must present a client certificate of the configured authority beside the token, got none that was verified")
 		a.refused(ctx, *who, c, t, what, e)
 		return nil, e
 	}
@@ -296,6 +298,8 @@ func storeProblem(err error) *problem.Error {
 		return problem.New(http.StatusInsufficientStorage, problem.Limit, "%v", err)
 	case errors.Is(err, store.ErrNoTenant):
 		return problem.New(http.StatusNotFound, problem.InvalidPath, "no such tenant")
+	case errors.Is(err, store.ErrConflict):
+		return problem.New(http.StatusConflict, problem.Storage, "somebody else has changed it in the meantime: look again and repeat")
 	case errors.Is(err, resource.ErrReadOnly):
 		return problem.New(http.StatusConflict, problem.Storage, "%v", resource.ErrReadOnly)
 	case errors.Is(err, store.ErrUnavailable):

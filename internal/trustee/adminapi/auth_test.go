@@ -78,14 +78,12 @@ func TestHeader(t *testing.T) {
 			t.Errorf("%s: %d %s", name, got.status, got.body)
 		}
 	}
-	r := reply{}
 	for _, values := range [][]string{{"Bearer " + good, "Bearer " + good}, {"Basic " + good}, {good}, {"bearer " + good}} {
-		r = e.raw(http.Header{"Authorization": values})
-		if r.status != 401 {
+		if r := e.raw(http.Header{"Authorization": values}); r.status != 401 {
 			t.Errorf("%.20s: %d", values, r.status)
 		}
 	}
-	if r = e.raw(http.Header{"Authorization": {"Bearer " + good}}); r.status != 200 {
+	if r := e.raw(http.Header{"Authorization": {"Bearer " + good}}); r.status != 200 {
 		t.Errorf("%d %s", r.status, r.body)
 	}
 }

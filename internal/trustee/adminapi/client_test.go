@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/trustee/resource"
@@ -230,7 +231,7 @@ func TestClient(t *testing.T) {
 // manyResources is a backend with n names, whose listing fails at a page.
 type manyResources struct {
 	resource.Backend
-	n, failAt int
+	n, failAt atomic.Int64
 }
 
 func (m *manyResources) List(_ context.Context, _ tenant.Name, _, after string, limit int) ([]resource.Info, error) {
@@ -241,11 +242,11 @@ func (m *manyResources) List(_ context.Context, _ tenant.Name, _, after string, 
 		}
 		i++
 	}
-	if m.failAt > 0 && i >= m.failAt {
+	if at := int(m.failAt.Load()); at > 0 && i >= at {
 		return nil, store.ErrUnavailable
 	}
 	var out []resource.Info
-	for ; len(out) < limit && i < m.n; i++ {
+	for ; len(out) < limit && i < int(m.n.Load()); i++ {
 		out = append(out, resource.Info{Path: fmt.Sprintf("r/t/%07d", i), Version: 1})
 	}
 	return out, nil
@@ -258,7 +259,7 @@ func TestLongLists(t *testing.T) {
 	e := newEnv(t, func(o *Options) { o.Resources = m })
 	client := serve(t, e)("acme")
 	for _, n := range []int{0, 1, 999, 1000, 1001, 3000} {
-		m.n = n
+		m.n.Store(int64(n))
 		var whole []string
 		decodeInto(t, e.root("acme", "GET /kbs/v0/resource", "", 200), &whole)
 		if len(whole) != n {
@@ -268,7 +269,7 @@ func TestLongLists(t *testing.T) {
 			t.Errorf("%d names, want %d: %v", len(l), n, err)
 		}
 	}
-	m.failAt = 2000
+	m.failAt.Store(2000)
 	if _, err := client.Resources(t.Context()); status(err) != 503 {
 		t.Errorf("by pages: %v", err)
 	}
@@ -276,7 +277,7 @@ func TestLongLists(t *testing.T) {
 	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { e.api.ServeHTTP(w, r) }))
 	defer s.Close()
 	for path, failAt := range map[string]int{"/kbs/v0/resource": 1000, "/admin/v1/resources?details=true": 2000} {
-		m.failAt = failAt
+		m.failAt.Store(int64(failAt))
 		r, err := http.NewRequestWithContext(t.Context(), http.MethodGet, s.URL+path, nil)
 		if err != nil {
 			t.Fatal(err)

@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"fmt"
-	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -55,7 +54,6 @@ type env struct {
 	tb    testing.TB
 	api   *API
 	store *store.Store
-	log   *bytes.Buffer
 }
 
 func newEnv(tb testing.TB, change func(*Options)) *env {
@@ -64,8 +62,8 @@ func newEnv(tb testing.TB, change func(*Options)) *env {
 	if err != nil {
 		tb.Fatal(err)
 	}
-	e := &env{tb: tb, log: &bytes.Buffer{}}
-	logger := slog.New(slog.NewTextHandler(io.Discard, nil))
+	e := &env{tb: tb}
+	logger := slog.New(slog.DiscardHandler)
 	e.store, err = store.Open(tb.Context(), store.Options{
 		Path: filepath.Join(tb.TempDir(), "trustee.db"), KEK: kek, Now: func() time.Time { return fixed }, Rand: rand.Reader, Logger: logger,
 	})

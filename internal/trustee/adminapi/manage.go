@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"net/http"
-	"strings"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
@@ -192,65 +191,4 @@ func (w *backupWriter) Write(p []byte) (int, error) {
 		w.err = err
 	}
 	return n, err
-}
-
-// maxSegments bounds a plugin's path.
-const maxSegments = 16
-
-// plugin hands a request to the plugin that the path names.
-func (a *API) plugin(c *call) (any, *problem.Error) {
-	name, path, found := strings.Cut(c.rest, "/")
-	call := PluginCall{Tenant: c.tenant, Method: c.r.Method, Plugin: name, Query: map[string]string{}}
-	if found {
-		call.Path = strings.Split(path, "/")
-	}
-	switch c.r.Method {
-	case http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete:
-	default:
-		return nil, problem.New(http.StatusMethodNotAllowed, problem.InvalidPath, "method %.16s: expected GET, POST, PUT or DELETE", c.r.Method)
-	}
-	if len(call.Path) > maxSegments {
-		return nil, problem.New(http.StatusBadRequest, problem.InvalidPath, "path: expected at most %d segments, got %d", maxSegments, len(call.Path))
-	}
-	q, e := queryOf(c.r, keysOf(c.r)...)
-	if e != nil {
-		return nil, e
-	}
-	for k := range q {
-		call.Query[k] = q.Get(k)
-	}
-	if call.Body, e = problem.Body(c.w, c.r, a.o.MaxBody); e != nil {
-		return nil, e
-	}
-	c.record.Resource = clip("kbs+"+name+":///"+path, maxDetail)
-	out, e := a.o.Plugin(c.r.Context(), call)
-	if e != nil {
-		return nil, e
-	}
-	c.record.Version, c.record.Detail = out.Version, clip(out.Detail, maxDetail)
-	c.body = out.Body
-	c.after = func() { sendPlugin(c, out) }
-	return nil, nil
-}
-
-// sendPlugin sends what a plugin answered, once that is on record.
-func sendPlugin(c *call, out *PluginAnswer) {
-	h := c.w.Header()
-	h.Set("Content-Type", "application/octet-stream")
-	if out.ContentType != "" {
-		h.Set("Content-Type", out.ContentType)
-	}
-	h.Set("Cache-Control", "no-store")
-	h.Set("X-Content-Type-Options", "nosniff")
-	// The header is out: a failure to write can only be the connection's.
-	_, _ = c.w.Write(out.Body.Expose())
-}
-
-// keysOf are the names in a request's query, whatever they are.
-func keysOf(r *http.Request) []string {
-	var out []string
-	for k := range r.URL.Query() {
-		out = append(out, k)
-	}
-	return out
 }

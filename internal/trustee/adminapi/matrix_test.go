@@ -9,6 +9,9 @@ import (
 	"sync/atomic"
 	"testing"
 
+	"github.com/go-jose/go-jose/v4"
+
+	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
 )
@@ -108,7 +111,9 @@ func TestMatrix(t *testing.T) {
 					for _, at := range []tenant.Name{tenant.Default, "acme"} {
 						for _, from := range []string{"configured", "stored"} {
 							cases.Add(1)
-							got := e.do(at, e.token(name(from, role, of), map[string]any{"role": role}), path, "")
+							key := name(from, role, of)
+							bearer := token(t, testKey(key), jose.EdDSA, store.AdminID(public(key)), map[string]any{"role": role})
+							got := e.do(at, bearer, path, "")
 							reach := of == tenant.All || of == at
 							may := strings.Contains(matrix[permission], letter) && (of == tenant.All || !permission.whole())
 							want := "done or refused for what it says"
@@ -145,6 +150,9 @@ func TestMatrix(t *testing.T) {
 			}
 			refused++
 			if r.Granted || r.Subject != "someone" || r.Role == "" || r.Action == "" || r.Detail == "" || r.Client != "192.0.2.7:4711" || r.Tenant != at {
+				t.Errorf("%s: %+v", at, r)
+			}
+			if !strings.Contains(r.Detail, "/v") {
 				t.Errorf("%s: %+v", at, r)
 			}
 			if strings.HasPrefix(r.Detail, "at the URL of tenant "+string(at)+":") {

@@ -17,8 +17,12 @@ import (
 // not end it: what was changed must be on record.
 const recordTimeout = 30 * time.Second
 
-// maxDetail bounds what a record says in words, in bytes.
-const maxDetail = 1 << 10
+// maxDetail bounds what a record says in words, maxRequest what of it is a
+// request's method and path; in bytes.
+const (
+	maxDetail  = 1 << 10
+	maxRequest = 256
+)
 
 // changed records what came of a change. A change that cannot be recorded is
 // an error, although it was made.
@@ -50,6 +54,9 @@ func (a *API) changed(c *call, action string, e *problem.Error) *problem.Error {
 // that of the principal's own tenant: nobody can fill the record of another's.
 func (a *API) refused(ctx context.Context, who Principal, c Credentials, t tenant.Name, what string, e *problem.Error) {
 	home, detail := t, e.Info.Detail
+	if c.request != "" {
+		detail = c.request + ": " + detail
+	}
 	if !who.Reaches(t) {
 		home, detail = tenant.Default, "at the URL of tenant "+string(t)+": "+detail
 		if len(who.Tenants) > 0 {
@@ -108,5 +115,5 @@ func clip(s string, limit int) string {
 	if len(s) <= limit {
 		return s
 	}
-	return strings.ToValidUTF8(s[:limit], "") + "…"
+	return strings.ToValidUTF8(s[:limit-len("…")], "") + "…"
 }

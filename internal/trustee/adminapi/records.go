@@ -22,7 +22,7 @@ import (
 // answer may have fewer than were asked for, but not none while there are some.
 const (
 	entriesAtOnce = 32
-	entriesBytes  = 8 << 20
+	entriesBytes  = 4 << 20
 )
 
 // auditEntries answers with entries that match the query. ?after=0 begins at

@@ -173,7 +173,10 @@ func (a *API) deleteReference(c *call) (any, *problem.Error) {
 	if e != nil {
 		return nil, e
 	}
-	c.record.Resource = referenceURI + clip(name, refvalues.MaxName)
+	if refvalues.CheckName(name) != nil {
+		return nil, notRegistered(name)
+	}
+	c.record.Resource = referenceURI + name
 	deleted, err := a.o.Store.DeleteReference(c.r.Context(), c.tenant, name)
 	if errors.Is(err, store.ErrNotFound) {
 		err = nil
@@ -234,6 +237,10 @@ func (a *API) oneReference(c *call, name string) (any, *problem.Error) {
 }
 
 func (a *API) reference(c *call, name string) (refvalues.Reference, *problem.Error) {
+	// No database has to bear what can be no name.
+	if refvalues.CheckName(name) != nil {
+		return refvalues.Reference{}, notRegistered(name)
+	}
 	r, err := a.o.Store.Reference(c.r.Context(), c.tenant, name)
 	switch {
 	case errors.Is(err, store.ErrNotFound):

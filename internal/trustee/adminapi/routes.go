@@ -163,7 +163,11 @@ func (a *API) find(r *http.Request) (rt *route, rest, allow string) {
 		return nil, "", strings.Join(methods, ", ")
 	}
 	if rest, ok := strings.CutPrefix(r.URL.Path, kbsPrefix); ok && a.o.Plugin != nil && !Handles(r.URL.Path) {
-		return &route{permission: PluginManage, action: "plugin." + strings.ToLower(r.Method), handle: a.plugin}, rest, ""
+		rt := &route{permission: PluginManage, action: "plugin.call", handle: a.plugin}
+		if slices.Contains(pluginMethods(), r.Method) {
+			rt.action = "plugin." + strings.ToLower(r.Method)
+		}
+		return rt, rest, ""
 	}
 	return nil, "", ""
 }

@@ -79,7 +79,7 @@ func (e *Engine) CheckPolicy(ctx context.Context, t tenant.Name, id, text string
 }
 
 // CheckReference reports whether a reference value can be registered: a
-// *[TypeError] says that a policy of the tenant's reads it as something else.
+// *[policy.CompileError] around a *[TypeError] says that a policy of the tenant's reads it as something else.
 func (e *Engine) CheckReference(ctx context.Context, t tenant.Name, ref refvalues.Reference) error {
 	view, err := e.set.View(ctx, t)
 	if err != nil {
@@ -96,7 +96,7 @@ func (e *Engine) CheckReference(ctx context.Context, t tenant.Name, ref refvalue
 		}
 		for _, u := range p.Uses() {
 			if got := kindOf(ref); u.ID == ref.Name && u.Kind != got {
-				return &TypeError{Policy: id, ID: u.ID, Line: u.Line, Expected: u.Kind, Got: got}
+				return &policy.CompileError{Name: id, Err: &TypeError{Policy: id, ID: u.ID, Line: u.Line, Expected: u.Kind, Got: got}}
 			}
 		}
 	}

@@ -1,6 +1,7 @@
 package appraisal
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"os"
@@ -13,8 +14,16 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/tee"
 )
+
+// byTenant are reference values that tenants do not share.
+type byTenant map[tenant.Name]fakeReferences
+
+func (b byTenant) Reference(ctx context.Context, t tenant.Name, name string) (refvalues.Reference, bool, error) {
+	return b[t].Reference(ctx, t, name)
+}
 
 // claims reads a JSON object, from testdata where it is a file's name.
 func claims(t *testing.T, doc string) map[string]any {
@@ -110,9 +119,12 @@ func TestBuiltInPolicies(t *testing.T) {
 		out[name] = r
 		return out
 	}
+	// One engine for all, whose policies are prepared once; each case is a tenant.
+	refs := byTenant{}
+	e := New(Options{Policies: fakePolicies{}, References: refs, Now: func() time.Time { return now }})
 	// hec are hardware, executables, configuration.
 	type hec [3]int8
-	for _, tc := range []struct {
+	cases := []struct {
 		name   string
 		tee    tee.Name
 		class  tee.Class
@@ -235,7 +247,11 @@ func TestBuiltInPolicies(t *testing.T) {
 		{name: "dpu", tee: BlueField, class: NVIDIADPU, claims: `{"architecture": "bf3"}`, refs: fakeReferences{}, want: hec{2, 33, 3}, findings: []string{"nvidia-dpu.nvidia_dpu_fwid"}},
 		{name: "sampledevice", tee: tee.SampleDevice, class: tee.GPU, claims: `{"svn": "1"}`, refs: fakeReferences{}, want: hec{97, 33, 36}, findings: []string{"sampledevice.never-affirming"}},
 		{name: "sample", tee: tee.Sample, claims: `{"svn": "1"}`, refs: fakeReferences{}, want: hec{97, 33, 36}, findings: []string{"sample.never-affirming"}},
-	} {
+	}
+	for _, tc := range cases {
+		refs[tenant.Name(tc.name)] = tc.refs
+	}
+	for _, tc := range cases {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
 			r := &tee.Result{TEE: tc.tee, Class: tc.class, Claims: claims(t, tc.claims)}
@@ -245,7 +261,7 @@ func TestBuiltInPolicies(t *testing.T) {
 			for _, change := range tc.change {
 				change(r.Claims)
 			}
-			out, err := New(Options{Policies: fakePolicies{}, References: tc.refs, Now: func() time.Time { return now }}).Appraise(t.Context(), one(r))
+			out, err := e.Appraise(t.Context(), Evidence{Tenant: tenant.Name(tc.name), Parts: []Part{{Result: r}}})
 			if err != nil {
 				t.Fatal(err)
 			}

@@ -16,8 +16,9 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
-// maxCached bounds the references kept ready over all tenants.
-const maxCached = 4096
+// maxCached bounds the values kept ready over all tenants and names. Each takes
+// some 300 bytes.
+const maxCached = 64 << 10
 
 // references keeps reference values in Rego's form, so that an appraisal
 // costs the same whether one value is registered or ten thousand.
@@ -26,6 +27,8 @@ type references struct {
 
 	mu     sync.RWMutex
 	cached map[cacheKey]*cachedReference
+	// size is the sum of the cached references' sizes.
+	size int
 }
 
 type cacheKey struct {
@@ -104,15 +107,23 @@ func (r *references) get(ctx context.Context, l lookup, name string) (*cachedRef
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if have, ok := r.cached[k]; ok && have.generation > l.generation {
-		return c, nil
+	if have, ok := r.cached[k]; ok {
+		if have.generation > l.generation {
+			return c, nil
+		}
+		r.size -= have.size()
 	}
-	if len(r.cached) >= maxCached {
+	if r.size+c.size() > maxCached {
 		clear(r.cached)
+		r.size = 0
 	}
 	r.cached[k] = c
+	r.size += c.size()
 	return c, nil
 }
+
+// size counts values; a name without any takes place too.
+func (c *cachedReference) size() int { return 1 + len(c.values) }
 
 // cachedReference is one reference as of one generation.
 type cachedReference struct {

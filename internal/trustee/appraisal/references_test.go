@@ -119,3 +119,23 @@ func TestReferenceFunctions(t *testing.T) {
 		t.Error("store is down: want an error")
 	}
 }
+
+// What is kept ready is bounded by the number of values, and gives way to
+// what is used.
+func TestReferencesBounded(t *testing.T) {
+	t.Parallel()
+	source := fakeReferences{}
+	r := newReferences(source)
+	ctx := r.in(t.Context(), "acme", 1, now)
+	for i := range 20 {
+		name := string(rune('a' + i))
+		source[name] = manyValues(5000)
+		v, err := functions()["reference_value_contains"].Call(ctx, []ast.Value{ast.String(name), ast.String("aabb")})
+		if err != nil || v != ast.Boolean(true) {
+			t.Fatalf("%s: %v, %v", name, v, err)
+		}
+		if sum := len(r.cached) * 5001; r.size != sum || sum > maxCached {
+			t.Errorf("size %d, %d references", r.size, len(r.cached))
+		}
+	}
+}

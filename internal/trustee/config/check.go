@@ -57,6 +57,9 @@ func (c *Config) serverProblems(p *problems) {
 		if err != nil || port == "" {
 			p.add("attestation_service.listen", "a TCP address host:port, or nothing", c.Service.Listen)
 		}
+		if c.Service.Audience == "" || c.Service.Audience == c.Token.Audience {
+			p.add("attestation_service.audience", "another one than token.audience", fmt.Sprintf("%q", c.Service.Audience))
+		}
 		if ip := net.ParseIP(host); c.TLS.InsecureHTTP && (ip == nil || !ip.IsLoopback()) {
 			p.add("attestation_service.listen", "a loopback address with tls.insecure_http", c.Service.Listen)
 		}
@@ -144,10 +147,12 @@ func (c *Config) attestationProblems(p *problems) {
 	for i, s := range c.References.Signers {
 		at := fmt.Sprintf("reference_values.signer[%d].", i)
 		p.notEmpty(at+"name", s.Name)
-		p.notEmpty(at+"file", s.File)
+		if len(s.Keys) == 0 && s.Roots == "" {
+			p.add(at+"keys and "+at+"roots", "at least one of them", "neither")
+		}
 		p.reach(at+"tenant", s.Tenant)
 		if len(s.Prefixes) == 0 {
-			p.add(at+"prefixes", "the beginnings of names it may set (\"\" for all)", "none")
+			p.add(at+"prefixes", "the beginnings of names it may set (\"*\" for all)", "none")
 		}
 	}
 	for _, f := range c.References.Unsigned {
@@ -202,6 +207,7 @@ func (c *Config) storageProblems(p *problems) {
 		p.vault("resources.vault.", c.Resources.Vault.Vault)
 		p.notEmpty("resources.vault.mount", c.Resources.Vault.Mount)
 		p.notEmpty("resources.vault.field", c.Resources.Vault.Field)
+		p.oneOf("resources.vault.encoding", c.Resources.Vault.Encoding, "base64", "text")
 	case "pkcs11":
 		p.token("resources.pkcs11.", c.Resources.PKCS11)
 	}
@@ -327,6 +333,8 @@ func (p *problems) token(at string, t PKCS11) {
 
 func (p *problems) vault(at string, v Vault) {
 	p.secureURL(at+"address", v.Address)
-	p.notEmpty(at+"token_file", v.TokenFile)
+	if (v.RoleID == "") != (v.SecretIDFile == "") || (v.TokenFile == "") == (v.RoleID == "") {
+		p.add(at+"token_file, "+at+"role_id and "+at+"secret_id_file", "the first, or the other two", "another combination")
+	}
 	p.positive(at+"timeout", v.Timeout.D(), time.Minute)
 }

@@ -129,6 +129,10 @@ type Policy struct {
 type Service struct {
 	// Listen is its TCP address; empty: off.
 	Listen string `toml:"listen"`
+	// Audience is that of its tokens; it must not be token.audience.
+	Audience string `toml:"audience"`
+	// OpenReads lets anyone read policies and reference values there.
+	OpenReads bool `toml:"open_reads"`
 }
 
 // Limits bound requests. Sizes are in bytes.
@@ -252,6 +256,7 @@ func Default() Config {
 		Session:     Session{Timeout: Duration(5 * time.Minute)},
 		Token:       Token{Lifetime: Duration(5 * time.Minute), Issuer: "coffer-trustee", Audience: "coffer-trustee", Algorithm: "ES256"},
 		Attestation: Attestation{VerboseToken: true, MaxConcurrent: 32},
+		Service:     Service{Audience: "coffer-attestation-service"},
 		Policy:      Policy{EvaluationTimeout: Duration(2 * time.Second)},
 		References:  References{Lifetime: Duration(365 * 24 * time.Hour), Unsigned: []string{"sample"}},
 		Limits: Limits{
@@ -259,7 +264,7 @@ func Default() Config {
 			Rate: 50, Burst: 200, Concurrent: 64, Clients: 100_000, Drain: Duration(10 * time.Second),
 		},
 		Storage:   Storage{KEK: KEK{Kind: "file", Transit: Transit{Mount: "transit", Vault: Vault{Timeout: Duration(5 * time.Second)}}}, Database: Database{MaxConnections: 16, RetryFor: Duration(20 * time.Second)}},
-		Resources: Resources{Backend: "database", Vault: VaultKV{Vault: Vault{Timeout: Duration(5 * time.Second)}, Mount: "secret", Prefix: "coffer", Field: "data"}},
+		Resources: Resources{Backend: "database", Vault: VaultKV{Vault: Vault{Timeout: Duration(5 * time.Second)}, Mount: "secret", Prefix: "coffer", Field: "data", Encoding: "base64"}},
 		Plugins:   Plugins{PKI: PKI{TrustDomain: "coffer.internal"}},
 		Audit:     Audit{Checkpoint: Duration(time.Minute)},
 		Metrics:   Metrics{Enabled: true},

@@ -77,7 +77,7 @@ name = "builder"
 		"limits.surprise: unknown key", "check_revocation", "minimum_tcb", "attestation.selectors.x",
 		"proxy.trusted: expected networks", "admin.key[0].roles: expected one of admin, policy-author", "admin.key[0].tenant", "admin.oidc[0].issuer: expected an https URL",
 		"admin.oidc[0].roles", "storage.kek.pkcs11.module", "storage.kek.pkcs11.key_label", "resources.vault.address", "webhook[0].url", "webhook[0].events", "plugins.pki.roles.web.usages",
-		"plugins.pki.roles.web.lifetime", "token.trusted[0].issuer: expected another issuer", "token.trusted[0].jwks and", "reference_values.signer[0].file"} {
+		"plugins.pki.roles.web.lifetime", "token.trusted[0].issuer: expected another issuer", "token.trusted[0].jwks and", "reference_values.signer[0].keys and"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v\nlacks %q", err, want)
 		}

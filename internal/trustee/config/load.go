@@ -63,7 +63,7 @@ func Parse(data []byte) (Config, error) {
 // and of two spellings of one key, which TOML counts as two, either.
 func spelling(keys []toml.Key) []error {
 	// Tables whose keys are names of the operator's or of AMD's.
-	free := []string{"attestation.selectors", "tee.snp.minimum_tcb", "admin.oidc.roles", "plugins.pki.roles"}
+	free := []string{"attestation.selectors", "tee.snp.minimum_tcb", "admin.oidc.roles", "plugins.pki.roles", "reference_values.signer.rename"}
 	var errs []error
 	for _, key := range keys {
 		for i, part := range key {
@@ -78,9 +78,9 @@ func spelling(keys []toml.Key) []error {
 // resolve makes every path of a file absolute.
 func (c *Config) resolve(dir string) {
 	paths := []*string{
-		&c.StateDir, &c.TLS.Certificate, &c.TLS.PrivateKey, &c.TLS.Root, &c.Admin.ClientCA, &c.References.RIMRoots, &c.Tracing.HeadersFile,
-		&c.Storage.KEK.File, &c.Storage.KEK.PKCS11.Module, &c.Storage.KEK.PKCS11.PINFile, &c.Storage.KEK.Transit.Roots, &c.Storage.KEK.Transit.TokenFile,
-		&c.Storage.Database.URLFile, &c.Resources.Directory, &c.Resources.Vault.Roots, &c.Resources.Vault.TokenFile,
+		&c.StateDir, &c.TLS.Certificate, &c.TLS.PrivateKey, &c.TLS.Root, &c.Admin.ClientCA, &c.Tracing.HeadersFile,
+		&c.Storage.KEK.File, &c.Storage.KEK.PKCS11.Module, &c.Storage.KEK.PKCS11.PINFile, &c.Storage.KEK.Transit.Roots, &c.Storage.KEK.Transit.TokenFile, &c.Storage.KEK.Transit.SecretIDFile,
+		&c.Storage.Database.URLFile, &c.Resources.Directory, &c.Resources.Vault.Roots, &c.Resources.Vault.TokenFile, &c.Resources.Vault.SecretIDFile,
 		&c.Resources.PKCS11.Module, &c.Resources.PKCS11.PINFile,
 	}
 	for _, list := range [][]string{c.Admin.PublicKeys, c.TEE.SNP.DevelopmentRoots} {
@@ -98,7 +98,10 @@ func (c *Config) resolve(dir string) {
 		paths = append(paths, fileOrURL(&c.Token.Trusted[i].JWKS), &c.Token.Trusted[i].Certificates)
 	}
 	for i := range c.References.Signers {
-		paths = append(paths, &c.References.Signers[i].File)
+		paths = append(paths, &c.References.Signers[i].Roots)
+		for j := range c.References.Signers[i].Keys {
+			paths = append(paths, &c.References.Signers[i].Keys[j])
+		}
 	}
 	for i := range c.Webhooks {
 		paths = append(paths, &c.Webhooks[i].SecretFile, &c.Webhooks[i].Roots)

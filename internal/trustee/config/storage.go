@@ -48,9 +48,12 @@ type Vault struct {
 	Namespace string `toml:"namespace"`
 	// Roots is a PEM file of the certificates that vouch for it; empty: the system's.
 	Roots string `toml:"roots"`
-	// TokenFile holds a token, read anew when it is refused.
-	TokenFile string   `toml:"token_file"`
-	Timeout   Duration `toml:"timeout"`
+	// TokenFile holds a token, read anew when it is refused; or
+	TokenFile string `toml:"token_file"`
+	// RoleID and SecretIDFile log in by the approle method.
+	RoleID       string   `toml:"role_id"`
+	SecretIDFile string   `toml:"secret_id_file"`
+	Timeout      Duration `toml:"timeout"`
 }
 
 // Transit is a key of a transit engine.
@@ -66,8 +69,9 @@ type VaultKV struct {
 	Mount string `toml:"mount"`
 	// Prefix stands before tenant/repository/type/tag.
 	Prefix string `toml:"prefix"`
-	// Field of the secret that holds the content.
-	Field string `toml:"field"`
+	// Field of the secret that holds the content, as base64 or text says Encoding.
+	Field    string `toml:"field"`
+	Encoding string `toml:"encoding"`
 }
 
 // Resources says where resources are kept.

@@ -106,7 +106,7 @@ func (d Dir) AdminKey() (ed25519.PrivateKey, error) {
 func AdminPublicKeys(files []string) ([]ed25519.PublicKey, error) {
 	var out []ed25519.PublicKey
 	for _, f := range files {
-		text, err := readFile(f)
+		text, err := ReadFile(f)
 		if err != nil {
 			return nil, fmt.Errorf("administrator's public key: %w", err)
 		}
@@ -237,10 +237,11 @@ func ReadSecret(path string) ([]byte, error) {
 	if info.Mode().Perm()&0o077 != 0 {
 		return nil, fmt.Errorf("%s: expected mode 0600, got %v: others can read the key", path, info.Mode().Perm())
 	}
-	return readFile(path)
+	return ReadFile(path)
 }
 
-func readFile(path string) ([]byte, error) {
+// ReadFile reads a regular file of at most 1 MiB.
+func ReadFile(path string) ([]byte, error) {
 	info, err := os.Stat(path)
 	if err != nil {
 		return nil, err

@@ -110,7 +110,7 @@ func (a *Authority) load() *tls.Certificate {
 	if err != nil {
 		return nil
 	}
-	chain, err := readFile(a.d.File(serverCert))
+	chain, err := ReadFile(a.d.File(serverCert))
 	if err != nil {
 		return nil
 	}
@@ -196,7 +196,7 @@ func newSerial() (*big.Int, error) {
 
 // LoadCertificate reads a certificate chain and its key from files.
 func LoadCertificate(cert, key string) (*tls.Certificate, error) {
-	chain, err := readFile(cert)
+	chain, err := ReadFile(cert)
 	if err != nil {
 		return nil, fmt.Errorf("tls.certificate: %w", err)
 	}

@@ -120,14 +120,14 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		// The compiler rewrites what it is given.
 		p.modules = append(p.modules, module.Copy())
 	}
-	declared := map[string]*ast.Builtin{}
+	caps := capabilities()
 	var functions []func(*rego.Rego)
 	for name, f := range o.Functions {
 		decl, opt := function(name, f)
-		declared[name] = &ast.Builtin{Name: name, Decl: decl}
+		caps.Builtins = append(caps.Builtins, &ast.Builtin{Name: name, Decl: decl})
 		functions = append(functions, opt)
 	}
-	compiler := ast.NewCompiler().WithCapabilities(capabilities()).WithBuiltins(declared).WithDefaultRegoVersion(ast.RegoV1)
+	compiler := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1)
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, &CompileError{o.Name, compiler.Errors}
 	}
@@ -135,7 +135,7 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		opts := append([]func(*rego.Rego){
 			rego.Compiler(compiler),
 			rego.SetRegoVersion(ast.RegoV1),
-			rego.Capabilities(capabilities()),
+			rego.Capabilities(caps),
 			rego.Store(requestStore{}),
 			rego.StrictBuiltinErrors(true),
 			rego.GenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) { return t.Value, nil }),
@@ -296,12 +296,17 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
+	ctx, stop := watch(ctx)
+	defer stop()
 	txn, err := newTxn(data)
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: data: %w", p.name, err)
 	}
 	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
 	if err != nil {
+		if cause := context.Cause(ctx); errors.Is(cause, errMemory) {
+			return nil, fmt.Errorf("policy %s: %s%w", p.name, what, cause)
+		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w", p.name, what, p.timeout, ctx.Err())
 		}

@@ -64,9 +64,11 @@ func (r *reader) value() (ast.Value, error) {
 	if end < 0 {
 		end = len(r.rest)
 	}
-	n := ast.Number(r.rest[:end])
+	// Refuses exponents with which comparing panics and adding never ends: the
+	// token may be another attestation service's, and the number a guest's.
+	n, err := ast.NumberChecked(string(r.rest[:end]))
 	r.rest = r.rest[end:]
-	return n, nil
+	return n, err
 }
 
 // object takes the last of members that repeat, as encoding/json does.

@@ -51,8 +51,17 @@ func (s static) TokenKeys(context.Context) ([]Key, int64, error) { return s, 1, 
 type keys struct {
 	version int64
 	signer  jose.Signer
-	byID    map[string]jose.JSONWebKey
-	set     jose.JSONWebKeySet
+	byID    map[string]verifyKey
+	// public are the same in order, as they are published.
+	public []verifyKey
+}
+
+// verifyKey is a public key and when it stopped signing, zero for the one that
+// signs.
+type verifyKey struct {
+	jose.JSONWebKey
+
+	retired time.Time
 }
 
 // KeyID is the RFC 7638 thumbprint of a public key: the kid of its tokens.
@@ -80,7 +89,7 @@ func prepare(list []Key, version int64) (*keys, error) {
 	if len(list) == 0 {
 		return nil, errors.New("token: expected at least one signing key")
 	}
-	out := &keys{version: version, byID: map[string]jose.JSONWebKey{}}
+	out := &keys{version: version, byID: map[string]verifyKey{}}
 	for i, k := range list {
 		alg, err := algorithm(k.Private.Curve)
 		if err != nil {
@@ -90,12 +99,15 @@ func prepare(list []Key, version int64) (*keys, error) {
 		if err != nil {
 			return nil, err
 		}
-		pub := jose.JSONWebKey{Key: &k.Private.PublicKey, KeyID: id, Algorithm: string(alg), Use: "sig"}
+		pub := verifyKey{JSONWebKey: jose.JSONWebKey{Key: &k.Private.PublicKey, KeyID: id, Algorithm: string(alg), Use: "sig"}}
+		if i > 0 {
+			pub.retired = k.Retired
+		}
 		if _, dup := out.byID[id]; dup {
 			return nil, fmt.Errorf("token: key %d: occurs twice", i)
 		}
 		out.byID[id] = pub
-		out.set.Keys = append(out.set.Keys, pub)
+		out.public = append(out.public, pub)
 		if i > 0 {
 			continue
 		}
@@ -123,6 +135,8 @@ const (
 type ring struct {
 	source KeySource
 	now    func() time.Time
+	// keep is how long a retired key verifies.
+	keep time.Duration
 	// turn is held by whoever asks the source.
 	turn chan struct{}
 
@@ -131,8 +145,27 @@ type ring struct {
 	read time.Time
 }
 
-func newRing(source KeySource, now func() time.Time) *ring {
-	return &ring{source: source, now: now, turn: make(chan struct{}, 1)}
+// newRing keeps the keys for tokens that live as long as lifetime. A replica
+// that cannot read the keys signs with a retired one until they are stale, and
+// no token lives longer than that: whoever has stolen a retired key can make
+// nothing with it afterwards.
+func newRing(source KeySource, now func() time.Time, lifetime time.Duration) *ring {
+	return &ring{source: source, now: now, keep: lifetime + stale + skew, turn: make(chan struct{}, 1)}
+}
+
+// verifies reports whether a key's tokens may still be good.
+func (r *ring) verifies(k verifyKey) bool {
+	return k.retired.IsZero() || r.now().Sub(k.retired) <= r.keep
+}
+
+// set is the keys that verify.
+func (r *ring) set(k *keys) (out jose.JSONWebKeySet) {
+	for _, p := range k.public {
+		if r.verifies(p) {
+			out.Keys = append(out.Keys, p.JSONWebKey)
+		}
+	}
+	return out
 }
 
 func (r *ring) have() (*keys, time.Duration) {
@@ -192,13 +225,13 @@ func (r *ring) find(ctx context.Context, id string) (jose.JSONWebKey, bool, erro
 	}
 	key, ok := k.byID[id]
 	if ok || len(id) != base64.RawURLEncoding.EncodedLen(crypto.SHA256.Size()) {
-		return key, ok, nil
+		return key.JSONWebKey, ok && r.verifies(key), nil
 	}
 	if k, err = r.newer(ctx, unknownWait); err != nil {
 		return jose.JSONWebKey{}, false, err
 	}
 	key, ok = k.byID[id]
-	return key, ok, nil
+	return key.JSONWebKey, ok && r.verifies(key), nil
 }
 
 // Limits of [DecodeKeys].

@@ -131,6 +131,41 @@ func TestRotateForgets(t *testing.T) {
 	}
 }
 
+// Keys are rotated because the old one may have been stolen: it is not to
+// verify until somebody rotates again.
+func TestRetiredKeysEnd(t *testing.T) {
+	t.Parallel()
+	now := start
+	const lifetime = 5 * time.Minute
+	stolen := key(t, elliptic.P256())
+	fresh, err := Generate(rand.Reader, "ES256", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := authority(t, &now, stolen)
+	src := &shared{keys: []Key{fresh, {Private: stolen, Retired: now}}, version: 1}
+	a, err := New(t.Context(), Options{Keys: src, Issuer: thief.o.Issuer, Audience: thief.o.Audience, Lifetime: lifetime, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		after time.Duration
+		keys  int
+	}{{0, 2}, {lifetime + stale + skew, 2}, {lifetime + stale + skew + time.Second, 1}} {
+		now = start.Add(step.after)
+		_, _, err := a.Verify(t.Context(), "acme", mint(t, thief))
+		if (err == nil) != (step.keys == 2) {
+			t.Errorf("%s after it was retired: %v", step.after, err)
+		}
+		if n := len(jwks(t, a).Keys); n != step.keys {
+			t.Errorf("%s after it was retired: %d keys are published, want %d", step.after, n, step.keys)
+		}
+		if _, _, err := a.Verify(t.Context(), "acme", mint(t, a)); err != nil {
+			t.Errorf("the key that signs: %v", err)
+		}
+	}
+}
+
 func TestBundle(t *testing.T) {
 	t.Parallel()
 	list, err := Rotate(rand.Reader, nil, "ES256", start, time.Hour)

@@ -188,7 +188,7 @@ func (r *remoteKeys) get(ctx context.Context, s *remoteSet, age time.Duration) (
 }
 
 // have is what is there already; ok is false where it is time to fetch.
-func (s *remoteSet) have(now time.Time, age time.Duration) (keys []jose.JSONWebKey, err error, ok bool) { //nolint:revive,staticcheck // the error is a value here
+func (s *remoteSet) have(now time.Time, age time.Duration) (keys []jose.JSONWebKey, err error, ok bool) { //nolint:revive // the error is a value here
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	held := now.Sub(s.read)

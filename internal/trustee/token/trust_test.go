@@ -185,7 +185,7 @@ func TestForeignTokens(t *testing.T) {
 	for name, o := range map[string]TrustOptions{
 		"nothing":     {Issuer: "x", Now: time.Now},
 		"no issuer":   {Now: time.Now, JWKSets: []string{file}},
-		"plain HTTP":  {Issuer: "x", Now: time.Now, JWKSets: []string{"http://x/"}, Client: http.DefaultClient},
+		"plain HTTP":  {Issuer: "x", Now: time.Now, JWKSets: []string{"http://x/"}, Client: &http.Client{}},
 		"no client":   {Issuer: "x", Now: time.Now, JWKSets: []string{"https://x/"}},
 		"no file":     {Issuer: "x", Now: time.Now, JWKSets: []string{file + "x"}},
 		"no set":      {Issuer: "x", Now: time.Now, JWKSets: []string{"testdata/scenario01-jwk.json"}},

@@ -10,10 +10,9 @@ import (
 	"time"
 )
 
-// auth is the token in use. The channel is held while it is looked at or
+// auth is the token in use. [Client.turn] is held while it is looked at or
 // replaced, so that one caller logs in for all and none waits beyond its ctx.
 type auth struct {
-	turn     chan struct{}
 	token    string
 	obtained time.Time
 	// expires is zero where the token does not expire, or not as far as we know.
@@ -36,8 +35,8 @@ const (
 // there is none.
 func (c *Client) token(ctx context.Context, refused string) (string, error) {
 	select {
-	case c.auth.turn <- struct{}{}:
-		defer func() { <-c.auth.turn }()
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
 	case <-ctx.Done():
 		return "", fmt.Errorf("%w: another request is logging in: %w", ErrUnavailable, ctx.Err())
 	}
@@ -53,7 +52,7 @@ func (c *Client) token(ctx context.Context, refused string) (string, error) {
 			return "", fmt.Errorf("OpenBao token: %w", err)
 		}
 		if token != a.token {
-			*a = auth{turn: a.turn, token: token, obtained: now}
+			*a = auth{token: token, obtained: now}
 		}
 		a.expires = time.Time{} // the server is to say so, not our clock
 		return a.token, nil
@@ -121,7 +120,7 @@ func (c *Client) adopt(a *answer, now time.Time) error {
 		return fmt.Errorf("expected a lease of 0 to %d seconds, got %d", int64(maxLease/time.Second), a.Auth.LeaseDuration)
 	}
 	lease := time.Duration(a.Auth.LeaseDuration) * time.Second
-	c.auth = auth{turn: c.auth.turn, token: a.Auth.ClientToken, obtained: now, lease: lease, renewable: a.Auth.Renewable}
+	c.auth = auth{token: a.Auth.ClientToken, obtained: now, lease: lease, renewable: a.Auth.Renewable}
 	if lease > 0 {
 		c.auth.expires = now.Add(lease)
 	}
@@ -157,14 +156,14 @@ func (c *Client) Renew(ctx context.Context) (next time.Duration, err error) {
 		return c.next(ctx, idle)
 	}
 	select {
-	case c.auth.turn <- struct{}{}:
+	case c.turn <- struct{}{}:
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}
 	if c.auth.token == token {
 		err = c.adopt(&a, c.o.Now())
 	}
-	<-c.auth.turn
+	<-c.turn
 	if err != nil {
 		return 0, fmt.Errorf("renew the token: %w", err)
 	}
@@ -174,8 +173,8 @@ func (c *Client) Renew(ctx context.Context) (next time.Duration, err error) {
 // next is two thirds of the lease.
 func (c *Client) next(ctx context.Context, idle time.Duration) (time.Duration, error) {
 	select {
-	case c.auth.turn <- struct{}{}:
-		defer func() { <-c.auth.turn }()
+	case c.turn <- struct{}{}:
+		defer func() { <-c.turn }()
 	case <-ctx.Done():
 		return 0, ctx.Err()
 	}

@@ -92,6 +92,7 @@ type Client struct {
 	o    Options
 	base *url.URL
 	http *http.Client
+	turn chan struct{}
 	auth auth
 }
 
@@ -134,7 +135,7 @@ func New(o Options) (*Client, error) {
 			return nil, err
 		}
 	}
-	c := &Client{o: o, base: base, auth: auth{turn: make(chan struct{}, 1)}}
+	c := &Client{o: o, base: base, turn: make(chan struct{}, 1)}
 	c.http = &http.Client{
 		Transport:     o.Transport,
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
