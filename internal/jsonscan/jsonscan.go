@@ -243,7 +243,7 @@ func (r *Reader) check(depth int) bool {
 	case '{':
 		return depth > 0 && r.Object(func([]byte) bool { return r.check(depth - 1) })
 	case '[':
-		return depth > 0 && r.Array(func() bool { return r.check(depth - 1) })
+		return depth > 0 && (r.smallNumbers() || r.Array(func() bool { return r.check(depth - 1) }))
 	case '"':
 		return r.checkText()
 	case 't':
@@ -254,6 +254,31 @@ func (r *Reader) check(depth int) bool {
 		return r.word("null")
 	}
 	return r.checkNumber()
+}
+
+// smallNumbers passes an array of one or more whole numbers of up to three
+// digits without white space, or else stays where it is.
+func (r *Reader) smallNumbers() bool {
+	digits := 0
+	for i, c := range r.doc[r.at+1:] {
+		switch {
+		case c-'0' <= 9:
+			if digits++; digits > 3 {
+				return false
+			}
+			continue
+		case digits == 0 || digits > 1 && r.doc[r.at+1+i-digits] == '0':
+			return false
+		case c == ',':
+			digits = 0
+			continue
+		case c == ']':
+			r.at += 1 + i + 1
+			return true
+		}
+		return false
+	}
+	return false
 }
 
 func (r *Reader) checkNumber() bool {

@@ -19,7 +19,7 @@ func TestPlain(t *testing.T) {
 		want bool
 	}{
 		{`{"a":[1,-2,0.5,1e9,2E+7],"b":{"c":true,"d":false,"e":null},"f":"x\n\"","g":[],"h":{}}`, true},
-		{" [ 1 , 2 ] \n", true},
+		{" [ 1 , 2 ] \n", true}, {`[0,10,255,999]`, true}, {`[0,10,1000,-1]`, true}, {`[00]`, false}, {`[1,,2]`, false}, {`[1,2`, false}, {`[1,2,]`, false}, {`[,]`, false},
 		{`"ä"`, true}, {`0`, true}, {`-0`, true},
 		{deep(8), true}, {deep(9), false},
 		{`{"a":1,"a":2}`, false}, {`{"x":{"a":1,"b":2,"a":3}}`, false},

@@ -10,6 +10,7 @@ import (
 	"errors"
 	"log/slog"
 	"path/filepath"
+	"runtime/debug"
 	"time"
 
 	"github.com/coffer-project/coffer/initdata"
@@ -27,6 +28,9 @@ import (
 	"github.com/coffer-project/coffer/tee/snp/snpverify"
 )
 
+// gcPercent is the collector's setting in the trustee's program.
+const gcPercent = 300
+
 // batch is how many evaluations are timed together.
 const batch = 200
 
@@ -34,6 +38,7 @@ const batch = 200
 // verification of the same evidence: the appraisal by the built-in policy over
 // a store, the EAR, and the signature of the token.
 func (b *bench) appraisal(ctx context.Context) (err error) {
+	defer debug.SetGCPercent(debug.SetGCPercent(gcPercent))
 	verifier, err := snpverify.New(snpverify.Options{DevelopmentRoots: []snpverify.DevelopmentRoot{{Name: "development.pem", PEM: b.fleet.root}}})
 	if err != nil {
 		return err
