@@ -212,7 +212,7 @@ func (r *Reader) Bytes(out []byte, limit int) ([]byte, bool) {
 	if r.take(']') {
 		return out, true
 	}
-	for count := 0; count < limit; count++ {
+	for range limit {
 		r.next()
 		start, n := r.at, 0
 		for r.at < len(r.doc) && r.doc[r.at]-'0' <= 9 {
