@@ -270,7 +270,7 @@ can write the trustee's database can.`,
 			}
 			return t.ask(c, func(cl *admin.Client) error {
 				if sign {
-					x, err := cl.MakeCheckpoint(c.Context())
+					x, err := signHead(c.Context(), cl)
 					if err != nil {
 						return err
 					}

@@ -49,6 +49,18 @@ func auditKeys(ctx context.Context, cl *admin.Client) (audit.Keys, error) {
 	return audit.ParseKeys(doc)
 }
 
+// signHead has the record's head signed now.
+func signHead(ctx context.Context, cl *admin.Client) (admin.Checkpoint, error) {
+	first, err := cl.AuditFrom(ctx, 0, 1)
+	if err != nil {
+		return admin.Checkpoint{}, err
+	}
+	if len(first) == 0 {
+		return admin.Checkpoint{}, errors.New("the record is empty: there is nothing to sign yet")
+	}
+	return cl.MakeCheckpoint(ctx)
+}
+
 func (l *remoteLog) jws() []string {
 	out := make([]string, len(l.checkpoints))
 	for i, c := range l.checkpoints {

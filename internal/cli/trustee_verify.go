@@ -154,8 +154,8 @@ func parseCheckpoints(doc []byte) ([]string, error) {
 func (t *trusteeGroup) verifyOnline(ctx context.Context, cl *admin.Client, f *verifyFlags, known audit.Keys, pinned []string) error {
 	if f.save != "" {
 		// So that all that is verified now is covered by what is kept.
-		if _, err := cl.MakeCheckpoint(ctx); err != nil {
-			return fmt.Errorf("sign the record's head: %w", err)
+		if _, err := signHead(ctx, cl); err != nil {
+			return err
 		}
 	}
 	l, err := openRemote(ctx, cl)

@@ -10,6 +10,8 @@ import (
 	"net"
 	"slices"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/coffer-project/coffer/internal/trustee/appraisal"
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/broker"
@@ -181,6 +183,7 @@ func (t *Trustee) listen(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
+		l = netutil.LimitListener(l, c.Limits.Connections)
 		if len(trusted) > 0 {
 			l = listener.Proxy{Trusted: trusted, Required: c.Proxy.Required}.Listener(l)
 		}

@@ -41,7 +41,19 @@ func (t *Trustee) newServer(h http.Handler) *http.Server {
 // below /.well-known; /healthz, /readyz and /metrics.
 func (t *Trustee) Handler() http.Handler {
 	h := t.unlimited(t.limited(http.HandlerFunc(t.serve)))
-	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+	return t.parting(t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route)))
+}
+
+// parting ends connections with their next answer while a stop is under way:
+// clients that keep them come back elsewhere, and none is cut with a request
+// on its way.
+func (t *Trustee) parting(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if t.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // limited refuses clients that ask for too much.

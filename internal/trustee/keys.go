@@ -77,6 +77,11 @@ func (k tokenKeys) TokenKeys(ctx context.Context) ([]token.Key, int64, error) {
 	return keys, version, err
 }
 
+// TokenKeyVersion implements token.Versioner.
+func (k tokenKeys) TokenKeyVersion(ctx context.Context) (int64, error) {
+	return k.store.SecretVersion(ctx, tokenKeysName)
+}
+
 func (k tokenKeys) load(ctx context.Context) (secret.Bytes, int64, error) {
 	first, err := k.store.Secret(ctx, tokenKeysName, func() ([]byte, error) {
 		if k.legacy != nil {

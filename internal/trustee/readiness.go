@@ -24,7 +24,7 @@ type readiness struct {
 
 // check reports whether the database answered, and whether it was asked for
 // this caller.
-func (x *readiness) check(ctx context.Context, ping func(context.Context) error, now func() time.Time) (err error, asked bool) { //nolint:revive,staticcheck // the error is a value here
+func (x *readiness) check(ctx context.Context, ping func(context.Context) error, now func() time.Time) (err error, asked bool) { //nolint:revive // the error is a value here
 	x.mu.Lock()
 	defer x.mu.Unlock()
 	if age := now().Sub(x.at); !x.at.IsZero() && age >= 0 && age < readyFor {

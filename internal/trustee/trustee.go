@@ -145,7 +145,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	for _, w := range o.Config.Warnings() {
 		o.Logger.WarnContext(ctx, "the configuration relaxes security", "warning", w)
 	}
-	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", o.Config.StateDir, "database", t.store.Kind())
+	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "service", t.ServiceAddr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
 }
 
@@ -176,8 +176,8 @@ func (t *Trustee) RootPEM() []byte { return t.rootPEM }
 // nil where the configuration names others.
 func (t *Trustee) AdminKey() ed25519.PrivateKey { return t.adminKey }
 
-// Run serves until ctx ends, lets requests under way finish, and closes the
-// trustee. It returns nil after an orderly end.
+// Run serves until ctx ends and limits.drain_delay has passed, lets requests
+// under way finish, and closes the trustee. It returns nil after an orderly end.
 func (t *Trustee) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -202,6 +202,10 @@ func (t *Trustee) Run(ctx context.Context) error {
 		servers--
 		err = fmt.Errorf("trustee: %w", err)
 	case <-ctx.Done():
+		if failure := t.linger(failed); failure != nil {
+			servers--
+			err = fmt.Errorf("trustee: %w", failure)
+		}
 	}
 	err = errors.Join(err, t.drain(context.WithoutCancel(ctx)))
 	for range servers {
@@ -213,6 +217,21 @@ func (t *Trustee) Run(ctx context.Context) error {
 	stop()
 	tasks.Wait()
 	return errors.Join(err, t.Close())
+}
+
+// linger serves on while /readyz tells load balancers to go elsewhere: what
+// they have sent here by then must find somebody who listens. It returns early
+// with a server's failure.
+func (t *Trustee) linger(failed <-chan error) error {
+	t.draining.Store(true)
+	delay := time.NewTimer(t.o.Config.Limits.DrainDelay.D())
+	defer delay.Stop()
+	select {
+	case <-delay.C:
+		return nil
+	case err := <-failed:
+		return err
+	}
 }
 
 // drain refuses new connections and lets requests under way finish.

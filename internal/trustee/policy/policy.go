@@ -10,6 +10,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -121,13 +122,21 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		p.modules = append(p.modules, module.Copy())
 	}
 	caps := capabilities()
-	var functions []func(*rego.Rego)
+	bounded, functions := boundedFunctions()
+	caps.Builtins = slices.AppendSeq(caps.Builtins, maps.Values(bounded))
 	for name, f := range o.Functions {
 		decl, opt := function(name, f)
 		caps.Builtins = append(caps.Builtins, &ast.Builtin{Name: name, Decl: decl})
 		functions = append(functions, opt)
 	}
-	compiler := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1)
+	compiler := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1).
+		WithStageAfterID(ast.StageRewriteWithValues, ast.CompilerStageDefinition{
+			Name: "BoundFunctions", MetricName: "compile_stage_bound_functions",
+			Stage: func(c *ast.Compiler) *ast.Error {
+				bind(c.Modules, bounded)
+				return nil
+			},
+		})
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, &CompileError{o.Name, compiler.Errors}
 	}

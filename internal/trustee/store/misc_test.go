@@ -56,6 +56,9 @@ func TestSecrets(t *testing.T) {
 		if err := a.SetSecret(ctx, "cookie", []byte("second")); err != nil {
 			t.Fatal(err)
 		}
+		if v, err := b.SecretVersion(ctx, "cookie"); err != nil || v != 2 {
+			t.Errorf("version %d, %v", v, err)
+		}
 		if x, v, err := b.SecretWithVersion(ctx, "cookie"); err != nil || v != 2 || string(x.Expose()) != "second" {
 			t.Errorf("%q, %d, %v", x.Expose(), v, err)
 		}

@@ -34,6 +34,13 @@ type KeySource interface {
 	TokenKeys(ctx context.Context) (keys []Key, version int64, err error)
 }
 
+// Versioner is a [KeySource] that can say at little cost which version its
+// keys have. It is asked for every token that is signed, so that a key which
+// any replica has made signs from then on, on all of them.
+type Versioner interface {
+	TokenKeyVersion(ctx context.Context) (int64, error)
+}
+
 // Static is a source of keys that never change.
 func Static(keys ...*ecdsa.PrivateKey) KeySource {
 	var s static
@@ -125,7 +132,7 @@ const (
 	// taken away is trusted for this long.
 	refresh = 3 * time.Second
 	// unknownWait is the least time between two looks for a key that is not
-	// there: anyone can name one.
+	// there, where a look reads all keys: anyone can name one.
 	unknownWait = 200 * time.Millisecond
 	// stale is how long keys are used that cannot be read again.
 	stale = 5 * time.Minute
@@ -216,6 +223,25 @@ func (r *ring) newer(ctx context.Context, than time.Duration) (*keys, error) {
 	return have, nil
 }
 
+// newest returns the keys as they are now, where the source can tell that it
+// has others; otherwise at most [refresh] old.
+func (r *ring) newest(ctx context.Context) (*keys, error) {
+	source, ok := r.source.(Versioner)
+	if have, age := r.have(); ok && have != nil {
+		version, err := source.TokenKeyVersion(ctx)
+		switch {
+		case err == nil && version == have.version:
+			return have, nil
+		case err == nil:
+			return r.newer(ctx, 0)
+		case age >= stale:
+			return nil, fmt.Errorf("token: signing keys: %w", err)
+		}
+		return have, nil
+	}
+	return r.current(ctx)
+}
+
 // find looks a key up by its id, and looks again for one that another replica
 // may have made just now.
 func (r *ring) find(ctx context.Context, id string) (jose.JSONWebKey, bool, error) {
@@ -227,7 +253,12 @@ func (r *ring) find(ctx context.Context, id string) (jose.JSONWebKey, bool, erro
 	if ok || len(id) != base64.RawURLEncoding.EncodedLen(crypto.SHA256.Size()) {
 		return key.JSONWebKey, ok && r.verifies(key), nil
 	}
-	if k, err = r.newer(ctx, unknownWait); err != nil {
+	if _, ok := r.source.(Versioner); ok {
+		k, err = r.newest(ctx)
+	} else {
+		k, err = r.newer(ctx, unknownWait)
+	}
+	if err != nil {
 		return jose.JSONWebKey{}, false, err
 	}
 	key, ok = k.byID[id]

@@ -37,6 +37,63 @@ func (s *shared) change(f func()) {
 	s.version++
 }
 
+// versioned can say which version it has.
+type versioned struct{ *shared }
+
+func (v versioned) TokenKeyVersion(context.Context) (int64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.version, v.err
+}
+
+// TestRotatedAtOnce: where the source says that it has other keys, all
+// replicas sign with the new one from then on, and publish it.
+func TestRotatedAtOnce(t *testing.T) {
+	t.Parallel()
+	now := start
+	src := versioned{&shared{keys: []Key{{Private: key(t, elliptic.P256())}}, version: 1}}
+	var replicas []*Authority
+	for range 2 {
+		a, err := New(t.Context(), Options{Keys: src, Issuer: "i", Audience: "a", Lifetime: time.Minute, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicas = append(replicas, a)
+	}
+	for i := range 3 { // the clock stands still
+		src.change(func() { src.keys = append([]Key{{Private: key(t, elliptic.P384())}}, src.keys...) })
+		want, err := KeyID(&src.keys[0].Private.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, a := range replicas {
+			if set := jwks(t, a); len(set.Keys) != i+2 || set.Keys[0].KeyID != want {
+				t.Errorf("rotation %d, replica %d: JWKS %+v", i, j, set)
+			}
+			if _, _, err := replicas[1-j].Verify(t.Context(), "acme", mint(t, a)); err != nil {
+				t.Errorf("rotation %d, replica %d: %v", i, j, err)
+			}
+		}
+	}
+	asked := src.asked
+	other := authority(t, &now, key(t, elliptic.P256()))
+	for range 20 {
+		mint(t, replicas[0])
+		if _, _, err := replicas[1].Verify(t.Context(), "acme", mint(t, other)); err == nil {
+			t.Fatal("foreign token verified")
+		}
+	}
+	if src.asked != asked {
+		t.Errorf("asked %d times for keys that had not changed", src.asked-asked)
+	}
+	src.err = errors.New("store is down")
+	mint(t, replicas[0])
+	now = now.Add(stale)
+	if _, err := replicas[0].Mint(t.Context(), "acme", ear.Claims{}); err == nil {
+		t.Error("source down for long: want an error")
+	}
+}
+
 func TestReplicasRotate(t *testing.T) {
 	t.Parallel()
 	now := start
