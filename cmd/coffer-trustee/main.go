@@ -47,7 +47,7 @@ func command(stdout, stderr io.Writer) *cobra.Command {
 	}
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	for _, c := range []*cobra.Command{a.serve(), a.check(), a.backup(), a.restore(), a.rewrap()} {
+	for _, c := range []*cobra.Command{a.serve(), a.check(), a.backup(), a.restore(), a.rewrap(), a.newDataKey()} {
 		c.Flags().StringVar(&a.file, "config", "", "configuration file (TOML)")
 		if err := c.MarkFlagRequired("config"); err != nil {
 			panic(err) //nolint:forbidigo // the flag is defined one line above

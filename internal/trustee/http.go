@@ -10,6 +10,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee/adminapi"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
+	"github.com/coffer-project/coffer/internal/trustee/metrics"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/store"
@@ -113,7 +114,7 @@ func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
 	if !guest && t.isAdmin(path) {
 		// It finds out about the tenant for itself, lest it tell a stranger
 		// which ones there are.
-		t.admin.ServeHTTP(w, inner)
+		t.administer(w, inner)
 		return
 	}
 	if e := t.enter(r.Context(), name); e != nil {
@@ -173,6 +174,20 @@ func (t *Trustee) isAdmin(path string) bool {
 		_, ok = t.plugins.Get(first)
 	}
 	return ok
+}
+
+// administer counts whom administration lets in.
+func (t *Trustee) administer(w http.ResponseWriter, r *http.Request) {
+	sw := &statusWriter{ResponseWriter: w}
+	t.admin.ServeHTTP(sw, r)
+	switch {
+	case sw.status == http.StatusUnauthorized || sw.status == http.StatusForbidden:
+		t.metrics.Auth(metrics.Denied)
+	case sw.status >= http.StatusInternalServerError:
+		t.metrics.Auth(metrics.Failed)
+	default:
+		t.metrics.Auth(metrics.OK)
+	}
 }
 
 func (t *Trustee) get(w http.ResponseWriter, r *http.Request, h http.HandlerFunc) {

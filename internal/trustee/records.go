@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
@@ -32,6 +33,15 @@ func (r records) Finish(ctx context.Context, t tenant.Name, f store.Finished, x 
 func (r records) Append(ctx context.Context, t tenant.Name, x audit.Record) (audit.Entry, error) {
 	e, err := r.Store.Append(ctx, t, x)
 	return e, r.noted(x, err)
+}
+
+// SaveCheckpoint notes when the last one was made.
+func (r records) SaveCheckpoint(ctx context.Context, t tenant.Name, seq int64, jws string, at time.Time) error {
+	err := r.Store.SaveCheckpoint(ctx, t, seq, jws, at)
+	if err == nil {
+		r.t.metrics.AuditCheckpoint(at)
+	}
+	return err
 }
 
 func (r records) noted(x audit.Record, err error) error {

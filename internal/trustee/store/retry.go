@@ -19,8 +19,11 @@ const (
 // retry runs f until it succeeds, fails for good, or [Options.RetryFor] is
 // over. With PostgreSQL f gets half of that time for one try: a connection
 // that answers nothing leaves time for another. A file always answers, and
-// what it takes long for, as a migration, is not begun again.
-func (s *Store) retry(ctx context.Context, what string, f func(context.Context) error) error {
+// what it takes long for, as a migration, is not begun again. kind is for
+// counting, what for people.
+func (s *Store) retry(ctx context.Context, kind, what string, f func(context.Context) error) (err error) {
+	start := time.Now()
+	defer func() { s.o.Observer.Operation(kind, time.Since(start), err) }()
 	all, cancel := context.WithTimeout(ctx, s.o.RetryFor)
 	defer cancel()
 	pause := firstPause
@@ -39,6 +42,7 @@ func (s *Store) retry(ctx context.Context, what string, f func(context.Context) 
 		if !again {
 			return wrap(what, err)
 		}
+		s.o.Observer.Retry()
 		if !sleep(all, jitter(pause)) {
 			if ctx.Err() != nil {
 				return wrap(what, ctx.Err())
@@ -210,7 +214,7 @@ func (s *Store) get(ctx context.Context, what, stmt string, args []any, dest ...
 }
 
 func (s *Store) reading(ctx context.Context, what string, f func(context.Context) error) error {
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "read", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.read)
 		return f(ctx)
 	})
@@ -222,7 +226,7 @@ func (s *Store) reading(ctx context.Context, what string, f func(context.Context
 // of f rolls back.
 func (s *Store) tx(ctx context.Context, what string, f func(context.Context, conn) error) error {
 	var last string // PostgreSQL's name of a transaction whose outcome is unknown
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "write", what, func(ctx context.Context) error {
 		if last != "" {
 			committed, err := s.outcome(ctx, last)
 			if err != nil || committed {
