@@ -107,6 +107,16 @@ type conn struct {
 
 func (s *Store) reader() conn { return conn{s: s} }
 
+// brief is the context of a statement about a few rows. With SQLite it cannot
+// be cancelled: database/sql and the driver would each start a goroutine that
+// waits for it, which costs more than the statement.
+func (s *Store) brief(ctx context.Context) context.Context {
+	if s.pool == nil && ctx.Err() == nil {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
+}
+
 // exec returns how many rows were changed.
 func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error) {
 	var r sql.Result
@@ -128,6 +138,7 @@ func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error)
 
 // row scans one row; where there is none it returns [ErrNotFound].
 func (c conn) row(ctx context.Context, stmt string, args []any, dest ...any) error {
+	ctx = c.s.brief(ctx)
 	var row *sql.Row
 	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
 	switch {
