@@ -228,4 +228,3 @@ func (s *changes) tenant() {
 		}
 	}
 }
-
