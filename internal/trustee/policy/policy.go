@@ -211,19 +211,6 @@ func function(name string, f Function) (*types.Function, func(*rego.Rego)) {
 	return decl, rego.FunctionDyn(&rego.Function{Name: name, Decl: decl, Memoize: true}, call)
 }
 
-// Input is a document prepared for evaluation. It may be used for several
-// evaluations.
-type Input struct{ value ast.Value }
-
-// NewInput prepares a JSON document.
-func NewInput(doc json.RawMessage) (Input, error) {
-	v, err := ast.ValueFromReader(strings.NewReader(string(doc)))
-	if err != nil {
-		return Input{}, fmt.Errorf("policy input: %w", err)
-	}
-	return Input{v}, nil
-}
-
 // InputOf prepares a value that is made of what encoding/json decodes to
 // (with json.Number for numbers) or of anything that it can encode.
 func InputOf(doc any) (Input, error) {

@@ -106,7 +106,7 @@ func (s *Store) BindingsFor(ctx context.Context, t tenant.Name, names []string) 
 	for _, n := range names {
 		args = append(args, clean(n))
 	}
-	return s.bindings(ctx, "resource IN (?"+strings.Repeat(", ?", len(names)-1)+") ORDER BY resource, initdata", args...)
+	return s.bindings(s.brief(ctx), "resource IN (?"+strings.Repeat(", ?", len(names)-1)+") ORDER BY resource, initdata", args...)
 }
 
 func (s *Store) bindings(ctx context.Context, where string, args ...any) ([]Binding, error) {

@@ -1,4 +1,4 @@
-package release
+package policy
 
 import (
 	"encoding/json"
@@ -16,7 +16,7 @@ var documents = []string{
 
 func sameInput(t *testing.T, doc string) {
 	t.Helper()
-	_, err := newInput(json.RawMessage(doc))
+	_, err := NewInput(json.RawMessage(doc))
 	want, theirs := ast.ValueFromReader(strings.NewReader(doc))
 	if json.Valid([]byte(doc)) && (err == nil) != (theirs == nil) || err == nil && !json.Valid([]byte(doc)) {
 		t.Fatalf("%q: got %v, the library %v", doc, err, theirs)
@@ -42,7 +42,7 @@ func TestNewInput(t *testing.T) {
 func TestNewInputRefusesNumbersBeyondAllUse(t *testing.T) {
 	t.Parallel()
 	for _, doc := range []string{`{"n":1e99999999}`, `[1e-99999999]`, `1e99999999999`, `-1E+99999999`} {
-		if _, err := newInput(json.RawMessage(doc)); err == nil || !strings.Contains(err.Error(), "number") {
+		if _, err := NewInput(json.RawMessage(doc)); err == nil || !strings.Contains(err.Error(), "number") {
 			t.Errorf("%s: got %v", doc, err)
 		}
 	}
