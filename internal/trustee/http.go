@@ -27,7 +27,7 @@ const (
 func (t *Trustee) newServer(h http.Handler) *http.Server {
 	l := t.o.Config.Limits
 	return &http.Server{
-		Handler:           h,
+		Handler:           t.underWay(h),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       l.RequestTimeout.D(),
 		WriteTimeout:      l.RequestTimeout.D() + headerTimeout,
@@ -35,6 +35,15 @@ func (t *Trustee) newServer(h http.Handler) *http.Server {
 		MaxHeaderBytes:    l.Header,
 		ErrorLog:          slog.NewLogLogger(t.o.Logger.Handler(), slog.LevelWarn),
 	}
+}
+
+// underWay counts requests.
+func (t *Trustee) underWay(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.requests.Add(1)
+		defer t.requests.Add(-1)
+		next.ServeHTTP(w, r)
+	})
 }
 
 // Handler serves every endpoint: the KBS protocol below /kbs/v0 and

@@ -23,6 +23,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 
@@ -60,6 +61,9 @@ type cluster struct {
 type replica struct {
 	*process
 	name, address, dir string
+	// config is the file's text; patience is how long it waits for the database.
+	config   string
+	patience time.Duration
 }
 
 func (r *replica) file(name string) string { return filepath.Join(r.dir, "state", name) }
@@ -92,7 +96,7 @@ func newCluster(t *testing.T) *cluster {
 			}
 			r.kill(t)
 			if t.Failed() {
-				t.Logf("the end of %s's log:\n%s", r.name, r.tail())
+				t.Logf("%s's failures:\n%s\nand the end of its log:\n%s", r.name, r.failures(), r.tail())
 			}
 		}
 	})
@@ -143,7 +147,6 @@ func (c *cluster) configure(t *testing.T) {
 	database := c.pg.URL("trustee")
 	c.relay = newRelay(t, filepath.Join(c.dir, "relay"), c.pg.Dir())
 	for i := range replicas {
-		patience := "20s"
 		r := &replica{name: fmt.Sprintf("replica%d", i+1), address: fmt.Sprintf("%s.%d:%s", c.prefix, i+1, port)}
 		r.dir = filepath.Join(c.dir, r.name)
 		if err := os.Mkdir(r.dir, 0o700); err != nil {
@@ -155,10 +158,9 @@ func (c *cluster) configure(t *testing.T) {
 		}
 		if i == replicas-1 {
 			u.RawQuery = url.Values{"host": {c.relay.dir}}.Encode()
-			patience = "5s" // it is to answer 503 in the end
 		}
 		write(t, filepath.Join(r.dir, "database.url"), []byte(u.String()+"\n"))
-		write(t, filepath.Join(r.dir, "trustee.toml"), fmt.Appendf(nil, `
+		r.config = fmt.Sprintf(`
 listen = %q
 state_dir = "state"
 [tls]
@@ -176,12 +178,13 @@ drain_delay = %[3]q
 file = "../kek.hex"
 [storage.database]
 url_file = "database.url"
-retry_for = %[5]q
+retry_for = "RETRY"
 [audit]
 checkpoint_interval = "1s"
 [tee.snp]
 development_roots = [%[4]q]
-`, r.address, c.prefix, drainDelay, c.tee.root, patience))
+`, r.address, c.prefix, drainDelay, c.tee.root)
+		r.patience = 20 * time.Second
 		c.replicas = append(c.replicas, r)
 	}
 }
@@ -189,7 +192,9 @@ development_roots = [%[4]q]
 // start runs a replica.
 func (c *cluster) start(t *testing.T, r *replica) {
 	t.Helper()
-	r.process = start(t, filepath.Join(r.dir, "log"), c.bin, "serve", "--config", filepath.Join(r.dir, "trustee.toml"))
+	file := filepath.Join(r.dir, "trustee.toml")
+	write(t, file, []byte(strings.Replace(r.config, "RETRY", r.patience.String(), 1)))
+	r.process = start(t, filepath.Join(r.dir, "log"), c.bin, "serve", "--config", file)
 }
 
 // awaitReady waits until a replica says that it is.

@@ -8,6 +8,7 @@ import (
 	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/pgtest"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -87,19 +88,30 @@ func (c *cluster) testLoad(t *testing.T) {
 	}
 	stop := load(t, l, clients...)
 	l.await(t, apart)
-	for _, r := range c.replicas {
-		r.kill(t)
-		l.await(t, apart)
-		c.revive(t, r)
-		l.await(t, apart)
-	}
 	for _, mode := range []pgtest.Mode{pgtest.Fast, pgtest.Immediate, pgtest.Immediate} {
 		c.pg.Restart(mode)
 		l.await(t, apart)
 	}
+	// Everything at once: the database is gone, and a replica that waits for it
+	// is killed with the requests it holds.
+	c.pg.Stop(pgtest.Immediate)
+	c.replicas[0].kill(t)
+	c.pg.Resume()
+	c.revive(t, c.replicas[0])
+	l.await(t, apart)
+	lost := c.replicas[replicas-1]
+	for _, r := range c.replicas {
+		r.kill(t)
+		l.await(t, apart)
+		if r == lost {
+			r.patience = 3 * time.Second // for what follows
+		}
+		c.revive(t, r)
+		l.await(t, apart)
+	}
 	// One replica loses the database for longer than it is patient. Whom it has
 	// to turn away, and whoever keeps a connection to it, comes back elsewhere.
-	lost, before := c.replicas[replicas-1], l.second(guest)
+	before := l.second(guest)
 	c.relay.set(true, false)
 	c.balancer.await(t, lost, "DOWN")
 	c.balancer.awaitIdle(t, lost)
@@ -110,13 +122,6 @@ func (c *cluster) testLoad(t *testing.T) {
 	if n := l.second(guest) - before; n > 0 {
 		t.Errorf("%d guests were turned away for good by a replica without a database", n)
 	}
-	// Everything at once: the database is gone, and a replica that waits for it
-	// is killed with the requests it holds.
-	c.pg.Stop(pgtest.Immediate)
-	c.replicas[0].kill(t)
-	c.pg.Resume()
-	c.revive(t, c.replicas[0])
-	l.await(t, apart)
 	stop()
 	t.Logf("%s", l.summary())
 	c.logShares(t)

@@ -119,6 +119,21 @@ func (p *process) alive() error {
 	}
 }
 
+// failures are the lines of the log that tell of the program's own failures.
+func (p *process) failures() string {
+	text, err := os.ReadFile(p.log)
+	if err != nil {
+		return err.Error()
+	}
+	var out []byte
+	for line := range bytes.Lines(text) {
+		if bytes.Contains(line, []byte("level=ERROR")) && len(out) < 8<<10 {
+			out = append(out, line...)
+		}
+	}
+	return string(out)
+}
+
 // tail is the end of the log.
 func (p *process) tail() string {
 	text, err := os.ReadFile(p.log)

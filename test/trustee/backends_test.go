@@ -12,7 +12,6 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/hsmtest"
 	"github.com/coffer-project/coffer/internal/trustee/kek/bao/baotest"
 	"github.com/coffer-project/coffer/kbs"
-	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
 )
 
@@ -272,13 +271,4 @@ func TestVault(t *testing.T) {
 	// The key is needed at the start only, and then it is needed.
 	s = embed(t, dir, vaults(t, b, dir))
 	s.check("")
-}
-
-// granted counts the recorded releases of the resource that populate stores.
-func granted(s *site, a *admin.Client) int {
-	s.t.Helper()
-	yes := true
-	list, err := a.Audit(s.t.Context(), admin.AuditQuery{Kind: admin.KindResource, Granted: &yes})
-	s.must(err)
-	return len(list)
 }

@@ -135,7 +135,7 @@ func TestObservation(t *testing.T) {
 		{"kbs_resource_deletes_total", []string{"outcome=ok"}, 1},
 		{"kbs_auth_requests_total", nil, 7},
 		{"kbs_auth_errors_total", nil, 1},
-		{"kbs_plugin_requests_total", []string{"plugin_name=resource"}, 4},
+		{"kbs_plugin_requests_total", []string{"plugin_name=resource"}, 5},
 		{"coffer_audit_records_total", []string{"kind=attestation", "granted=false"}, 1},
 		{"coffer_audit_records_total", []string{"kind=resource", "granted=true"}, 3},
 		{"coffer_ratelimit_clients", nil, 1},

@@ -2,7 +2,6 @@ package tests
 
 import (
 	"crypto/tls"
-	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
 	"net/http"
@@ -77,9 +76,7 @@ func TestAttestationService(t *testing.T) {
 	base := "https://" + s.service
 	client := s.http()
 	b64 := base64.RawURLEncoding.EncodeToString
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(s.root)
-	conn, err := grpc.NewClient(s.service, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13})))
+	conn, err := grpc.NewClient(s.service, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots(s.root), MinVersion: tls.VersionTLS13})))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -215,14 +212,14 @@ func TestAttestationService(t *testing.T) {
 	// Rotation: tokens of the old key stay good, new ones have the new key.
 	key, err := s.admin("").RotateTokenKey(t.Context(), "ES384")
 	s.must(err)
-	rotated := s.keys(base + "/.well-known/jwks.json")
-	verify(t, rotated, token, audience)
+	verify(t, s.keys(base+"/.well-known/jwks.json"), token, audience)
 	// Within seconds, at this replica as at others.
 	eventually(t, "the new key signs", func() bool {
 		guest := s.good("")
 		s.must(guest.Attest(t.Context()))
-		verify(t, rotated, guest.Token(), "coffer-trustee")
+		verify(t, s.keys(base+"/.well-known/jwks.json"), guest.Token(), "coffer-trustee")
 		sig, err := jwt.ParseSigned(guest.Token(), []jose.SignatureAlgorithm{jose.ES384})
 		return err == nil && sig.Headers[0].KeyID == key.KeyID
 	})
+	verify(t, s.keys(base+"/.well-known/jwks.json"), token, audience)
 }

@@ -367,12 +367,16 @@ func asStatus(err error) *kbs.StatusError {
 	return nil
 }
 
+func roots(text []byte) *x509.CertPool {
+	pool := x509.NewCertPool()
+	pool.AppendCertsFromPEM(text)
+	return pool
+}
+
 // http is a plain client for what the others never do.
 func (s *site) http(change ...func(*tls.Config)) *http.Client {
 	s.t.Helper()
-	pool := x509.NewCertPool()
-	pool.AppendCertsFromPEM(s.root)
-	c := &tls.Config{RootCAs: pool, Time: s.clock.now, MinVersion: tls.VersionTLS13}
+	c := &tls.Config{RootCAs: roots(s.root), Time: s.clock.now, MinVersion: tls.VersionTLS13}
 	for _, f := range change {
 		f(c)
 	}

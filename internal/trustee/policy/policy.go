@@ -27,6 +27,10 @@ const MaxText = 256 << 10
 // DefaultTimeout bounds one evaluation where [Options] say nothing.
 const DefaultTimeout = 2 * time.Second
 
+// ErrLimit is wrapped by errors of evaluations that were ended because they
+// took too long or too much memory.
+var ErrLimit = errors.New("limit of an evaluation")
+
 // Function is a builtin that a policy may call. Its first argument is always
 // a string.
 type Function struct {
@@ -291,6 +295,7 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 
 // eval returns nil for a query that is undefined.
 func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	ctx, stop := watch(ctx)
@@ -305,7 +310,10 @@ func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery
 	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn), rego.EvalExternalCancel(ended))
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errMemory) {
-			return nil, fmt.Errorf("policy %s: %s%w", p.name, what, cause)
+			return nil, fmt.Errorf("policy %s: %s%w (%w)", p.name, what, cause, ErrLimit)
+		}
+		if ctx.Err() != nil && asked.Err() == nil {
+			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w (%w)", p.name, what, p.timeout, ctx.Err(), ErrLimit)
 		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w", p.name, what, p.timeout, ctx.Err())

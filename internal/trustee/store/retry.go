@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -224,51 +226,44 @@ func (s *Store) reading(ctx context.Context, what string, f func(context.Context
 // f is run again, also when the answer to a commit was lost and the commit did
 // not happen; what it tells its caller must come from its last run. An error
 // of f rolls back.
+//
+// With PostgreSQL each transaction leaves a row under a name of its own, by
+// which another try learns that an earlier one was committed after all. One
+// that is still being decided holds the row's name, and the other try waits for
+// it. PostgreSQL's own name for it, the transaction id, would not do: after a
+// crash an id that had not reached the disk is given out again, and
+// pg_xact_status tells of the wrong transaction.
 func (s *Store) tx(ctx context.Context, what string, f func(context.Context, conn) error) error {
-	var last string // PostgreSQL's name of a transaction whose outcome is unknown
-	return s.retry(ctx, "write", what, func(ctx context.Context) error {
-		if last != "" {
-			committed, err := s.outcome(ctx, last)
-			if err != nil || committed {
-				return err
-			}
-			last = ""
+	if s.pool == nil {
+		return s.again(ctx, what, f)
+	}
+	var id [16]byte
+	if _, err := io.ReadFull(s.o.Rand, id[:]); err != nil {
+		return wrap(what, fmt.Errorf("random id: %w", err))
+	}
+	name := hex.EncodeToString(id[:])
+	return s.again(ctx, what, func(ctx context.Context, c conn) error {
+		n, err := c.exec(ctx, "INSERT INTO transactions (id, at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", name, millis(s.o.Now()))
+		if err != nil || n == 0 {
+			return err
 		}
+		return f(ctx, c)
+	})
+}
+
+// again is [Store.tx] for what does no harm when it is done twice.
+func (s *Store) again(ctx context.Context, what string, f func(context.Context, conn) error) error {
+	return s.retry(ctx, "write", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.write)
 		tx, err := s.write.BeginTx(ctx, nil)
 		if err != nil {
 			return err
 		}
-		c := conn{s: s, tx: tx}
-		if err = f(ctx, c); err == nil && s.pool != nil {
-			err = c.row(ctx, "SELECT COALESCE(CAST(pg_current_xact_id_if_assigned() AS TEXT), '')", nil, &last)
-		}
-		if err != nil {
+		if err := f(ctx, conn{s: s, tx: tx}); err != nil {
 			return rollback(tx, err)
 		}
 		return tx.Commit()
 	})
-}
-
-// errUndecided is tried again: the server has not noticed yet that its client is gone.
-var errUndecided = errors.New("an earlier try is still being decided")
-
-// outcome says what became of a PostgreSQL transaction whose commit was not
-// answered.
-func (s *Store) outcome(ctx context.Context, xid string) (committed bool, err error) {
-	var status string
-	if err := s.reader().row(ctx, "SELECT COALESCE(pg_xact_status(CAST(CAST(? AS TEXT) AS xid8)), '')", []any{xid}, &status); err != nil {
-		return false, err
-	}
-	switch status {
-	case "committed":
-		return true, nil
-	case "aborted":
-		return false, nil
-	case "in progress":
-		return false, errUndecided
-	}
-	return false, fmt.Errorf("%w: the outcome of a transaction is unknown", ErrUnavailable)
 }
 
 // rollback joins what went wrong with it to err, but for a transaction that
