@@ -17,6 +17,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
@@ -303,7 +304,10 @@ func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: data: %w", p.name, err)
 	}
-	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
+	// OPA's own way to notice the end of a context is a goroutine for each evaluation.
+	ended := topdown.NewCancel()
+	defer context.AfterFunc(ctx, ended.Cancel)()
+	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn), rego.EvalExternalCancel(ended))
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errMemory) {
 			return nil, fmt.Errorf("policy %s: %s%w (%w)", p.name, what, cause, ErrLimit)
