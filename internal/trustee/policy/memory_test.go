@@ -15,10 +15,10 @@ func TestMemory(t *testing.T) { //nolint:paralleltest // see above
 	}
 	var text strings.Builder
 	text.WriteString("package policy\nallow if {\n\tx0 := input.s\n")
-	const n = 60
+	const n = 100
 	for i := range n {
-		// Small steps once it is large, so that there is a call to end between.
-		if i < 22 {
+		// As large as one call may make them, and then one after the other.
+		if i < 19 {
 			fmt.Fprintf(&text, "\tx%d := concat(\"\", [x%d, x%d])\n", i+1, i, i)
 		} else {
 			fmt.Fprintf(&text, "\tx%d := concat(\"\", [x%d, \"y\"])\n", i+1, i)

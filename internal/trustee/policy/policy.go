@@ -121,13 +121,13 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		p.modules = append(p.modules, module.Copy())
 	}
 	caps := capabilities()
-	var functions []func(*rego.Rego)
+	functions := BoundFunctions()
 	for name, f := range o.Functions {
 		decl, opt := function(name, f)
 		caps.Builtins = append(caps.Builtins, &ast.Builtin{Name: name, Decl: decl})
 		functions = append(functions, opt)
 	}
-	compiler := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1)
+	compiler := Bound(caps)
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, &CompileError{o.Name, compiler.Errors}
 	}
@@ -296,7 +296,7 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	ctx, stop := watch(ctx)
+	ctx, stop := Watch(ctx)
 	defer stop()
 	txn, err := newTxn(data)
 	if err != nil {
