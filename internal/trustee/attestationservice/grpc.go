@@ -2,6 +2,8 @@ package attestationservice
 
 import (
 	"context"
+	"crypto/sha256"
+	"fmt"
 	"log/slog"
 	"net/http"
 
@@ -34,7 +36,7 @@ func (s *Service) newGRPC() *grpc.Server {
 }
 
 // tenantOf is the context's tenant, or the one that the metadata names.
-func tenantOf(ctx context.Context) (tenant.Name, *problem.Error) {
+func (s *Service) tenantOf(ctx context.Context) (tenant.Name, *problem.Error) {
 	md, _ := metadata.FromIncomingContext(ctx)
 	names := md.Get(tenantKey)
 	t := tenant.Of(ctx)
@@ -51,12 +53,15 @@ func tenantOf(ctx context.Context) (tenant.Name, *problem.Error) {
 	if t != tenant.Default && t != n {
 		return "", invalid(tenantKey, "expected the tenant of the URL, got another")
 	}
+	if e := s.o.Enter(ctx, n); e != nil {
+		return "", e
+	}
 	return n, nil
 }
 
 // grpcAdmin checks the call's token.
 func (s *Service) grpcAdmin(ctx context.Context, permission string) (tenant.Name, Admin, *problem.Error) {
-	t, e := tenantOf(ctx)
+	t, e := s.tenantOf(ctx)
 	if e != nil {
 		return "", Admin{}, e
 	}
@@ -128,7 +133,7 @@ type attestationServer struct {
 }
 
 func (a attestationServer) AttestationEvaluate(ctx context.Context, in *attestation.AttestationRequest) (*attestation.AttestationResponse, error) {
-	t, e := tenantOf(ctx)
+	t, e := a.s.tenantOf(ctx)
 	if e != nil {
 		return nil, a.s.fail(ctx, e)
 	}
@@ -185,7 +190,7 @@ func (s *Service) storePolicy(ctx context.Context, t tenant.Name, who Admin, id,
 		return e
 	}
 	e = asProblem(s.o.Policies.SetPolicy(ctx, t, id, body, who.Subject), problem.Storage)
-	return s.changed(ctx, t, who, "policy.set", "attestation policy "+id, e)
+	return s.changed(ctx, t, who, "policy.set", "coffer:///policies/attestation/"+id, fmt.Sprintf("%d bytes, SHA-256 %x", len(body), sha256.Sum256([]byte(body))), e)
 }
 
 type referenceServer struct {
@@ -222,7 +227,8 @@ func (v referenceServer) RegisterReferenceValue(ctx context.Context, in *referen
 	t, who, e := v.s.grpcAdmin(ctx, ReferenceWrite)
 	if e == nil {
 		e = asProblem(v.s.o.References.Register(ctx, t, []byte(in.GetMessage()), who.Subject), problem.Storage)
-		e = v.s.changed(ctx, t, who, "reference.register", "reference value message", e)
+		e = v.s.changed(ctx, t, who, "reference.register", "coffer:///reference-values/",
+			fmt.Sprintf("a message of %d bytes, SHA-256 %x", len(in.GetMessage()), sha256.Sum256([]byte(in.GetMessage()))), e)
 	}
 	if e != nil {
 		return nil, v.s.fail(ctx, e)

@@ -61,6 +61,11 @@ func TestGRPC(t *testing.T) {
 	code("tenant", err, codes.InvalidArgument)
 	_, err = as.AttestationEvaluate(metadata.AppendToOutgoingContext(t.Context(), tenantKey, "a", tenantKey, "b"), &attestation.AttestationRequest{})
 	code("two tenants", err, codes.InvalidArgument)
+	disabled := metadata.AppendToOutgoingContext(t.Context(), tenantKey, "disabled")
+	_, err = as.AttestationEvaluate(disabled, &attestation.AttestationRequest{})
+	code("disabled tenant", err, codes.NotFound)
+	_, err = rv.ListReferenceValues(disabled, &reference.ReferenceValueListRequest{})
+	code("reading of a disabled tenant", err, codes.NotFound)
 	_, err = as.AttestationEvaluate(t.Context(), &attestation.AttestationRequest{PolicyIds: []string{strings.Repeat("x", 2<<20)}})
 	code("too large", err, codes.ResourceExhausted)
 
@@ -110,7 +115,7 @@ func TestGRPC(t *testing.T) {
 	} else {
 		t.Errorf("registered: %v, %v", v, err)
 	}
-	if r := k.last(t); r.Action != "reference.register" || r.Subject != "alice" {
+	if r := k.last(t); r.Action != "reference.register" || !strings.HasPrefix(r.Resource, "coffer:///reference-values/") || r.Subject != "alice" {
 		t.Errorf("record %+v", r)
 	}
 	_, err = rv.RegisterReferenceValue(admin, &reference.ReferenceValueRegisterRequest{Message: "{}"})

@@ -176,6 +176,12 @@ func start(t *testing.T, plain bool, change func(*Options)) (string, *http.Clien
 	k := newKeeper()
 	o := Options{
 		Evaluator: &fixed{}, Policies: k, References: k, Recorder: k, Authorize: authorize, MaxBody: 1 << 20, Audience: "as",
+		Enter: func(_ context.Context, t tenant.Name) *problem.Error {
+			if t == "disabled" {
+				return problem.New(http.StatusNotFound, problem.InvalidPath, "no such tenant")
+			}
+			return nil
+		},
 		JWKS:   func(context.Context) (jose.JSONWebKeySet, error) { return jose.JSONWebKeySet{}, nil },
 		Logger: slog.New(slog.DiscardHandler), Now: func() time.Time { return now }, Rand: rand.Reader,
 	}

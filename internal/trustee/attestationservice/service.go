@@ -89,6 +89,9 @@ type Options struct {
 	// Authorize checks an administrator's bearer token ("" where there is
 	// none) for a permission. A *problem.Error is answered as it is.
 	Authorize func(ctx context.Context, bearer string, t tenant.Name, permission string) (Admin, error)
+	// Enter refuses a tenant that does not exist or is not served. It is asked
+	// about tenants that gRPC's metadata names: those of URLs have been.
+	Enter func(ctx context.Context, t tenant.Name) *problem.Error
 	// Audience is put into tokens. It has to differ from the trustee's own:
 	// whoever calls the service says itself which nonce was good, so that its
 	// tokens are worth nothing at the trustee's own resources.
@@ -122,6 +125,9 @@ type Service struct {
 func New(o Options) (*Service, error) {
 	if o.Audience == "" {
 		return nil, errors.New("attestation service: expected an audience for its tokens")
+	}
+	if o.Enter == nil {
+		return nil, errors.New("attestation service: expected a check of tenants")
 	}
 	s := &Service{o: o, health: health.NewServer()}
 	s.grpc = s.newGRPC()
@@ -209,14 +215,15 @@ func (s *Service) authorize(ctx context.Context, bearer string, t tenant.Name, p
 	return admin, asProblem(err, problem.AdminAccess)
 }
 
-// changed records what an administrator did.
-func (s *Service) changed(ctx context.Context, t tenant.Name, admin Admin, action, detail string, e *problem.Error) *problem.Error {
+// changed records what an administrator did to which thing, by the names that
+// records of the administration interface have.
+func (s *Service) changed(ctx context.Context, t tenant.Name, admin Admin, action, thing, detail string, e *problem.Error) *problem.Error {
 	rec := audit.Record{
-		At: s.o.Now(), Tenant: t, Kind: audit.KindAdmin, Client: clientOf(ctx), Subject: admin.Subject, Role: admin.Role, Action: action,
+		At: s.o.Now(), Tenant: t, Kind: audit.KindAdmin, Client: clientOf(ctx), Subject: admin.Subject, Role: admin.Role, Action: action, Resource: thing,
 		Granted: e == nil, Status: http.StatusOK, Detail: detail,
 	}
 	if e != nil {
-		rec.Status, rec.Detail = e.Status, detail+": "+e.Info.Detail
+		rec.Status, rec.Detail = e.Status, clip(detail+": "+e.Info.Detail)
 	}
 	if _, err := s.o.Recorder.Append(context.WithoutCancel(ctx), t, rec); err != nil {
 		p := problem.Internal(problem.Storage, err)
@@ -224,6 +231,17 @@ func (s *Service) changed(ctx context.Context, t tenant.Name, admin Admin, actio
 		return p
 	}
 	return e
+}
+
+// maxDetail bounds what a record says in words, in bytes: a compiler's message
+// can repeat the text.
+const maxDetail = 1 << 10
+
+func clip(s string) string {
+	if len(s) <= maxDetail {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxDetail-len("…")], "") + "…"
 }
 
 // referenceJSON is what a policy would see of a reference value now.

@@ -172,6 +172,14 @@ func TestVerify(t *testing.T) {
 				t.Errorf("%+v", r)
 			}
 		}},
+		{name: "beginning removed beyond what was kept elsewhere", change: func(e []Entry) []Entry { return e[8:] },
+			o: func(o *VerifyOptions) { o.Pinned = []string{sign(t, s, good[2])} }, seq: 3, what: "newest checkpoint that was kept elsewhere"},
+		{name: "beginning removed up to what was kept elsewhere", change: func(e []Entry) []Entry { return e[8:] },
+			o: func(o *VerifyOptions) { o.Pinned = []string{sign(t, s, good[2]), sign(t, s, good[7])} }, check: func(t *testing.T, r Report) {
+				if r.Expired != 2 || r.Pinned != 1 {
+					t.Errorf("%+v", r)
+				}
+			}},
 		{name: "record of another tenant", change: func(e []Entry) []Entry {
 			e[0].Body = bytes.Replace(e[0].Body, []byte(`"tenant":"default"`), []byte(`"tenant":"acme"`), 1)
 			rehash(e)

@@ -15,6 +15,8 @@ import (
 type Log interface {
 	// Head is the last entry's place and hash; 0 and [Genesis] of an empty chain.
 	Head(ctx context.Context, t tenant.Name) (seq int64, hash string, err error)
+	// Entries lists entries, see [Query].
+	Entries(ctx context.Context, t tenant.Name, q Query) ([]Entry, error)
 	// SaveCheckpoint keeps a signed checkpoint. Another one for the same entry,
 	// of another replica, is no error.
 	SaveCheckpoint(ctx context.Context, t tenant.Name, seq int64, jws string, at time.Time) error
@@ -85,6 +87,10 @@ func (c *Checkpointer) Checkpoint(ctx context.Context, t tenant.Name) (Checkpoin
 		return Checkpoint{}, "", fmt.Errorf("audit log of tenant %s: %w", t, ErrEmpty)
 	case have && seq == last.Seq:
 		return last.Checkpoint, last.jws, nil
+	case have:
+		if err := c.continues(ctx, t, last.Checkpoint); err != nil {
+			return Checkpoint{}, "", err
+		}
 	}
 	p := Checkpoint{Tenant: t, Seq: seq, Hash: hash, At: c.o.Now().UTC().Truncate(time.Second)}
 	jws, err := c.o.Signer.Sign(p)
@@ -100,6 +106,36 @@ func (c *Checkpointer) Checkpoint(ctx context.Context, t tenant.Name) (Checkpoin
 		c.last[t] = signed{p, jws}
 	}
 	return p, jws, nil
+}
+
+// continues makes sure that the chain still holds what was signed last. Else
+// who rewrites it need only wait for one more record to have the outcome signed.
+func (c *Checkpointer) continues(ctx context.Context, t tenant.Name, last Checkpoint) error {
+	q := Query{After: last.Seq - 1, Limit: 1}
+	if q.After == 0 {
+		q.After = FromStart
+	}
+	list, err := c.o.Log.Entries(ctx, t, q)
+	if err == nil && len(list) > 0 && list[0].Seq == last.Seq {
+		if list[0].Hash == last.Hash {
+			return nil
+		}
+		return fmt.Errorf("audit log of tenant %s: %w: expected entry %d with hash %s, got %.80q; no checkpoint is signed before the trustee is restarted",
+			t, ErrRolledBack, last.Seq, last.Hash, list[0].Hash)
+	}
+	// Retention may have removed it, and then all before it.
+	var before []Entry
+	if err == nil && last.Seq > 1 {
+		before, err = c.o.Log.Entries(ctx, t, Query{Before: last.Seq, Limit: 1})
+	}
+	if err != nil {
+		return fmt.Errorf("audit log of tenant %s: entry %d: %w", t, last.Seq, err)
+	}
+	if len(before) > 0 {
+		return fmt.Errorf("audit log of tenant %s: %w: entry %d, which was signed, is missing between others; no checkpoint is signed before the trustee is restarted",
+			t, ErrRolledBack, last.Seq)
+	}
+	return nil
 }
 
 // Run signs every head that has moved, each interval and once more when ctx

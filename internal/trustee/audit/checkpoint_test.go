@@ -20,6 +20,8 @@ type fakeLog struct {
 	heads map[tenant.Name]Entry
 	saved []string
 	err   error
+	// entries are those that are kept, all with the tenant's own.
+	entries []Entry
 }
 
 func (f *fakeLog) Head(_ context.Context, t tenant.Name) (int64, string, error) {
@@ -30,6 +32,17 @@ func (f *fakeLog) Head(_ context.Context, t tenant.Name) (int64, string, error) 
 		e.Hash = Genesis
 	}
 	return e.Seq, e.Hash, f.err
+}
+
+func (f *fakeLog) Entries(_ context.Context, _ tenant.Name, q Query) ([]Entry, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	for _, e := range f.entries {
+		if q.After != 0 && e.Seq > q.After || q.Before != 0 && e.Seq < q.Before {
+			return []Entry{e}, f.err
+		}
+	}
+	return nil, f.err
 }
 
 func (f *fakeLog) SaveCheckpoint(_ context.Context, _ tenant.Name, _ int64, jws string, _ time.Time) error {
@@ -55,7 +68,7 @@ func TestCheckpointer(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		entries := chain(t, 5)
-		log := &fakeLog{heads: map[tenant.Name]Entry{tenant.Default: entries[0]}}
+		log := &fakeLog{heads: map[tenant.Name]Entry{tenant.Default: entries[0]}, entries: entries}
 		s := signer(t, 1)
 		c := NewCheckpointer(CheckpointerOptions{Log: log, Signer: s, Now: time.Now, Logger: slog.New(slog.DiscardHandler), Interval: time.Minute,
 			Tenants: func(context.Context) ([]tenant.Name, error) { return []tenant.Name{"empty", tenant.Default}, nil }})
@@ -103,4 +116,35 @@ func TestCheckpointer(t *testing.T) {
 			t.Error("store failure: want an error")
 		}
 	})
+}
+
+// A chain that was rewritten is not signed because it has grown since.
+func TestCheckpointerRewritten(t *testing.T) {
+	t.Parallel()
+	entries, other := chain(t, 5), chain(t, 5)
+	other[2].Hash = Hash(tenant.Default, 3, other[1].Hash, []byte(`{"kind":"x"}`))
+	for name, tc := range map[string]struct {
+		kept []Entry
+		want error
+	}{
+		"as it was":       {entries, nil},
+		"rewritten":       {other, ErrRolledBack},
+		"removed":         {[]Entry{entries[0], entries[1], entries[3], entries[4]}, ErrRolledBack},
+		"kept from there": {entries[2:], nil},
+		"retention":       {entries[3:], nil},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			log := &fakeLog{heads: map[tenant.Name]Entry{tenant.Default: entries[2]}, entries: entries}
+			c := NewCheckpointer(CheckpointerOptions{Log: log, Signer: signer(t, 1), Now: time.Now, Logger: slog.New(slog.DiscardHandler)})
+			if _, _, err := c.Checkpoint(t.Context(), tenant.Default); err != nil {
+				t.Fatal(err)
+			}
+			log.entries = tc.kept
+			log.set(tenant.Default, entries[4])
+			if _, _, err := c.Checkpoint(t.Context(), tenant.Default); !errors.Is(err, tc.want) {
+				t.Errorf("got %v, want %v", err, tc.want)
+			}
+		})
+	}
 }

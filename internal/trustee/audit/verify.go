@@ -30,9 +30,10 @@ type VerifyOptions struct {
 	// Checkpoints are all signed checkpoints that the log holds. They have to be
 	// read before the entries: entries may be added meanwhile.
 	Checkpoints []string
-	// Pinned are signed checkpoints that were kept elsewhere. Each must be
-	// found in the chain: without one, a log cut off after a checkpoint of
-	// its own passes.
+	// Pinned are signed checkpoints that were kept elsewhere. The newest must be
+	// found in the chain: without one, a log that was cut off after a checkpoint
+	// of its own, or whose beginning somebody else than retention removed up to
+	// one, passes. Retention may have removed what older ones name.
 	Pinned []string
 	// Complete refuses a chain whose beginning retention has removed: one that
 	// does not begin with entry 1.
@@ -121,7 +122,8 @@ type pin struct {
 type verifier struct {
 	o      VerifyOptions
 	pins   map[int64]pin
-	newest int64 // the highest pinned entry
+	newest int64 // the highest entry that a checkpoint names
+	kept   int64 // the same of Pinned
 	report Report
 }
 
@@ -150,6 +152,7 @@ func (v *verifier) checkpoints() *Problem {
 		p.count++
 		if i < len(v.o.Pinned) {
 			p.pinned++
+			v.kept = max(v.kept, c.Seq)
 		}
 		v.pins[c.Seq] = p
 		v.newest = max(v.newest, c.Seq)
@@ -231,6 +234,10 @@ func (v *verifier) end() *Problem {
 		p := v.pins[v.newest]
 		return &Problem{v.newest, "cut off", fmt.Sprintf("an entry of hash %s, as signed at %s", p.Hash, p.At.Format(time.RFC3339)),
 			fmt.Sprintf("a log that ends with entry %d", r.Last)}
+	}
+	if p := v.pins[v.kept]; v.kept > 0 && v.kept < r.First-1 {
+		return &Problem{v.kept, "newest checkpoint that was kept elsewhere", fmt.Sprintf("an entry of hash %s, as signed at %s", p.Hash, p.At.Format(time.RFC3339)),
+			fmt.Sprintf("a log that begins with entry %d: verify with a newer checkpoint, if retention has removed what was before", r.First)}
 	}
 	r.Expired = len(v.o.Pinned) + len(v.o.Checkpoints) - r.Checkpoints
 	if r.LastCheckpoint != nil {

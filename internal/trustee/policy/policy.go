@@ -10,7 +10,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -127,21 +126,13 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		p.modules = append(p.modules, module.Copy())
 	}
 	caps := capabilities()
-	bounded, functions := boundedFunctions()
-	caps.Builtins = slices.AppendSeq(caps.Builtins, maps.Values(bounded))
+	functions := BoundFunctions()
 	for name, f := range o.Functions {
 		decl, opt := function(name, f)
 		caps.Builtins = append(caps.Builtins, &ast.Builtin{Name: name, Decl: decl})
 		functions = append(functions, opt)
 	}
-	compiler := ast.NewCompiler().WithCapabilities(caps).WithDefaultRegoVersion(ast.RegoV1).
-		WithStageAfterID(ast.StageRewriteWithValues, ast.CompilerStageDefinition{
-			Name: "BoundFunctions", MetricName: "compile_stage_bound_functions",
-			Stage: func(c *ast.Compiler) *ast.Error {
-				bind(c.Modules, bounded)
-				return nil
-			},
-		})
+	compiler := Bound(caps)
 	if compiler.Compile(modules); compiler.Failed() {
 		return nil, &CompileError{o.Name, compiler.Errors}
 	}
@@ -298,7 +289,7 @@ func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery
 	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
-	ctx, stop := watch(ctx)
+	ctx, stop := Watch(ctx)
 	defer stop()
 	txn, err := newTxn(data)
 	if err != nil {

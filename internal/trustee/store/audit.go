@@ -57,11 +57,12 @@ func (s *Store) newOp(t tenant.Name, r audit.Record, f *Finished) (*op, error) {
 	if err != nil {
 		return nil, err
 	}
-	if len(body) > audit.MaxBody {
-		return nil, fmt.Errorf("expected at most %d bytes of JSON, got %d: leave out claims", audit.MaxBody, len(body))
-	}
 	// What was put in as raw JSON may hold anything within its strings.
 	o.body = bytes.ToValidUTF8(body, []byte("\ufffd"))
+	// After that: a chain with a record beyond the limit would not verify.
+	if len(o.body) > audit.MaxBody {
+		return nil, fmt.Errorf("expected at most %d bytes of JSON, got %d: leave out claims", audit.MaxBody, len(o.body))
+	}
 	o.columns = columns{
 		record: clean(r.ID), at: millis(r.At), kind: clean(r.Kind), resource: clean(r.Resource), initdata: strings.ToLower(clean(r.InitData)),
 		session: clean(r.Session), subject: clean(r.Subject), granted: flag(r.Granted),

@@ -96,10 +96,11 @@ func TestAppend(t *testing.T) {
 			t.Errorf("another tenant's: %+v, %v", other, err)
 		}
 		for name, bad := range map[string]audit.Record{
-			"no kind":   {},
-			"bad JSON":  {Kind: "x", Claims: json.RawMessage(`{`)},
-			"too large": {Kind: "x", Claims: json.RawMessage(`"` + strings.Repeat("x", audit.MaxBody) + `"`)},
-			"long id":   {Kind: "x", ID: strings.Repeat("x", maxID+1)},
+			"no kind":            {},
+			"bad JSON":           {Kind: "x", Claims: json.RawMessage(`{`)},
+			"too large":          {Kind: "x", Claims: json.RawMessage(`"` + strings.Repeat("x", audit.MaxBody) + `"`)},
+			"too large as UTF-8": {Kind: "x", Claims: json.RawMessage(`"` + strings.Repeat("x\xff", 100_000) + `"`)},
+			"long id":            {Kind: "x", ID: strings.Repeat("x", maxID+1)},
 		} {
 			if _, err := s.Append(ctx, tenant.Default, bad); err == nil {
 				t.Errorf("%s: want an error", name)

@@ -40,7 +40,7 @@ func newEvaluator(ctx context.Context, in Input) (*evaluator, error) {
 		return nil, errors.New("explain: expected a policy of one module")
 	}
 	e := &evaluator{module: p.Modules()[0], rules: map[string][]*ast.Rule{}, left: maxEvaluations}
-	e.compiler = ast.NewCompiler().WithDefaultRegoVersion(ast.RegoV1)
+	e.compiler = policy.Bound(ast.CapabilitiesForThisVersion())
 	if e.compiler.Compile(map[string]*ast.Module{in.Label: e.module.Copy()}); e.compiler.Failed() {
 		return nil, &policy.CompileError{Name: in.Label, Err: e.compiler.Errors}
 	}
@@ -118,7 +118,11 @@ func (e *evaluator) run(ctx context.Context, body ast.Body) (rego.ResultSet, err
 	for _, x := range body {
 		query.Append(x.Copy())
 	}
-	rs, err := rego.New(
+	own := func(name string) bool { return e.rules[name] != nil }
+	if err := policy.BoundBody(query, own); err != nil {
+		return nil, errors.Join(errUnsafe, err)
+	}
+	rs, err := rego.New(append(policy.BoundFunctions(),
 		rego.Compiler(e.compiler),
 		rego.SetRegoVersion(ast.RegoV1),
 		rego.ParsedQuery(query),
@@ -128,7 +132,7 @@ func (e *evaluator) run(ctx context.Context, body ast.Body) (rego.ResultSet, err
 		rego.Store(e.store),
 		rego.StrictBuiltinErrors(true),
 		rego.GenerateJSON(func(t *ast.Term, _ *rego.EvalContext) (any, error) { return t.Value, nil }),
-	).Eval(ctx)
+	)...).Eval(ctx)
 	if err != nil {
 		return nil, errors.Join(errUnsafe, err)
 	}

@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
+	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/kbs"
 )
@@ -94,6 +95,8 @@ func Explain(ctx context.Context, in Input) (Report, error) {
 	}
 	ctx, cancel := context.WithTimeout(ctx, in.Timeout)
 	defer cancel()
+	ctx, stop := policy.Watch(ctx)
+	defer stop()
 	d, err := release.Replay(ctx, in.Label, in.Text, in.Claims, in.Data)
 	if err != nil {
 		return Report{}, err
@@ -106,7 +109,7 @@ func Explain(ctx context.Context, in Input) (Report, error) {
 	x := explainer{e: e}
 	r.Allow = x.rules(ctx, "allow", nil, nil, 0)
 	if err := ctx.Err(); err != nil {
-		return Report{}, fmt.Errorf("explanation of %s did not end within %v: %w", in.Label, in.Timeout, err)
+		return Report{}, fmt.Errorf("explanation of %s did not end within %v or its memory: %w", in.Label, in.Timeout, context.Cause(ctx))
 	}
 	if !r.Granted {
 		r.Needed = needed(r.Allow)

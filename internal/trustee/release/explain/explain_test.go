@@ -157,3 +157,25 @@ func FuzzExplain(f *testing.F) {
 		}
 	})
 }
+
+// A condition that the decision itself never came to is as bounded as the rest.
+func TestBounded(t *testing.T) {
+	t.Parallel()
+	long := strings.Repeat("x", 60_000)
+	r := explained(t, "package policy\ndefault allow := false\nallow if {\n\tinput.nothing\n\tconcat(\""+long+"\", split(\""+long+"\", \"\")) == \"\"\n\thuge\n}\nhuge if concat(\""+
+		long+"\", split(\""+long+"\", \"\")) == \"\"\n")
+	for _, c := range r.Allow[0].Conditions[1:] {
+		if c.State != Unknown {
+			t.Errorf("line %d: %s", c.Line, c.State)
+		}
+	}
+}
+
+// A rule with the name of a builtin is the policy's own.
+func TestOwnBuiltin(t *testing.T) {
+	t.Parallel()
+	r := explained(t, "package policy\ndefault allow := false\nallow if {\n\tinput.nothing\n\treplace(1, 2, 3)\n}\nreplace(_, _, c) if c == 3\n")
+	if got := r.Allow[0].Conditions[1].State; got != Holds {
+		t.Errorf("got %s", got)
+	}
+}

@@ -12,8 +12,8 @@
 //	                 for a content, 1 for a deletion, which hides all lower versions
 //	CKA_VALUE        the content as it is
 //
-// An object without CKA_OBJECT_ID, as "pkcs11-tool --write-object" makes it,
-// counts as version 1 where nothing else has that number.
+// An object without CKA_OBJECT_ID, as "pkcs11-tool --write-object --private"
+// makes it, counts as version 1 where nothing else has that number.
 //
 // Tokens know neither transactions nor exclusive creation. Writers of one
 // process exclude each other; a writer that finds its number taken by another
@@ -113,6 +113,9 @@ func find(s cryptoki.Session, t tenant.Name, path string) ([]entry, error) {
 	template := []cryptoki.Attribute{
 		{Type: cryptoki.AttrClass, Value: uint(cryptoki.ClassData)},
 		{Type: cryptoki.AttrToken, Value: true},
+		// Public objects can be made by whoever reaches the token, without its PIN
+		// (PKCS #11: R/W public sessions may write public token objects).
+		{Type: cryptoki.AttrPrivate, Value: true},
 		{Type: cryptoki.AttrApplication, Value: []byte(application + string(t))},
 	}
 	if path != "" {

@@ -126,6 +126,30 @@ func TestForeignObjects(t *testing.T) {
 	}
 }
 
+// Anybody who reaches the token can make public objects.
+func TestPublicObject(t *testing.T) {
+	tok := token(t)
+	b := open(t, tok)
+	if _, err := b.Put(t.Context(), "default", key, secret.New([]byte("ours"))); err != nil {
+		t.Fatal(err)
+	}
+	forged := entry{version: 9, size: 6}.identifier()
+	err := tok.Do(t.Context(), func(_ context.Context, s cryptoki.Session) error {
+		_, err := s.Create([]cryptoki.Attribute{
+			{Type: cryptoki.AttrClass, Value: uint(cryptoki.ClassData)}, {Type: cryptoki.AttrToken, Value: true}, {Type: cryptoki.AttrPrivate, Value: false},
+			{Type: cryptoki.AttrApplication, Value: []byte("coffer/default")}, {Type: cryptoki.AttrLabel, Value: []byte(key.String())},
+			{Type: cryptoki.AttrObjectID, Value: forged}, {Type: cryptoki.AttrValue, Value: []byte("theirs")},
+		})
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, v, err := b.Get(t.Context(), "default", key, 0); err != nil || v != 1 || string(got.Expose()) != "ours" {
+		t.Errorf("got version %d, %v", v, err)
+	}
+}
+
 func TestRetention(t *testing.T) {
 	tok := token(t)
 	b, err := New(tok, Options{Versions: 2, MaxContent: 4})
