@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/coffer-project/coffer/internal/trustee/appraisal"
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/kbs"
@@ -37,7 +38,7 @@ func (p *prepared) decide(ctx context.Context, in policy.Input, data Data, c *ea
 		d.Reasons = ordered(deny)
 	}
 	if len(d.Reasons) == 0 {
-		d.Reasons = fallback(p.label, c)
+		d.Reasons = fallback(p.label, c, data.Coffer.AllowSimulated)
 	}
 	return d, nil
 }
@@ -70,7 +71,7 @@ func ordered(deny []reason) []kbs.Reason {
 
 // fallback explains the denial of a policy that explains nothing: by the
 // appraisal's own findings.
-func fallback(label string, c *ear.Claims) []kbs.Reason {
+func fallback(label string, c *ear.Claims, allowSimulated bool) []kbs.Reason {
 	r := kbs.Reason{
 		Rule: PolicyID, Claim: "data.policy.allow", Expected: "true", Got: "false or undefined",
 		Help: "the operator's resource policy " + label + " refuses and gives no reason: it may define a set `deny` of objects with rule, claim, expected, got and help",
@@ -78,6 +79,9 @@ func fallback(label string, c *ear.Claims) []kbs.Reason {
 	out := []kbs.Reason{r}
 	for _, name := range slices.Sorted(maps.Keys(c.Submods)) {
 		for _, f := range c.Submods[name].Findings {
+			if allowSimulated && f.Rule == appraisal.RuleSimulated {
+				continue // tolerated by configuration: it is not why
+			}
 			out = append(out, f.Reason)
 		}
 	}
