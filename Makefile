@@ -112,6 +112,10 @@ update-lock: build deps-demo ## Take Debian's newest packages for the guest imag
 bench-boot: deps guest-image ## Count the instructions of a boot (build/bench/boot.json)
 	@$(GO) run ./test/bench/boot $(if $(FORMATS),-formats)
 
+.PHONY: bench-trustee
+bench-trustee: build ## Compare the trustee with a bare server, and measure it grown large (build/bench/trustee.json)
+	@$(GO) run ./test/bench/trustee
+
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays
 	@rm -rf bin build/guest build/bench build/tools

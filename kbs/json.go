@@ -8,6 +8,8 @@ import (
 	"io"
 	"strings"
 	"unicode/utf8"
+
+	"github.com/coffer-project/coffer/internal/jsonscan"
 )
 
 // object is a decoded JSON object, by exact member name.
@@ -25,12 +27,18 @@ func parseObject(what string, data []byte, maxBytes int) (object, error) {
 	return subObject(what, data)
 }
 
-// subObject reads an object out of a document that checkJSON has passed.
+// subObject reads an object out of a document that checkJSON has passed. Its
+// members are parts of that document.
 func subObject(what string, data []byte) (object, error) {
 	o := object{what: what}
 	if k := kind(data); k != "object" {
 		return o, fmt.Errorf("kbs: %s: expected a JSON object, got %s", what, k)
 	}
+	o.members = make(map[string]json.RawMessage)
+	if jsonscan.Members(data, func(name string, value []byte) { o.members[name] = value }) {
+		return o, nil
+	}
+	o.members = nil
 	if err := json.Unmarshal(data, &o.members); err != nil {
 		return o, fmt.Errorf("kbs: %s: %w", what, err)
 	}
@@ -127,6 +135,9 @@ func kind(raw []byte) string {
 func checkJSON(data []byte, maxBytes int) error {
 	if len(data) > maxBytes {
 		return fmt.Errorf("document has %d bytes, the limit is %d", len(data), maxBytes)
+	}
+	if jsonscan.Plain(data, maxDepth) {
+		return nil // nearly always; what follows finds out what is wrong
 	}
 	if !utf8.Valid(data) {
 		return errors.New("document is not valid UTF-8")

@@ -102,6 +102,26 @@ configuration.`,
 	return c
 }
 
+func (a *app) newDataKey() *cobra.Command {
+	return &cobra.Command{
+		Use:   "new-data-key --config FILE",
+		Short: "Seal what is written from now on under a new data key",
+		Long: `Make a new data key, wrapped by the key-encryption key. What is written from now
+on is sealed under it; older contents stay readable under theirs. Replicas that
+are serving take it up when they first meet it. One data key is good for 2^32
+contents: a new one once a year is plenty.`,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			err := a.withStore(cmd.Context(), func(s *store.Store) error { return s.RotateDataKey(cmd.Context()) })
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(a.stdout, "a new data key seals")
+			return err
+		},
+	}
+}
+
 // withStore opens the database of the configuration for f.
 func (a *app) withStore(ctx context.Context, f func(*store.Store) error) error {
 	o, err := a.options()

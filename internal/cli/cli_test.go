@@ -49,7 +49,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON,
+			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit,
 		},
 	})
 }

@@ -9,14 +9,15 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
-	"slices"
 	"strconv"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee"
 	"github.com/coffer-project/coffer/internal/trustee/config"
+	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/tee/softtee"
 )
@@ -35,7 +36,10 @@ type TrusteeOptions struct {
 	// SoftTEE, when not nil, has its root configured as a development root,
 	// and the default policy tolerates that its evidence is simulated.
 	SoftTEE *softtee.Processor
-	Logger  *slog.Logger
+	// Tenant is what Trustee.Admin administers, and Role the role it claims;
+	// empty: the default tenant and every role.
+	Tenant, Role string
+	Logger       *slog.Logger
 }
 
 // Trustee is a trustee inside this process, on loopback.
@@ -116,7 +120,7 @@ func StartTrustee(ctx context.Context, o TrusteeOptions) (*Trustee, error) {
 		RootPEM: server.RootPEM(), stop: stop, done: make(chan error, 1),
 	}
 	go func() { t.done <- server.Run(runCtx) }()
-	if t.Admin, err = admin.New(admin.Options{URL: t.URL, RootPEM: t.RootPEM, Key: server.AdminKey(), Subject: "coffer"}); err != nil {
+	if t.Admin, err = admin.New(admin.Options{URL: t.URL, RootPEM: t.RootPEM, Key: server.AdminKey(), Subject: "coffer", Tenant: o.Tenant, Role: o.Role}); err != nil {
 		return nil, errors.Join(err, t.Close())
 	}
 	return t, nil
@@ -136,21 +140,20 @@ func (t *Trustee) Close() error {
 
 // RegisterMeasurement adds a launch measurement (hex) to the trustee's
 // reference values. inputs is the measure.Inputs document it was computed from.
+// One that is there and counts stays as it is.
 func RegisterMeasurement(ctx context.Context, c *admin.Client, digest string, inputs json.RawMessage, description string) error {
-	values, err := c.ReferenceValues(ctx)
+	have, err := c.ReferenceValue(ctx, measurementName)
+	if e, ok := errors.AsType[*kbs.StatusError](err); ok && e.Status == http.StatusNotFound {
+		err = nil
+	}
 	if err != nil {
 		return err
 	}
-	value := admin.ReferenceValue{Name: measurementName}
-	for _, v := range values {
-		if v.Name == measurementName {
-			value = v
+	for _, e := range have.Entries {
+		var value string
+		if json.Unmarshal(e.Value, &value) == nil && value == digest && (e.Expires.IsZero() || time.Now().Before(e.Expires)) {
+			return nil
 		}
 	}
-	if slices.Contains(value.Values, any(digest)) {
-		return nil
-	}
-	value.Values = append(value.Values, digest)
-	value.Inputs, value.Description = inputs, description
-	return c.SetReferenceValue(ctx, value)
+	return c.AddReferenceValue(ctx, admin.ReferenceValue{Name: measurementName, Values: []any{digest}, Inputs: inputs, Description: description})
 }

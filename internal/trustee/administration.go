@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/elliptic"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 
@@ -40,6 +41,9 @@ func (t *Trustee) openAdmin(backend resource.Backend, appraiser *appraisal.Engin
 		AuditKeys: func(context.Context) (json.RawMessage, error) { return json.Marshal(signer.Keys()) },
 		Checkpoint: func(ctx context.Context, n tenant.Name) (admin.Checkpoint, error) {
 			p, jws, err := t.checkpointer.Checkpoint(ctx, n)
+			if errors.Is(err, audit.ErrEmpty) {
+				return admin.Checkpoint{}, problem.New(http.StatusConflict, problem.Storage, "the record is empty: there is nothing to sign yet")
+			}
 			return admin.Checkpoint{Seq: p.Seq, At: p.At, JWS: jws}, err
 		},
 		TokenKeys: t.listTokenKeys, RotateTokenKey: t.rotateTokenKey, Status: t.status,
@@ -100,11 +104,12 @@ func builtIn(kind, id string) (string, bool) {
 			if id != appraisal.DefaultPolicy+"_"+string(class) {
 				continue
 			}
-			text := ""
+			text := "# The built-in policy of class " + string(class) + ": several files, of which those for the evidence's\n" +
+				"# environment are evaluated together. One of your own is a single module.\n\n"
 			for _, m := range appraisal.DefaultModules(class) {
 				text += "# " + m.Name + "\n\n" + m.Text + "\n"
 			}
-			return text, text != ""
+			return text, true
 		}
 	}
 	return "", false

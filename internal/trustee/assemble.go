@@ -10,13 +10,14 @@ import (
 	"net"
 	"slices"
 
+	"golang.org/x/net/netutil"
+
 	"github.com/coffer-project/coffer/internal/trustee/appraisal"
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/broker"
 	"github.com/coffer-project/coffer/internal/trustee/evaluation"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
-	"github.com/coffer-project/coffer/internal/trustee/metrics"
 	"github.com/coffer-project/coffer/internal/trustee/plugin"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/pki"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/resources"
@@ -39,6 +40,7 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 		return err
 	}
 	t.closeKEK = closeKEK
+	so.Observer = observer{t.metrics}
 	if t.store, err = store.Open(ctx, so); err != nil {
 		return err
 	}
@@ -64,10 +66,9 @@ func (t *Trustee) openState(ctx context.Context) (err error) {
 	return err
 }
 
-// observe prepares metrics, traces and limits.
+// observe prepares traces and limits.
 func (t *Trustee) observe(ctx context.Context) (err error) {
 	c := &t.o.Config
-	t.metrics = metrics.New(metrics.Options{Version: t.o.Build, Plugins: []string{"pki"}, Now: t.o.Now, Logger: t.o.Logger})
 	headers, err := readHeaders(c.Tracing.HeadersFile)
 	if err != nil {
 		return fmt.Errorf("tracing.headers_file: %w", err)
@@ -81,6 +82,9 @@ func (t *Trustee) observe(ctx context.Context) (err error) {
 	t.limiter, err = ratelimit.New(ratelimit.Options{
 		Rate: c.Limits.Rate, Burst: c.Limits.Burst, Concurrent: c.Limits.Concurrent, MaxClients: c.Limits.Clients, Now: t.o.Now,
 	})
+	if err == nil {
+		t.metrics.RateLimitClients(t.limiter.Clients)
+	}
 	return err
 }
 
@@ -105,6 +109,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	backend = counted{backend, t.metrics}
 	if t.plugins, err = t.openPlugins(backend); err != nil {
 		return err
 	}
@@ -121,7 +126,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 		return err
 	}
 	t.checkpointer = audit.NewCheckpointer(audit.CheckpointerOptions{
-		Log: t.store, Signer: signer, Tenants: t.tenants, Interval: c.Audit.Checkpoint.D(), Now: t.o.Now, Logger: t.o.Logger,
+		Log: records{t.store, t}, Signer: signer, Tenants: t.tenants, Interval: c.Audit.Checkpoint.D(), Now: t.o.Now, Logger: t.o.Logger,
 	})
 	if t.webhooks, err = t.openWebhooks(); err != nil {
 		return err
@@ -181,6 +186,7 @@ func (t *Trustee) listen(ctx context.Context) error {
 		if err != nil {
 			return nil, err
 		}
+		l = netutil.LimitListener(l, c.Limits.Connections)
 		if len(trusted) > 0 {
 			l = listener.Proxy{Trusted: trusted, Required: c.Proxy.Required}.Listener(l)
 		}

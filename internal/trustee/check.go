@@ -38,10 +38,15 @@ func Check(ctx context.Context, o Options) error {
 	_, err = readHeaders(c.Tracing.HeadersFile)
 	note("tracing.headers_file", err)
 	for _, w := range c.Webhooks {
-		_, err := identity.ReadSecret(w.SecretFile)
-		note("webhook "+w.Name+": secret_file", err)
-		_, err = certPool(w.Roots)
-		note("webhook "+w.Name+": roots", err)
+		endpoint, err := endpoint(w)
+		if err != nil {
+			err = fmt.Errorf("webhook %q: %w", w.Name, err)
+		} else {
+			err = endpoint.Check() // names it
+		}
+		if err != nil {
+			errs = append(errs, err)
+		}
 	}
 	if c.TLS.Certificate != "" {
 		_, err := listener.LoadTLS(listener.TLSOptions{CertFile: c.TLS.Certificate, KeyFile: c.TLS.PrivateKey, ClientCAFile: c.Admin.ClientCA, Now: o.Now, Logger: o.Logger})

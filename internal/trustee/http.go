@@ -10,6 +10,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/trustee/adminapi"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
+	"github.com/coffer-project/coffer/internal/trustee/metrics"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
 	"github.com/coffer-project/coffer/internal/trustee/store"
@@ -26,7 +27,7 @@ const (
 func (t *Trustee) newServer(h http.Handler) *http.Server {
 	l := t.o.Config.Limits
 	return &http.Server{
-		Handler:           h,
+		Handler:           t.underWay(h),
 		ReadHeaderTimeout: headerTimeout,
 		ReadTimeout:       l.RequestTimeout.D(),
 		WriteTimeout:      l.RequestTimeout.D() + headerTimeout,
@@ -36,12 +37,33 @@ func (t *Trustee) newServer(h http.Handler) *http.Server {
 	}
 }
 
+// underWay counts requests.
+func (t *Trustee) underWay(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		t.requests.Add(1)
+		defer t.requests.Add(-1)
+		next.ServeHTTP(w, r)
+	})
+}
+
 // Handler serves every endpoint: the KBS protocol below /kbs/v0 and
 // administration below /admin/v1, both also below /tenants/NAME; token keys
 // below /.well-known; /healthz, /readyz and /metrics.
 func (t *Trustee) Handler() http.Handler {
 	h := t.unlimited(t.limited(http.HandlerFunc(t.serve)))
-	return t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route))
+	return t.parting(t.metrics.HTTP(t.tracing.HTTP(h, t.metrics.Route)))
+}
+
+// parting ends connections with their next answer while a stop is under way:
+// clients that keep them come back elsewhere, and none is cut with a request
+// on its way.
+func (t *Trustee) parting(next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if t.draining.Load() {
+			w.Header().Set("Connection", "close")
+		}
+		next.ServeHTTP(w, r)
+	})
 }
 
 // limited refuses clients that ask for too much.
@@ -101,7 +123,7 @@ func (t *Trustee) route(w http.ResponseWriter, r *http.Request) {
 	if !guest && t.isAdmin(path) {
 		// It finds out about the tenant for itself, lest it tell a stranger
 		// which ones there are.
-		t.admin.ServeHTTP(w, inner)
+		t.administer(w, inner)
 		return
 	}
 	if e := t.enter(r.Context(), name); e != nil {
@@ -163,6 +185,20 @@ func (t *Trustee) isAdmin(path string) bool {
 	return ok
 }
 
+// administer counts whom administration lets in.
+func (t *Trustee) administer(w http.ResponseWriter, r *http.Request) {
+	sw := &statusWriter{ResponseWriter: w}
+	t.admin.ServeHTTP(sw, r)
+	switch {
+	case sw.status == http.StatusUnauthorized || sw.status == http.StatusForbidden:
+		t.metrics.Auth(metrics.Denied)
+	case sw.status >= http.StatusInternalServerError:
+		t.metrics.Auth(metrics.Failed)
+	default:
+		t.metrics.Auth(metrics.OK)
+	}
+}
+
 func (t *Trustee) get(w http.ResponseWriter, r *http.Request, h http.HandlerFunc) {
 	if r.Method != http.MethodGet && r.Method != http.MethodHead {
 		w.Header().Set("Allow", "GET, HEAD")
@@ -176,10 +212,6 @@ func (t *Trustee) fail(w http.ResponseWriter, r *http.Request, e *problem.Error)
 	problem.Write(r.Context(), t.o.Logger, w, e)
 }
 
-// readyTimeout bounds the question whether the database answers, which is
-// asked without the patience that requests have.
-const readyTimeout = 2 * time.Second
-
 // ready is 200 where requests can be served: the database answers, and no stop
 // is under way.
 func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
@@ -187,14 +219,18 @@ func (t *Trustee) ready(w http.ResponseWriter, r *http.Request) {
 		t.fail(w, r, problem.Busy(problem.Storage, "the trustee is stopping"))
 		return
 	}
-	ctx, cancel := context.WithTimeout(r.Context(), readyTimeout)
-	defer cancel()
-	err := t.store.Ping(ctx)
-	t.metrics.StoreUp(err == nil)
+	err, asked := t.readiness.check(r.Context(), t.store.Ping, t.o.Now)
+	if asked {
+		t.metrics.StoreUp(err == nil)
+	}
 	if err != nil {
 		e := problem.Busy(problem.Storage, "the database does not answer")
-		e.Cause = err
-		t.fail(w, r, e)
+		if asked {
+			e.Cause = err
+			t.fail(w, r, e)
+			return
+		}
+		problem.JSON(w, e.Status, e.Info) // it is in the log
 		return
 	}
 	w.WriteHeader(http.StatusOK)

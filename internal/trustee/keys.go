@@ -44,6 +44,10 @@ func StoreOptions(ctx context.Context, o Options) (_ store.Options, closeKEK fun
 			return out, nil, fmt.Errorf("storage.database.url_file: %w", err)
 		}
 		out.DatabaseURL = strings.TrimSpace(string(text))
+		if scheme, _, _ := strings.Cut(out.DatabaseURL, "://"); scheme != "postgres" && scheme != "postgresql" {
+			// Not what it holds: that may well be a password.
+			return out, nil, fmt.Errorf("storage.database.url_file: %s: expected a URL postgres://USER:PASSWORD@HOST/DATABASE", file)
+		}
 	} else {
 		out.Path = dir.File(databaseFile)
 	}
@@ -75,6 +79,11 @@ func (k tokenKeys) TokenKeys(ctx context.Context) ([]token.Key, int64, error) {
 	defer bundle.Clear()
 	keys, err := token.DecodeKeys(bundle.Expose())
 	return keys, version, err
+}
+
+// TokenKeyVersion implements token.Versioner.
+func (k tokenKeys) TokenKeyVersion(ctx context.Context) (int64, error) {
+	return k.store.SecretVersion(ctx, tokenKeysName)
 }
 
 func (k tokenKeys) load(ctx context.Context) (secret.Bytes, int64, error) {

@@ -6,11 +6,14 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"strings"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
+	"github.com/coffer-project/coffer/internal/trustee/config"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
@@ -34,6 +37,15 @@ func (r records) Append(ctx context.Context, t tenant.Name, x audit.Record) (aud
 	return e, r.noted(x, err)
 }
 
+// SaveCheckpoint notes when the last one was made.
+func (r records) SaveCheckpoint(ctx context.Context, t tenant.Name, seq int64, jws string, at time.Time) error {
+	err := r.Store.SaveCheckpoint(ctx, t, seq, jws, at)
+	if err == nil {
+		r.t.metrics.AuditCheckpoint(at)
+	}
+	return err
+}
+
 func (r records) noted(x audit.Record, err error) error {
 	if err != nil {
 		r.t.metrics.AuditFailure()
@@ -50,17 +62,11 @@ func (r records) noted(x audit.Record, err error) error {
 func (t *Trustee) openWebhooks() (*webhook.Notifier, error) {
 	var endpoints []webhook.Endpoint
 	for _, c := range t.o.Config.Webhooks {
-		key, err := identity.ReadSecret(c.SecretFile)
+		e, err := endpoint(c)
 		if err != nil {
-			return nil, fmt.Errorf("webhook %s: secret_file: %w", c.Name, err)
+			return nil, fmt.Errorf("webhook %q: %w", c.Name, err)
 		}
-		roots, err := certPool(c.Roots)
-		if err != nil {
-			return nil, fmt.Errorf("webhook %s: roots: %w", c.Name, err)
-		}
-		endpoints = append(endpoints, webhook.Endpoint{
-			Name: c.Name, URL: c.URL, Secret: secret.New(bytes.TrimSpace(key)), Tenant: tenant.Name(c.Tenant), Events: c.Events, Roots: roots,
-		})
+		endpoints = append(endpoints, e)
 	}
 	if endpoints == nil {
 		return nil, nil
@@ -68,6 +74,21 @@ func (t *Trustee) openWebhooks() (*webhook.Notifier, error) {
 	return webhook.New(webhook.Options{
 		Endpoints: endpoints, Source: t.store, Cursors: t.store, Tenants: t.tenants, Now: t.o.Now, Observer: t.metrics, Logger: t.o.Logger,
 	})
+}
+
+// endpoint reads what the configuration of a webhook names.
+func endpoint(c config.Webhook) (webhook.Endpoint, error) {
+	key, keyErr := identity.ReadSecret(c.SecretFile)
+	if keyErr != nil {
+		keyErr = fmt.Errorf("secret_file: %w", keyErr)
+	}
+	roots, err := certPool(c.Roots)
+	if err != nil {
+		err = fmt.Errorf("roots: %w", err)
+	}
+	return webhook.Endpoint{
+		Name: c.Name, URL: c.URL, Secret: secret.New(bytes.TrimSpace(key)), Tenant: tenant.Name(c.Tenant), Events: c.Events, Roots: roots,
+	}, errors.Join(keyErr, err)
 }
 
 // certPool reads a file of certificates; nil, the system's, for no file.

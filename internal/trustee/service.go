@@ -29,7 +29,7 @@ func (t *Trustee) openService(evaluator *evaluation.Engine, appraiser *appraisal
 		return nil
 	}
 	s, err := attestationservice.New(attestationservice.Options{
-		Evaluator: evaluator, Policies: servicePolicies{t, appraiser}, References: serviceReferences{references{t.store}, t, appraiser},
+		Evaluator: judged{evaluator, t.metrics, t.o.Now}, Policies: servicePolicies{t, appraiser}, References: serviceReferences{references{t.store}, t, appraiser},
 		Recorder: records{t.store, t}, JWKS: t.tokens.JWKS, Authorize: t.authorize, Enter: t.enter, Audience: c.Service.Audience, OpenReads: c.Service.OpenReads,
 		AllowSimulated: c.Policy.AllowSimulated, ClientAddr: listener.ClientText, MaxBody: c.Limits.Body,
 		Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,

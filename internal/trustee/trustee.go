@@ -119,7 +119,10 @@ type Trustee struct {
 	serviceListener net.Listener
 	service         *http.Server
 	draining        atomic.Bool
-	close           func() error
+	// requests are those under way.
+	requests  atomic.Int64
+	readiness readiness
+	close     func() error
 }
 
 // New opens the state, makes what keys are missing and begins to listen on
@@ -129,6 +132,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 		return nil, fmt.Errorf("trustee: %w", err)
 	}
 	t := &Trustee{o: o, started: o.Now()}
+	t.metrics = metrics.New(metrics.Options{Version: o.Build, Plugins: []string{"pki"}, Now: o.Now, Logger: o.Logger})
 	t.close = sync.OnceValue(t.shut)
 	defer func() {
 		if err != nil {
@@ -144,7 +148,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	for _, w := range o.Config.Warnings() {
 		o.Logger.WarnContext(ctx, "the configuration relaxes security", "warning", w)
 	}
-	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "state", o.Config.StateDir, "database", t.store.Kind())
+	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "service", t.ServiceAddr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
 }
 
@@ -175,8 +179,8 @@ func (t *Trustee) RootPEM() []byte { return t.rootPEM }
 // nil where the configuration names others.
 func (t *Trustee) AdminKey() ed25519.PrivateKey { return t.adminKey }
 
-// Run serves until ctx ends, lets requests under way finish, and closes the
-// trustee. It returns nil after an orderly end.
+// Run serves until ctx ends and limits.drain_delay has passed, lets requests
+// under way finish, and closes the trustee. It returns nil after an orderly end.
 func (t *Trustee) Run(ctx context.Context) error {
 	background, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer stop()
@@ -201,6 +205,10 @@ func (t *Trustee) Run(ctx context.Context) error {
 		servers--
 		err = fmt.Errorf("trustee: %w", err)
 	case <-ctx.Done():
+		if failure := t.linger(failed); failure != nil {
+			servers--
+			err = fmt.Errorf("trustee: %w", failure)
+		}
 	}
 	err = errors.Join(err, t.drain(context.WithoutCancel(ctx)))
 	for range servers {
@@ -214,6 +222,21 @@ func (t *Trustee) Run(ctx context.Context) error {
 	return errors.Join(err, t.Close())
 }
 
+// linger serves on while /readyz tells load balancers to go elsewhere: what
+// they have sent here by then must find somebody who listens. It returns early
+// with a server's failure.
+func (t *Trustee) linger(failed <-chan error) error {
+	t.draining.Store(true)
+	delay := time.NewTimer(t.o.Config.Limits.DrainDelay.D())
+	defer delay.Stop()
+	select {
+	case <-delay.C:
+		return nil
+	case err := <-failed:
+		return err
+	}
+}
+
 // drain refuses new connections and lets requests under way finish.
 func (t *Trustee) drain(ctx context.Context) error {
 	t.draining.Store(true)
@@ -224,7 +247,9 @@ func (t *Trustee) drain(ctx context.Context) error {
 		if s == nil {
 			continue
 		}
-		if err := s.Shutdown(ctx); err != nil {
+		// net/http waits for connections on which nothing was asked yet, too:
+		// clients open some in advance. Nobody loses anything by their end.
+		if err := s.Shutdown(ctx); err != nil && t.requests.Load() > 0 {
 			errs = append(errs, fmt.Errorf("trustee: requests were cut off at shutdown: %w", err))
 		}
 	}

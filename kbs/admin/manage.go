@@ -7,7 +7,6 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-
 )
 
 // Admins lists the keys that may administer the tenant.

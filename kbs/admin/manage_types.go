@@ -88,7 +88,7 @@ type Status struct {
 	Started time.Time `json:"started"`
 	// UptimeSeconds counts from Started.
 	UptimeSeconds int64 `json:"uptime_seconds"`
-	// Database is "sqlite" or "postgres"; Schema its version.
+	// Database is "sqlite" or "postgresql"; Schema its version.
 	Database string `json:"database"`
 	Schema   int    `json:"schema"`
 	// ResourceBackend is where resources are kept: "database", "vault" and so on.

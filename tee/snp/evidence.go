@@ -163,12 +163,23 @@ type Evidence struct {
 // not fit, everything beyond the limits, and reports that have no exact binary
 // form.
 func ParseEvidence(data json.RawMessage) (*Evidence, error) {
-	e := new(Evidence)
-	if err := strictjson.Decode(data, e, strictjson.Limits{Bytes: MaxEvidence, Depth: maxDepth}); err != nil {
-		return nil, fmt.Errorf("snp: evidence: %w", err)
+	e, ok := scanEvidence(data)
+	if !ok {
+		var err error
+		if e, err = decodeEvidence(data); err != nil {
+			return nil, err
+		}
 	}
 	if err := e.check(); err != nil {
 		return nil, err
+	}
+	return e, nil
+}
+
+func decodeEvidence(data []byte) (*Evidence, error) {
+	e := new(Evidence)
+	if err := strictjson.Decode(data, e, strictjson.Limits{Bytes: MaxEvidence, Depth: maxDepth}); err != nil {
+		return nil, fmt.Errorf("snp: evidence: %w", err)
 	}
 	return e, nil
 }

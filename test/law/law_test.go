@@ -3,7 +3,6 @@ package law
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
 	"go/parser"
 	"go/token"
 	"io"
@@ -205,23 +204,29 @@ func TestGenerated(t *testing.T) {
 		}
 		t.Skipf("not supported here: protoc is absent (make deps installs it): %v", err)
 	}
-	dir := t.TempDir()
-	cmd := exec.Command("sh", "generate.sh", dir)
-	cmd.Dir = filepath.Join(root, "internal/agentapi")
-	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("generate: %v\n%s", err, out)
-	}
-	for _, name := range []string{"agent.pb.go", "agent_ttrpc.pb.go"} {
-		fresh, err := os.ReadFile(filepath.Join(dir, name))
-		if err != nil {
-			t.Fatal(err)
+	for dir, files := range map[string][]string{
+		"internal/agentapi":                {"agent.pb.go", "agent_ttrpc.pb.go"},
+		"internal/trustee/api/attestation": {"attestation.pb.go", "attestation_grpc.pb.go"},
+		"internal/trustee/api/reference":   {"reference.pb.go", "reference_grpc.pb.go"},
+	} {
+		out := t.TempDir()
+		cmd := exec.Command("sh", "generate.sh", out)
+		cmd.Dir = filepath.Join(root, dir)
+		if text, err := cmd.CombinedOutput(); err != nil {
+			t.Fatalf("%s: generate: %v\n%s", dir, err, text)
 		}
-		kept, err := os.ReadFile(filepath.Join(root, "internal/agentapi", name))
-		if err != nil {
-			t.Fatal(err)
-		}
-		if string(fresh) != string(kept) {
-			t.Error(fmt.Errorf("internal/agentapi/%s is not what agent.proto generates: run make generate", name))
+		for _, name := range files {
+			fresh, err := os.ReadFile(filepath.Join(out, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			kept, err := os.ReadFile(filepath.Join(root, dir, name))
+			if err != nil {
+				t.Fatal(err)
+			}
+			if string(fresh) != string(kept) {
+				t.Errorf("%s/%s is not what its .proto generates: run make generate", dir, name)
+			}
 		}
 	}
 }

@@ -148,6 +148,10 @@ func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, poli
 	r := part.Result
 	id := policyID + "_" + string(r.Class)
 	annotated := annotate(part)
+	doc, err := json.Marshal(annotated)
+	if err != nil {
+		return ear.Submod{}, "", err
+	}
 	m := ear.Submod{PolicyID: policyID}
 	p, label, ok, err := view.GetVariant(ctx, id, string(r.TEE))
 	switch {
@@ -160,14 +164,14 @@ func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, poli
 			Help: "store one with POST /kbs/v0/attestation-policy",
 		}}}
 	default:
-		if err := judge(ctx, p, annotated, &m); err != nil {
+		if err := judge(ctx, p, doc, &m); err != nil {
 			return ear.Submod{}, "", fmt.Errorf("%s: %w", label, err)
 		}
 	}
 	lowerSimulated(r, &m)
 	m.Findings = m.Findings[:min(len(m.Findings), maxFindings)]
 	m.Status = m.Vector.Status()
-	m.Evidence, err = json.Marshal(e.forToken(annotated))
+	m.Evidence, err = e.forToken(annotated, doc)
 	return m, label, err
 }
 
@@ -178,8 +182,8 @@ const (
 	ruleExtensions = "extensions"
 )
 
-func judge(ctx context.Context, p *policy.Policy, annotated map[string]any, m *ear.Submod) error {
-	in, err := policy.InputOf(annotated)
+func judge(ctx context.Context, p *policy.Policy, annotated json.RawMessage, m *ear.Submod) error {
+	in, err := policy.NewInput(annotated)
 	if err != nil {
 		return err
 	}
@@ -260,7 +264,11 @@ func annotate(p Part) map[string]any {
 }
 
 // forToken leaves out of the token what would not fit into a request header.
-func (e *Engine) forToken(annotated map[string]any) map[string]any {
+// doc is the JSON of annotated: nearly always the answer.
+func (e *Engine) forToken(annotated map[string]any, doc json.RawMessage) (json.RawMessage, error) {
+	if e.o.Verbose && len(doc) <= maxTokenInitData {
+		return doc, nil
+	}
 	out := maps.Clone(annotated)
 	if !e.o.Verbose {
 		if claims, ok := out["runtime_data_claims"].(map[string]any); ok {
@@ -276,5 +284,5 @@ func (e *Engine) forToken(annotated map[string]any) map[string]any {
 			out["init_data_claims_omitted"] = true
 		}
 	}
-	return out
+	return json.Marshal(out)
 }

@@ -24,6 +24,7 @@ func TestInitDataClaimsOfHostileEntries(t *testing.T) {
 		"duplicate.json": `{"allow":false,"allow":true}`,
 		"surrogate.json": `"\ud800"`,
 		"huge.json":      `[1e999999999]`,
+		"tiny.json":      `{"a":[1e-99999999]}`,
 		"broken.json":    `{`,
 	} {
 		got := InitDataClaims(&initdata.Document{Data: map[string]string{name: text}})

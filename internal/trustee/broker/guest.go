@@ -14,6 +14,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/plugin"
+	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/internal/trustee/store"
@@ -143,6 +144,11 @@ func (x *exchange) decide() (*plugin.Response, *problem.Error) {
 	})
 	if err != nil {
 		e := failure(err)
+		if errors.Is(err, policy.ErrLimit) {
+			// The request was as it should be: the policy's author is to act.
+			e = problem.Busy(problem.PolicyEngine, "the resource policy did not decide within its limits of time and memory")
+			e.Cause = err
+		}
 		e.Info.Type = kbs.ErrorType(problem.PolicyEngine)
 		x.o.Metrics.PolicyDecision(outcome(e))
 		return nil, e

@@ -73,6 +73,6 @@ type PKIRole struct {
 	DNS []string `toml:"dns"`
 	// Usages are server and client.
 	Usages []string `toml:"usages"`
-	// Lifetime of a certificate, at most a day.
+	// Lifetime of a certificate, at most a day; 0: an hour.
 	Lifetime Duration `toml:"lifetime"`
 }

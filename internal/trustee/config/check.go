@@ -74,6 +74,10 @@ func (c *Config) serverProblems(p *problems) {
 	p.between("limits.burst", c.Limits.Burst, 1, 1_000_000)
 	p.between("limits.concurrent", c.Limits.Concurrent, 1, 100_000)
 	p.between("limits.clients", c.Limits.Clients, 100, 10_000_000)
+	p.between("limits.connections", c.Limits.Connections, 16, 1_000_000)
+	if d := c.Limits.DrainDelay.D(); d < 0 || d > 10*time.Minute {
+		p.add("limits.drain_delay", "0 to 10m", d.String())
+	}
 	p.positive("limits.drain", c.Limits.Drain.D(), 10*time.Minute)
 }
 
@@ -180,7 +184,9 @@ func (c *Config) attestationProblems(p *problems) {
 			if len(r.Usages) == 0 {
 				p.add(at+"usages", "server, client or both", "none")
 			}
-			p.positive(at+"lifetime", r.Lifetime.D(), 24*time.Hour)
+			if r.Lifetime != 0 {
+				p.positive(at+"lifetime", r.Lifetime.D(), 24*time.Hour)
+			}
 		}
 	}
 }

@@ -148,7 +148,13 @@ type Limits struct {
 	Concurrent int     `toml:"concurrent"`
 	// Clients is how many clients are told apart.
 	Clients int `toml:"clients"`
-	// Drain is how long requests under way may take after a stop.
+	// Connections is how many may be open; more wait to be accepted. Each may
+	// hold a header before any other limit looks at it.
+	Connections int `toml:"connections"`
+	// DrainDelay is how long all requests are served on after a stop, with
+	// /readyz at 503, until a load balancer sends no more of them.
+	DrainDelay Duration `toml:"drain_delay"`
+	// Drain is how long requests under way may take after that.
 	Drain Duration `toml:"drain"`
 }
 
@@ -261,7 +267,7 @@ func Default() Config {
 		References:  References{Lifetime: Duration(365 * 24 * time.Hour), Unsigned: []string{"sample"}},
 		Limits: Limits{
 			Body: 2 << 20, Header: 1 << 20, Resource: 1 << 20, RequestTimeout: Duration(time.Minute),
-			Rate: 50, Burst: 200, Concurrent: 64, Clients: 100_000, Drain: Duration(10 * time.Second),
+			Rate: 50, Burst: 200, Concurrent: 64, Clients: 100_000, Connections: 4096, Drain: Duration(10 * time.Second),
 		},
 		Storage:   Storage{KEK: KEK{Kind: "file", Transit: Transit{Mount: "transit", Vault: Vault{Timeout: Duration(5 * time.Second)}}}, Database: Database{MaxConnections: 16, RetryFor: Duration(20 * time.Second)}},
 		Resources: Resources{Backend: "database", Vault: VaultKV{Vault: Vault{Timeout: Duration(5 * time.Second)}, Mount: "secret", Prefix: "coffer", Field: "data", Encoding: "base64"}},

@@ -65,6 +65,7 @@ events = ["everything"]
 enabled = true
 [plugins.pki.roles.web]
 usages = ["code-signing"]
+lifetime = "48h"
 [[token.trusted]]
 issuer = "coffer-trustee"
 [[reference_values.signer]]

@@ -65,10 +65,10 @@ func configure(dir string) error {
 		return nil //nolint:nilerr // New skips or fails by it
 	}
 	for i := range spare {
-		if err := initToken(context.Background(), util, fmt.Sprintf("coffer-%d", i)); err != nil {
+		if err := initToken(context.Background(), util, fmt.Sprintf("coffer-%02d", i)); err != nil {
 			return err
 		}
-		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("coffer-%d.free", i)), nil, 0o600); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, fmt.Sprintf("coffer-%02d.free", i)), nil, 0o600); err != nil {
 			return err
 		}
 	}
@@ -126,7 +126,7 @@ func New(tb testing.TB) Token {
 		tb.Skip(err)
 	}
 	for i := range spare {
-		label := fmt.Sprintf("coffer-%d", i)
+		label := fmt.Sprintf("coffer-%02d", i)
 		// Removing a file succeeds once.
 		if os.Remove(filepath.Join(filepath.Dir(conf), label+".free")) != nil {
 			continue

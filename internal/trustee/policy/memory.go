@@ -21,8 +21,8 @@ var errMemory = fmt.Errorf("was ended: the program's memory grew by more than %d
 
 // Watch returns a context that ends when the heap grows too much. OPA bounds
 // no memory, and a few lines that join a string with itself fill any: this
-// ends such a policy between two of its calls. What one call builds is bounded
-// by [Bound]. stop has to be called.
+// ends such a policy between two of its calls; what one call builds from its
+// arguments is bounded by [maxResult]. stop has to be called.
 func Watch(ctx context.Context) (_ context.Context, stop func()) {
 	ctx, cancel := context.WithCancelCause(ctx)
 	timer := time.AfterFunc(watchAfter, func() {

@@ -15,9 +15,9 @@ func TestMemory(t *testing.T) { //nolint:paralleltest // see above
 	}
 	var text strings.Builder
 	text.WriteString("package policy\nallow if {\n\tx0 := input.s\n")
-	const n = 100
+	const n = 140
 	for i := range n {
-		// As large as one call may make them, and then one after the other.
+		// Small steps once it is large, so that there is a call to end between.
 		if i < 19 {
 			fmt.Fprintf(&text, "\tx%d := concat(\"\", [x%d, x%d])\n", i+1, i, i)
 		} else {

@@ -16,6 +16,7 @@ import (
 
 	"github.com/open-policy-agent/opa/v1/ast"
 	"github.com/open-policy-agent/opa/v1/rego"
+	"github.com/open-policy-agent/opa/v1/topdown"
 	"github.com/open-policy-agent/opa/v1/types"
 )
 
@@ -24,6 +25,10 @@ const MaxText = 256 << 10
 
 // DefaultTimeout bounds one evaluation where [Options] say nothing.
 const DefaultTimeout = 2 * time.Second
+
+// ErrLimit is wrapped by errors of evaluations that were ended because they
+// took too long or too much memory.
+var ErrLimit = errors.New("limit of an evaluation")
 
 // Function is a builtin that a policy may call. Its first argument is always
 // a string.
@@ -198,19 +203,6 @@ func function(name string, f Function) (*types.Function, func(*rego.Rego)) {
 	return decl, rego.FunctionDyn(&rego.Function{Name: name, Decl: decl, Memoize: true}, call)
 }
 
-// Input is a document prepared for evaluation. It may be used for several
-// evaluations.
-type Input struct{ value ast.Value }
-
-// NewInput prepares a JSON document.
-func NewInput(doc json.RawMessage) (Input, error) {
-	v, err := ast.ValueFromReader(strings.NewReader(string(doc)))
-	if err != nil {
-		return Input{}, fmt.Errorf("policy input: %w", err)
-	}
-	return Input{v}, nil
-}
-
 // InputOf prepares a value that is made of what encoding/json decodes to
 // (with json.Number for numbers) or of anything that it can encode.
 func InputOf(doc any) (Input, error) {
@@ -294,6 +286,7 @@ func (p *Policy) Eval(ctx context.Context, rule string, in Input, data map[strin
 
 // eval returns nil for a query that is undefined.
 func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery, in Input, data map[string]any) (ast.Value, error) {
+	asked := ctx
 	ctx, cancel := context.WithTimeout(ctx, p.timeout)
 	defer cancel()
 	ctx, stop := Watch(ctx)
@@ -302,10 +295,16 @@ func (p *Policy) eval(ctx context.Context, what string, q rego.PreparedEvalQuery
 	if err != nil {
 		return nil, fmt.Errorf("policy %s: data: %w", p.name, err)
 	}
-	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn))
+	// OPA's own way to notice the end of a context is a goroutine for each evaluation.
+	ended := topdown.NewCancel()
+	defer context.AfterFunc(ctx, ended.Cancel)()
+	rs, err := q.Eval(ctx, rego.EvalParsedInput(in.value), rego.EvalTransaction(txn), rego.EvalExternalCancel(ended))
 	if err != nil {
 		if cause := context.Cause(ctx); errors.Is(cause, errMemory) {
-			return nil, fmt.Errorf("policy %s: %s%w", p.name, what, cause)
+			return nil, fmt.Errorf("policy %s: %s%w (%w)", p.name, what, cause, ErrLimit)
+		}
+		if ctx.Err() != nil && asked.Err() == nil {
+			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w (%w)", p.name, what, p.timeout, ctx.Err(), ErrLimit)
 		}
 		if ctx.Err() != nil {
 			return nil, fmt.Errorf("policy %s: %sdid not end within %v: %w", p.name, what, p.timeout, ctx.Err())

@@ -121,6 +121,7 @@ func TestCompileRefuses(t *testing.T) {
 		"runtime":      "package policy\nallow if opa.runtime().env.HOME",
 		"random":       "package policy\nallow if rand.intn(\"a\", 2) == 1",
 		"memory":       "package policy\nallow if numbers.range(1, 1000000000)",
+		"shift":        "package policy\nallow if bits.lsh(1, 1000000000000) > 0",
 		"jwt":          "package policy\nallow if io.jwt.decode(\"a\")",
 		"recursion":    "package policy\nallow if deny\ndeny if allow",
 		"too long":     "package policy\n#" + strings.Repeat("x", MaxText),

@@ -161,6 +161,11 @@ func Write(ctx context.Context, log *slog.Logger, w http.ResponseWriter, e *Erro
 	if e.RetryAfter > 0 {
 		w.Header().Set("Retry-After", strconv.Itoa(int(math.Ceil(e.RetryAfter.Seconds()))))
 	}
+	if e.Status == http.StatusServiceUnavailable {
+		// Who tries again on this connection comes back to this replica; a
+		// load balancer knows one that can do better.
+		w.Header().Set("Connection", "close")
+	}
 	JSON(w, e.Status, e.Info)
 }
 

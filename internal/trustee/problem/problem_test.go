@@ -5,7 +5,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"unicode"
@@ -62,5 +64,18 @@ func TestReasons(t *testing.T) {
 	}
 	if e := Denied(PolicyDeny, "denied"); e.Status != http.StatusForbidden || e.Info.Reason != nil || e.Info.Reasons != nil {
 		t.Errorf("%+v", e)
+	}
+}
+
+// TestUnavailableEndsTheConnection: whoever tries again must not come back to
+// the same replica.
+func TestUnavailableEndsTheConnection(t *testing.T) {
+	t.Parallel()
+	for _, e := range []*Error{Busy(Storage, "the database does not answer"), Internal(Storage, errors.New("cause")), New(http.StatusNotFound, InvalidPath, "none")} {
+		w := httptest.NewRecorder()
+		Write(t.Context(), slog.New(slog.DiscardHandler), w, e)
+		if closes := w.Header().Get("Connection") == "close"; closes != (e.Status == http.StatusServiceUnavailable) {
+			t.Errorf("%d: connection closed: %v", e.Status, closes)
+		}
 	}
 }

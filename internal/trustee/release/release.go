@@ -86,7 +86,7 @@ func (e *Engine) Decide(ctx context.Context, r Request) (Decision, error) {
 	if err != nil {
 		return Decision{}, err
 	}
-	in, err := newInput(r.Payload)
+	in, err := policy.NewInput(r.Payload)
 	if err != nil {
 		return Decision{}, err
 	}
@@ -113,7 +113,7 @@ func Replay(ctx context.Context, label, text string, claims, data json.RawMessag
 	if err := json.Unmarshal(claims, &c); err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}
-	in, err := newInput(claims)
+	in, err := policy.NewInput(claims)
 	if err != nil {
 		return Decision{}, fmt.Errorf("recorded claims: %w", err)
 	}

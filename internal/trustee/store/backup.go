@@ -11,8 +11,8 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/seal"
 )
 
-// tables are all tables of the schema but the schema's version itself, in the
-// order of a backup.
+// tables are all tables of the schema but the schema's version itself and the
+// names of transactions, which say nothing elsewhere, in the order of a backup.
 func tables() []string {
 	return []string{"data_keys", "tenants", "secrets", "admins", "policies", "reference_names", "reference_versions", "bindings",
 		"resources", "resource_versions", "sessions", "audit_heads", "audit_entries", "audit_checkpoints", "webhook_cursors"}

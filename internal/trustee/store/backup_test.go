@@ -222,7 +222,7 @@ func TestBackupCoversAllTables(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		want := append(tables(), "schema_version")
+		want := append(tables(), "schema_version", "transactions")
 		slices.Sort(got)
 		slices.Sort(want)
 		if diff := cmp.Diff(want, got); diff != "" {

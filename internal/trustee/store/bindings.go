@@ -15,6 +15,9 @@ const (
 	maxDigest  = 128     // hex digits of SHA-512
 	maxScopes  = 64      // prefixes of one path
 	maxBinding = 1 << 10 // bytes of a description
+	// MaxBindings bounds the digests of one resource or prefix: every decision
+	// on what is below it reads them all.
+	MaxBindings = 4096
 )
 
 // Binding registers an initdata digest for a resource or a prefix of
@@ -28,8 +31,13 @@ type Binding struct {
 	Created     time.Time
 }
 
-// Bind stores a binding; an equal one gets the new description.
+// Bind stores a binding; an equal one gets the new description. One more than
+// [MaxBindings] of a resource is [ErrFull].
 func (s *Store) Bind(ctx context.Context, t tenant.Name, b Binding) error {
+	return s.bind(ctx, t, b, MaxBindings)
+}
+
+func (s *Store) bind(ctx context.Context, t tenant.Name, b Binding, limit int) error {
 	what := fmt.Sprintf("bind %.200q", b.Resource)
 	for _, x := range []struct {
 		what, text string
@@ -48,9 +56,16 @@ func (s *Store) Bind(ctx context.Context, t tenant.Name, b Binding) error {
 	}
 	now := millis(s.o.Now())
 	return s.change(ctx, t, what, func(ctx context.Context, c conn) error {
-		_, err := c.exec(ctx, `INSERT INTO bindings (tenant, resource, initdata, description, created) VALUES (?, ?, ?, ?, ?)
+		if _, err := c.exec(ctx, `INSERT INTO bindings (tenant, resource, initdata, description, created) VALUES (?, ?, ?, ?, ?)
 			ON CONFLICT (tenant, resource, initdata) DO UPDATE SET description = excluded.description`,
-			string(t), b.Resource, b.InitData, b.Description, now)
+			string(t), b.Resource, b.InitData, b.Description, now); err != nil {
+			return err
+		}
+		var n int
+		err := c.row(ctx, "SELECT COUNT(*) FROM bindings WHERE tenant = ? AND resource = ?", []any{string(t), b.Resource}, &n)
+		if err == nil && n > limit {
+			err = fmt.Errorf("%w: %d digests: unbind those of pods that are gone", ErrFull, limit)
+		}
 		return err
 	})
 }
@@ -91,7 +106,7 @@ func (s *Store) BindingsFor(ctx context.Context, t tenant.Name, names []string) 
 	for _, n := range names {
 		args = append(args, clean(n))
 	}
-	return s.bindings(ctx, "resource IN (?"+strings.Repeat(", ?", len(names)-1)+") ORDER BY resource, initdata", args...)
+	return s.bindings(s.brief(ctx), "resource IN (?"+strings.Repeat(", ?", len(names)-1)+") ORDER BY resource, initdata", args...)
 }
 
 func (s *Store) bindings(ctx context.Context, where string, args ...any) ([]Binding, error) {

@@ -13,6 +13,34 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
 
+// What a decision reads is bounded, whatever one tenant's administrators store.
+func TestBindingsPerResource(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *Store, _ *testClock) {
+		ctx := t.Context()
+		bind := func(n tenant.Name, res string, i int) error {
+			return s.bind(ctx, n, Binding{Resource: res, InitData: fmt.Sprintf("%064x", i)}, 3)
+		}
+		for i := range 3 {
+			if err := bind(acme, "repo", i); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if err := bind(acme, "repo", 3); !errors.Is(err, ErrFull) {
+			t.Errorf("one too many: got %v", err)
+		}
+		for name, err := range map[string]error{
+			"one that is there": bind(acme, "repo", 2), "another resource": bind(acme, "repo/key", 3), "another tenant": bind(tenant.Default, "repo", 3),
+		} {
+			if err != nil {
+				t.Errorf("%s: %v", name, err)
+			}
+		}
+		if list, err := s.BindingsFor(ctx, acme, []string{"repo"}); err != nil || len(list) != 3 {
+			t.Errorf("got %v, %v", list, err)
+		}
+	})
+}
+
 func TestBindings(t *testing.T) {
 	onBoth(t, func(t *testing.T, s *Store, c *testClock) {
 		ctx := t.Context()

@@ -102,6 +102,7 @@ func link(batch []*op, l lead, first map[sessionKey]*op) ([]result, appended) {
 // appendSQLite has the database for itself from the beginning of the
 // transaction.
 func (s *Store) appendSQLite(ctx context.Context, batch []*op) (results []result, err error) {
+	ctx = s.brief(ctx)
 	s.statements.prepareWanted(ctx, s.write)
 	tx, err := s.write.BeginTx(ctx, nil)
 	if err != nil {

@@ -33,9 +33,6 @@ func classify(err error) class {
 	if e, ok := errors.AsType[*sqlite.Error](err); ok {
 		return classifySQLite(e)
 	}
-	if errors.Is(err, errUndecided) {
-		return transient
-	}
 	if _, ok := errors.AsType[*pgconn.ConnectError](err); ok {
 		return broken
 	}

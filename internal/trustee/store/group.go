@@ -87,7 +87,9 @@ func (g *group) stop() {
 
 // submit queues an operation and waits for its outcome. Where ctx ends first
 // the outcome is open: it may still be written.
-func (g *group) submit(ctx context.Context, o *op) (audit.Entry, error) {
+func (g *group) submit(ctx context.Context, o *op) (_ audit.Entry, err error) {
+	start := time.Now()
+	defer func() { g.s.o.Observer.Operation("append", time.Since(start), err) }()
 	g.mu.Lock()
 	switch {
 	case g.closed:
@@ -186,6 +188,7 @@ func (g *group) commit(batch []*op) {
 		timedOut := ctx.Err() != nil
 		cancel()
 		if err == nil {
+			g.s.o.Observer.Batch(len(batch))
 			for i, o := range batch {
 				o.done <- results[i]
 			}
@@ -200,6 +203,7 @@ func (g *group) commit(batch []*op) {
 		err, again := g.s.judge(context.Background(), err, timedOut)
 		switch {
 		case again && g.pause(jitter(pause)):
+			g.s.o.Observer.Retry()
 			pause = min(2*pause, maxPause)
 			continue
 		case again:

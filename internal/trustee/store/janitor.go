@@ -15,6 +15,9 @@ const (
 	// expiry: a replica whose clock is behind, or was set back, could still take
 	// its challenge for a good one.
 	sessionGrace = time.Hour
+	// transactionGrace is how long the name of a transaction is kept at least:
+	// longer than anyone tries to commit it.
+	transactionGrace = time.Hour
 	// sweepRows bounds one deletion, so that none holds others up for long.
 	sweepRows = 1000
 )
@@ -40,7 +43,7 @@ func (s *Store) sweep(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	var all error
+	all := s.sweepTransactions(ctx)
 	for _, t := range tenants {
 		all = errors.Join(all, s.sweepSessions(ctx, t.Name), s.sweepAudit(ctx, t.Name))
 	}
@@ -51,6 +54,15 @@ func (s *Store) sweepSessions(ctx context.Context, t tenant.Name) error {
 	before := millis(s.o.Now().Add(-sessionGrace))
 	return s.sweepAll(ctx, "expired sessions", `DELETE FROM sessions WHERE tenant = ? AND id IN
 		(SELECT id FROM sessions WHERE tenant = ? AND expires <= ? ORDER BY expires LIMIT ?)`, string(t), string(t), before, sweepRows)
+}
+
+func (s *Store) sweepTransactions(ctx context.Context) error {
+	if s.pool == nil {
+		return nil // there are none
+	}
+	before := millis(s.o.Now().Add(-max(transactionGrace, 2*s.o.RetryFor)))
+	return s.sweepAll(ctx, "names of transactions", "DELETE FROM transactions WHERE id IN (SELECT id FROM transactions WHERE at <= ? ORDER BY at LIMIT ?)",
+		before, sweepRows)
 }
 
 // sweepAudit deletes entries that are older than the retention, up to and

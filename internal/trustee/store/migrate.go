@@ -27,7 +27,7 @@ func (s *Store) migrate(ctx context.Context) error {
 	if err != nil || have == SchemaVersion {
 		return err
 	}
-	return s.tx(ctx, "schema migration", func(ctx context.Context, c conn) error {
+	return s.again(ctx, "schema migration", func(ctx context.Context, c conn) error {
 		if s.pool != nil {
 			if _, err := collect(ctx, c, "SELECT CAST(pg_advisory_xact_lock(?) AS TEXT)", []any{int64(migrationLock)}, scanString); err != nil {
 				return err

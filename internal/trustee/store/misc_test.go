@@ -56,6 +56,9 @@ func TestSecrets(t *testing.T) {
 		if err := a.SetSecret(ctx, "cookie", []byte("second")); err != nil {
 			t.Fatal(err)
 		}
+		if v, err := b.SecretVersion(ctx, "cookie"); err != nil || v != 2 {
+			t.Errorf("version %d, %v", v, err)
+		}
 		if x, v, err := b.SecretWithVersion(ctx, "cookie"); err != nil || v != 2 || string(x.Expose()) != "second" {
 			t.Errorf("%q, %d, %v", x.Expose(), v, err)
 		}
@@ -252,16 +255,16 @@ func TestClassify(t *testing.T) {
 func TestRetry(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
-		s := &Store{o: Options{RetryFor: 20 * time.Second, DatabaseURL: "postgres://"}}
+		s := &Store{o: Options{Observer: nobody{}, RetryFor: 20 * time.Second, DatabaseURL: "postgres://"}}
 		lost := &pgconn.PgError{Code: "57P01", Message: "going down"}
 		start, tries := time.Now(), 0
-		err := s.retry(t.Context(), "x", func(context.Context) error { tries++; return lost })
+		err := s.retry(t.Context(), "read", "x", func(context.Context) error { tries++; return lost })
 		if !errors.Is(err, ErrUnavailable) || !errors.Is(err, lost) || time.Since(start) != 20*time.Second || tries < 20 || tries > 80 {
 			t.Errorf("%v after %v and %d tries", err, time.Since(start), tries)
 		}
 		// A connection that is silent leaves time for another.
 		tries = 0
-		if err := s.retry(t.Context(), "x", func(ctx context.Context) error {
+		if err := s.retry(t.Context(), "read", "x", func(ctx context.Context) error {
 			if tries++; tries > 1 {
 				return nil
 			}
@@ -272,7 +275,7 @@ func TestRetry(t *testing.T) {
 		}
 		// An answer is not asked for again, also where it came late.
 		tries = 0
-		if err := s.retry(t.Context(), "x", func(ctx context.Context) error {
+		if err := s.retry(t.Context(), "read", "x", func(ctx context.Context) error {
 			tries++
 			<-ctx.Done()
 			return ErrConflict
@@ -282,7 +285,7 @@ func TestRetry(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
 		start = time.Now()
-		if err := s.retry(ctx, "x", func(context.Context) error { return lost }); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
+		if err := s.retry(ctx, "read", "x", func(context.Context) error { return lost }); !errors.Is(err, context.DeadlineExceeded) || time.Since(start) != time.Second {
 			t.Errorf("%v after %v", err, time.Since(start))
 		}
 	})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -145,11 +146,76 @@ func TestLostAnswers(t *testing.T) {
 	proxy.oneIn.Store(0)
 }
 
+// TestCrashAtCommit: the server crashes before a commit that it was sent, and
+// others' transactions get the id that the lost one had. The write is there in
+// the end, and once.
+func TestCrashAtCommit(t *testing.T) {
+	t.Parallel()
+	server := pgtest.Start(t)
+	o := dataOptions(t, "sqlite", newTestClock().now)
+	o.Path, o.DatabaseURL = "", server.URL("")
+	direct := openData(t, o)
+	proxy := newProxy(t, filepath.Join(server.Dir(), ".s.PGSQL.5432"))
+	o.DatabaseURL = strings.Replace(o.DatabaseURL, "host="+url.QueryEscape(server.Dir()), "host="+url.QueryEscape(proxy.dir), 1)
+	s := openData(t, o)
+	if s.o.DatabaseURL == direct.o.DatabaseURL {
+		t.Fatal("the proxy is not used")
+	}
+	for i := range 3 {
+		crashed := make(chan struct{})
+		proxy.commit.Store(new(func() {
+			defer close(crashed)
+			server.Restart(pgtest.Immediate)
+			for j := range 10 {
+				put(t, direct, tenant.Default, "demo/key/other", fmt.Sprint(j))
+			}
+		}))
+		v := put(t, s, tenant.Default, "demo/key/mine", fmt.Sprint(i))
+		<-crashed
+		if v != int64(i+1) {
+			t.Errorf("version %d, expected %d", v, i+1)
+		}
+		content, version, err := direct.Resources().Get(t.Context(), tenant.Default, mustPath(t, "demo/key/mine"), 0)
+		if err != nil || string(content.Expose()) != fmt.Sprint(i) || version != int64(i+1) {
+			t.Errorf("write %d: got %q of version %d, %v", i, content.Expose(), version, err)
+		}
+	}
+}
+
+// TestTransactionNames: they are forgotten when nobody can ask for them any more.
+func TestTransactionNames(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *Store, c *testClock) {
+		count := func() (n int) {
+			if err := s.get(t.Context(), "count", "SELECT COUNT(*) FROM transactions", nil, &n); err != nil {
+				t.Fatal(err)
+			}
+			return n
+		}
+		put(t, s, acme, "demo/key/1", "x")
+		if n := count(); (n > 0) != (s.pool != nil) {
+			t.Errorf("%s: %d names", s.Kind(), n)
+		}
+		c.advance(transactionGrace + time.Minute)
+		if err := s.sweep(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		// What is left is the sweep's own.
+		var oldest int64
+		if err := s.get(t.Context(), "oldest", "SELECT COALESCE(MIN(at), 0) FROM transactions", nil, &oldest); err != nil || s.pool != nil && oldest != millis(c.now()) {
+			t.Errorf("the oldest name is of %d, now is %d, %v", oldest, millis(c.now()), err)
+		}
+	})
+}
+
 // proxy hands on to a Unix socket, and drops one in so many answers together
 // with its connection.
 type proxy struct {
 	dir         string
 	oneIn, cuts atomic.Int64
+	// commit, if set, is called once, for the next COMMIT, which the server does
+	// not get. Nobody is let in meanwhile.
+	commit atomic.Pointer[func()]
+	door   sync.RWMutex
 }
 
 func newProxy(t *testing.T, to string) *proxy {
@@ -173,7 +239,9 @@ func newProxy(t *testing.T, to string) *proxy {
 			if err != nil {
 				return
 			}
+			p.door.RLock()
 			s, err := net.Dial("unix", to)
+			p.door.RUnlock()
 			if err != nil {
 				_ = c.Close()
 				continue
@@ -196,6 +264,12 @@ func (p *proxy) copy(to, from net.Conn, cut bool) {
 		}
 		if k := p.oneIn.Load(); cut && k > 0 && rand.Int64N(k) == 0 {
 			p.cuts.Add(1)
+			return
+		}
+		if f := p.commit.Load(); f != nil && !cut && bytes.Contains(bytes.ToLower(buf[:n]), []byte("commit\x00")) && p.commit.CompareAndSwap(f, nil) {
+			p.door.Lock()
+			defer p.door.Unlock()
+			(*f)()
 			return
 		}
 		if _, err := to.Write(buf[:n]); err != nil {

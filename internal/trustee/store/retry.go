@@ -3,8 +3,10 @@ package store
 import (
 	"context"
 	"database/sql"
+	"encoding/hex"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"time"
 
@@ -19,8 +21,11 @@ const (
 // retry runs f until it succeeds, fails for good, or [Options.RetryFor] is
 // over. With PostgreSQL f gets half of that time for one try: a connection
 // that answers nothing leaves time for another. A file always answers, and
-// what it takes long for, as a migration, is not begun again.
-func (s *Store) retry(ctx context.Context, what string, f func(context.Context) error) error {
+// what it takes long for, as a migration, is not begun again. kind is for
+// counting, what for people.
+func (s *Store) retry(ctx context.Context, kind, what string, f func(context.Context) error) (err error) {
+	start := time.Now()
+	defer func() { s.o.Observer.Operation(kind, time.Since(start), err) }()
 	all, cancel := context.WithTimeout(ctx, s.o.RetryFor)
 	defer cancel()
 	pause := firstPause
@@ -39,6 +44,7 @@ func (s *Store) retry(ctx context.Context, what string, f func(context.Context) 
 		if !again {
 			return wrap(what, err)
 		}
+		s.o.Observer.Retry()
 		if !sleep(all, jitter(pause)) {
 			if ctx.Err() != nil {
 				return wrap(what, ctx.Err())
@@ -101,6 +107,16 @@ type conn struct {
 
 func (s *Store) reader() conn { return conn{s: s} }
 
+// brief is the context of a statement about a few rows. With SQLite it cannot
+// be cancelled: database/sql and the driver would each start a goroutine that
+// waits for it, which costs more than the statement.
+func (s *Store) brief(ctx context.Context) context.Context {
+	if s.pool == nil && ctx.Err() == nil {
+		return context.WithoutCancel(ctx)
+	}
+	return ctx
+}
+
 // exec returns how many rows were changed.
 func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error) {
 	var r sql.Result
@@ -122,6 +138,7 @@ func (c conn) exec(ctx context.Context, stmt string, args ...any) (int64, error)
 
 // row scans one row; where there is none it returns [ErrNotFound].
 func (c conn) row(ctx context.Context, stmt string, args []any, dest ...any) error {
+	ctx = c.s.brief(ctx)
 	var row *sql.Row
 	st, text := c.resolve(stmt) //nolint:sqlclosecheck // the cache closes it
 	switch {
@@ -202,7 +219,7 @@ func (s *Store) get(ctx context.Context, what, stmt string, args []any, dest ...
 }
 
 func (s *Store) reading(ctx context.Context, what string, f func(context.Context) error) error {
-	return s.retry(ctx, what, func(ctx context.Context) error {
+	return s.retry(ctx, "read", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.read)
 		return f(ctx)
 	})
@@ -212,51 +229,44 @@ func (s *Store) reading(ctx context.Context, what string, f func(context.Context
 // f is run again, also when the answer to a commit was lost and the commit did
 // not happen; what it tells its caller must come from its last run. An error
 // of f rolls back.
+//
+// With PostgreSQL each transaction leaves a row under a name of its own, by
+// which another try learns that an earlier one was committed after all. One
+// that is still being decided holds the row's name, and the other try waits for
+// it. PostgreSQL's own name for it, the transaction id, would not do: after a
+// crash an id that had not reached the disk is given out again, and
+// pg_xact_status tells of the wrong transaction.
 func (s *Store) tx(ctx context.Context, what string, f func(context.Context, conn) error) error {
-	var last string // PostgreSQL's name of a transaction whose outcome is unknown
-	return s.retry(ctx, what, func(ctx context.Context) error {
-		if last != "" {
-			committed, err := s.outcome(ctx, last)
-			if err != nil || committed {
-				return err
-			}
-			last = ""
+	if s.pool == nil {
+		return s.again(ctx, what, f)
+	}
+	var id [16]byte
+	if _, err := io.ReadFull(s.o.Rand, id[:]); err != nil {
+		return wrap(what, fmt.Errorf("random id: %w", err))
+	}
+	name := hex.EncodeToString(id[:])
+	return s.again(ctx, what, func(ctx context.Context, c conn) error {
+		n, err := c.exec(ctx, "INSERT INTO transactions (id, at) VALUES (?, ?) ON CONFLICT (id) DO NOTHING", name, millis(s.o.Now()))
+		if err != nil || n == 0 {
+			return err
 		}
+		return f(ctx, c)
+	})
+}
+
+// again is [Store.tx] for what does no harm when it is done twice.
+func (s *Store) again(ctx context.Context, what string, f func(context.Context, conn) error) error {
+	return s.retry(ctx, "write", what, func(ctx context.Context) error {
 		s.statements.prepareWanted(ctx, s.write)
 		tx, err := s.write.BeginTx(ctx, nil)
 		if err != nil {
 			return err
 		}
-		c := conn{s: s, tx: tx}
-		if err = f(ctx, c); err == nil && s.pool != nil {
-			err = c.row(ctx, "SELECT COALESCE(CAST(pg_current_xact_id_if_assigned() AS TEXT), '')", nil, &last)
-		}
-		if err != nil {
+		if err := f(ctx, conn{s: s, tx: tx}); err != nil {
 			return rollback(tx, err)
 		}
 		return tx.Commit()
 	})
-}
-
-// errUndecided is tried again: the server has not noticed yet that its client is gone.
-var errUndecided = errors.New("an earlier try is still being decided")
-
-// outcome says what became of a PostgreSQL transaction whose commit was not
-// answered.
-func (s *Store) outcome(ctx context.Context, xid string) (committed bool, err error) {
-	var status string
-	if err := s.reader().row(ctx, "SELECT COALESCE(pg_xact_status(CAST(CAST(? AS TEXT) AS xid8)), '')", []any{xid}, &status); err != nil {
-		return false, err
-	}
-	switch status {
-	case "committed":
-		return true, nil
-	case "aborted":
-		return false, nil
-	case "in progress":
-		return false, errUndecided
-	}
-	return false, fmt.Errorf("%w: the outcome of a transaction is unknown", ErrUnavailable)
 }
 
 // rollback joins what went wrong with it to err, but for a transaction that

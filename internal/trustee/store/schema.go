@@ -25,6 +25,9 @@ CREATE INDEX audit_session ON audit_entries (tenant, session, seq) WHERE session
 CREATE INDEX audit_subject ON audit_entries (tenant, subject, seq) WHERE subject <> '';
 CREATE TABLE audit_checkpoints (tenant TEXT NOT NULL, seq BIGINT NOT NULL, at BIGINT NOT NULL, jws TEXT NOT NULL, PRIMARY KEY (tenant, seq));
 
+CREATE TABLE transactions (id TEXT NOT NULL PRIMARY KEY, at BIGINT NOT NULL);
+CREATE INDEX transactions_at ON transactions (at);
+
 CREATE TABLE secrets (name TEXT NOT NULL PRIMARY KEY, version BIGINT NOT NULL, content BLOB NOT NULL, updated BIGINT NOT NULL);
 
 CREATE TABLE webhook_cursors (tenant TEXT NOT NULL, name TEXT NOT NULL, seq BIGINT NOT NULL, PRIMARY KEY (tenant, name));
@@ -55,6 +58,7 @@ CREATE TABLE admins (tenant TEXT NOT NULL, id TEXT NOT NULL, name TEXT NOT NULL,
 //     it.
 //   - audit_entries: the columns beside body repeat what queries go by. body
 //     is the record's JSON, byte for byte as it was hashed.
+//   - transactions has a row for each recent one of PostgreSQL's (see Store.tx).
 //   - resources holds the newest version of each path (deleted: it is a
 //     tombstone), resource_versions every one of them.
 //   - resource_versions.state is one of the constants below; content is sealed

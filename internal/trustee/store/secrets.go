@@ -48,6 +48,12 @@ func (s *Store) SecretWithVersion(ctx context.Context, name string) (secret.Byte
 	return content, version, wrap(what, err)
 }
 
+// SecretVersion returns how often a secret was set, or [ErrNotFound].
+func (s *Store) SecretVersion(ctx context.Context, name string) (version int64, err error) {
+	err = s.get(ctx, fmt.Sprintf("secret %.80q", name), "SELECT version FROM secrets WHERE name = ?", []any{clean(name)}, &version)
+	return version, err
+}
+
 // SetSecret sets a secret, whatever was there.
 func (s *Store) SetSecret(ctx context.Context, name string, content []byte) error {
 	return s.setSecret(ctx, name, content, func(int64) bool { return true })

@@ -2,8 +2,10 @@ package store
 
 import (
 	"context"
+	"encoding/base64"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/audit"
@@ -40,6 +42,10 @@ func (s *Store) Finish(ctx context.Context, t tenant.Name, f Finished, r audit.R
 	case f.Expires.IsZero():
 		return errors.New("store: finish: expiry: expected a time, got none")
 	}
+	var err error
+	if f.Token, err = s.sealToken(t, f); err != nil {
+		return wrap("finish", err)
+	}
 	o, err := s.newOp(t, r, &f)
 	if err != nil {
 		return wrap("finish", err)
@@ -65,5 +71,31 @@ func (s *Store) SessionToken(ctx context.Context, t tenant.Name, id string) (str
 	var token string
 	err := s.get(ctx, "session", "SELECT token FROM sessions WHERE tenant = ? AND id = ? AND expires > ? AND token <> ''",
 		[]any{string(t), clean(id), millis(s.o.Now())}, &token)
-	return token, err
+	if err != nil || strings.Contains(token, ".") { // of an earlier version, for as long as it lives
+		return token, err
+	}
+	sealed, err := base64.RawURLEncoding.DecodeString(token)
+	if err != nil {
+		return "", wrap("session", err)
+	}
+	plain, err := s.open(ctx, tokenName(t, id), sealed)
+	if err != nil {
+		return "", wrap("session", err)
+	}
+	defer plain.Clear()
+	return string(plain.Expose()), nil
+}
+
+// sealToken is what is kept of a token: it is a credential, and whoever reads
+// the database or a backup is not to have it.
+func (s *Store) sealToken(t tenant.Name, f Finished) (string, error) {
+	if f.Token == "" {
+		return "", nil
+	}
+	sealed, err := s.seal(tokenName(t, f.Session), []byte(f.Token))
+	return base64.RawURLEncoding.EncodeToString(sealed), err
+}
+
+func tokenName(t tenant.Name, session string) string {
+	return "session/" + string(t) + "/" + session + "/token"
 }

@@ -69,7 +69,25 @@ type Options struct {
 	// AuditRetention is how long audit entries are kept at least; 0: for ever.
 	// What is older goes up to the last signed checkpoint before it.
 	AuditRetention time.Duration
+	// Observer is told what the database is asked for and how that goes; may be nil.
+	Observer Observer
 }
+
+// Observer counts. Its methods are called by many at once and must not block.
+type Observer interface {
+	// Operation is one "read", "write" or "append", retries included.
+	Operation(kind string, took time.Duration, err error)
+	// Retry is a try that failed and will be made again.
+	Retry()
+	// Batch is how many records one commit held.
+	Batch(records int)
+}
+
+type nobody struct{}
+
+func (nobody) Operation(string, time.Duration, error) {}
+func (nobody) Retry()                                 {}
+func (nobody) Batch(int)                              {}
 
 const (
 	defaultConns = 16
@@ -77,6 +95,9 @@ const (
 )
 
 func (o *Options) defaults() error {
+	if o.Observer == nil {
+		o.Observer = nobody{}
+	}
 	switch {
 	case o.KEK == nil:
 		return errors.New("store: Options.KEK is required")

@@ -34,6 +34,13 @@ type KeySource interface {
 	TokenKeys(ctx context.Context) (keys []Key, version int64, err error)
 }
 
+// Versioner is a [KeySource] that can say at little cost which version its
+// keys have. It is asked for every token that is signed, so that a key which
+// any replica has made signs from then on, on all of them.
+type Versioner interface {
+	TokenKeyVersion(ctx context.Context) (int64, error)
+}
+
 // Static is a source of keys that never change.
 func Static(keys ...*ecdsa.PrivateKey) KeySource {
 	var s static
@@ -51,8 +58,17 @@ func (s static) TokenKeys(context.Context) ([]Key, int64, error) { return s, 1, 
 type keys struct {
 	version int64
 	signer  jose.Signer
-	byID    map[string]jose.JSONWebKey
-	set     jose.JSONWebKeySet
+	byID    map[string]verifyKey
+	// public are the same in order, as they are published.
+	public []verifyKey
+}
+
+// verifyKey is a public key and when it stopped signing, zero for the one that
+// signs.
+type verifyKey struct {
+	jose.JSONWebKey
+
+	retired time.Time
 }
 
 // KeyID is the RFC 7638 thumbprint of a public key: the kid of its tokens.
@@ -80,7 +96,7 @@ func prepare(list []Key, version int64) (*keys, error) {
 	if len(list) == 0 {
 		return nil, errors.New("token: expected at least one signing key")
 	}
-	out := &keys{version: version, byID: map[string]jose.JSONWebKey{}}
+	out := &keys{version: version, byID: map[string]verifyKey{}}
 	for i, k := range list {
 		alg, err := algorithm(k.Private.Curve)
 		if err != nil {
@@ -90,12 +106,15 @@ func prepare(list []Key, version int64) (*keys, error) {
 		if err != nil {
 			return nil, err
 		}
-		pub := jose.JSONWebKey{Key: &k.Private.PublicKey, KeyID: id, Algorithm: string(alg), Use: "sig"}
+		pub := verifyKey{JSONWebKey: jose.JSONWebKey{Key: &k.Private.PublicKey, KeyID: id, Algorithm: string(alg), Use: "sig"}}
+		if i > 0 {
+			pub.retired = k.Retired
+		}
 		if _, dup := out.byID[id]; dup {
 			return nil, fmt.Errorf("token: key %d: occurs twice", i)
 		}
 		out.byID[id] = pub
-		out.set.Keys = append(out.set.Keys, pub)
+		out.public = append(out.public, pub)
 		if i > 0 {
 			continue
 		}
@@ -113,7 +132,7 @@ const (
 	// taken away is trusted for this long.
 	refresh = 3 * time.Second
 	// unknownWait is the least time between two looks for a key that is not
-	// there: anyone can name one.
+	// there, where a look reads all keys: anyone can name one.
 	unknownWait = 200 * time.Millisecond
 	// stale is how long keys are used that cannot be read again.
 	stale = 5 * time.Minute
@@ -123,6 +142,8 @@ const (
 type ring struct {
 	source KeySource
 	now    func() time.Time
+	// keep is how long a retired key verifies.
+	keep time.Duration
 	// turn is held by whoever asks the source.
 	turn chan struct{}
 
@@ -131,8 +152,27 @@ type ring struct {
 	read time.Time
 }
 
-func newRing(source KeySource, now func() time.Time) *ring {
-	return &ring{source: source, now: now, turn: make(chan struct{}, 1)}
+// newRing keeps the keys for tokens that live as long as lifetime. A replica
+// that cannot read the keys signs with a retired one until they are stale, and
+// no token lives longer than that: whoever has stolen a retired key can make
+// nothing with it afterwards.
+func newRing(source KeySource, now func() time.Time, lifetime time.Duration) *ring {
+	return &ring{source: source, now: now, keep: lifetime + stale + skew, turn: make(chan struct{}, 1)}
+}
+
+// verifies reports whether a key's tokens may still be good.
+func (r *ring) verifies(k verifyKey) bool {
+	return k.retired.IsZero() || r.now().Sub(k.retired) <= r.keep
+}
+
+// set is the keys that verify.
+func (r *ring) set(k *keys) (out jose.JSONWebKeySet) {
+	for _, p := range k.public {
+		if r.verifies(p) {
+			out.Keys = append(out.Keys, p.JSONWebKey)
+		}
+	}
+	return out
 }
 
 func (r *ring) have() (*keys, time.Duration) {
@@ -183,6 +223,25 @@ func (r *ring) newer(ctx context.Context, than time.Duration) (*keys, error) {
 	return have, nil
 }
 
+// newest returns the keys as they are now, where the source can tell that it
+// has others; otherwise at most [refresh] old.
+func (r *ring) newest(ctx context.Context) (*keys, error) {
+	source, ok := r.source.(Versioner)
+	if have, age := r.have(); ok && have != nil {
+		version, err := source.TokenKeyVersion(ctx)
+		switch {
+		case err == nil && version == have.version:
+			return have, nil
+		case err == nil:
+			return r.newer(ctx, 0)
+		case age >= stale:
+			return nil, fmt.Errorf("token: signing keys: %w", err)
+		}
+		return have, nil
+	}
+	return r.current(ctx)
+}
+
 // find looks a key up by its id, and looks again for one that another replica
 // may have made just now.
 func (r *ring) find(ctx context.Context, id string) (jose.JSONWebKey, bool, error) {
@@ -192,13 +251,18 @@ func (r *ring) find(ctx context.Context, id string) (jose.JSONWebKey, bool, erro
 	}
 	key, ok := k.byID[id]
 	if ok || len(id) != base64.RawURLEncoding.EncodedLen(crypto.SHA256.Size()) {
-		return key, ok, nil
+		return key.JSONWebKey, ok && r.verifies(key), nil
 	}
-	if k, err = r.newer(ctx, unknownWait); err != nil {
+	if _, ok := r.source.(Versioner); ok {
+		k, err = r.newest(ctx)
+	} else {
+		k, err = r.newer(ctx, unknownWait)
+	}
+	if err != nil {
 		return jose.JSONWebKey{}, false, err
 	}
 	key, ok = k.byID[id]
-	return key, ok, nil
+	return key.JSONWebKey, ok && r.verifies(key), nil
 }
 
 // Limits of [DecodeKeys].

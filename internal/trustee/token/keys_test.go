@@ -37,6 +37,63 @@ func (s *shared) change(f func()) {
 	s.version++
 }
 
+// versioned can say which version it has.
+type versioned struct{ *shared }
+
+func (v versioned) TokenKeyVersion(context.Context) (int64, error) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.version, v.err
+}
+
+// TestRotatedAtOnce: where the source says that it has other keys, all
+// replicas sign with the new one from then on, and publish it.
+func TestRotatedAtOnce(t *testing.T) {
+	t.Parallel()
+	now := start
+	src := versioned{&shared{keys: []Key{{Private: key(t, elliptic.P256())}}, version: 1}}
+	var replicas []*Authority
+	for range 2 {
+		a, err := New(t.Context(), Options{Keys: src, Issuer: "i", Audience: "a", Lifetime: time.Minute, Now: func() time.Time { return now }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		replicas = append(replicas, a)
+	}
+	for i := range 3 { // the clock stands still
+		src.change(func() { src.keys = append([]Key{{Private: key(t, elliptic.P384())}}, src.keys...) })
+		want, err := KeyID(&src.keys[0].Private.PublicKey)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, a := range replicas {
+			if set := jwks(t, a); len(set.Keys) != i+2 || set.Keys[0].KeyID != want {
+				t.Errorf("rotation %d, replica %d: JWKS %+v", i, j, set)
+			}
+			if _, _, err := replicas[1-j].Verify(t.Context(), "acme", mint(t, a)); err != nil {
+				t.Errorf("rotation %d, replica %d: %v", i, j, err)
+			}
+		}
+	}
+	asked := src.asked
+	other := authority(t, &now, key(t, elliptic.P256()))
+	for range 20 {
+		mint(t, replicas[0])
+		if _, _, err := replicas[1].Verify(t.Context(), "acme", mint(t, other)); err == nil {
+			t.Fatal("foreign token verified")
+		}
+	}
+	if src.asked != asked {
+		t.Errorf("asked %d times for keys that had not changed", src.asked-asked)
+	}
+	src.err = errors.New("store is down")
+	mint(t, replicas[0])
+	now = now.Add(stale)
+	if _, err := replicas[0].Mint(t.Context(), "acme", ear.Claims{}); err == nil {
+		t.Error("source down for long: want an error")
+	}
+}
+
 func TestReplicasRotate(t *testing.T) {
 	t.Parallel()
 	now := start
@@ -128,6 +185,41 @@ func TestRotateForgets(t *testing.T) {
 	}
 	if _, err := Rotate(rand.Reader, list, "", now, time.Hour); err == nil {
 		t.Error("too many keys: want an error")
+	}
+}
+
+// Keys are rotated because the old one may have been stolen: it is not to
+// verify until somebody rotates again.
+func TestRetiredKeysEnd(t *testing.T) {
+	t.Parallel()
+	now := start
+	const lifetime = 5 * time.Minute
+	stolen := key(t, elliptic.P256())
+	fresh, err := Generate(rand.Reader, "ES256", now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	thief := authority(t, &now, stolen)
+	src := &shared{keys: []Key{fresh, {Private: stolen, Retired: now}}, version: 1}
+	a, err := New(t.Context(), Options{Keys: src, Issuer: thief.o.Issuer, Audience: thief.o.Audience, Lifetime: lifetime, Now: func() time.Time { return now }})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, step := range []struct {
+		after time.Duration
+		keys  int
+	}{{0, 2}, {lifetime + stale + skew, 2}, {lifetime + stale + skew + time.Second, 1}} {
+		now = start.Add(step.after)
+		_, _, err := a.Verify(t.Context(), "acme", mint(t, thief))
+		if (err == nil) != (step.keys == 2) {
+			t.Errorf("%s after it was retired: %v", step.after, err)
+		}
+		if n := len(jwks(t, a).Keys); n != step.keys {
+			t.Errorf("%s after it was retired: %d keys are published, want %d", step.after, n, step.keys)
+		}
+		if _, _, err := a.Verify(t.Context(), "acme", mint(t, a)); err != nil {
+			t.Errorf("the key that signs: %v", err)
+		}
 	}
 }
 

@@ -56,7 +56,7 @@ func New(ctx context.Context, o Options) (*Authority, error) {
 			return nil, fmt.Errorf("token: a trusted attestation service has the issuer %q, which is this trustee's own: give one of them another name", o.Issuer)
 		}
 	}
-	a := &Authority{o: o, ring: newRing(o.Keys, o.Now)}
+	a := &Authority{o: o, ring: newRing(o.Keys, o.Now, o.Lifetime)}
 	if _, err := a.ring.current(ctx); err != nil {
 		return nil, err
 	}
@@ -65,11 +65,11 @@ func New(ctx context.Context, o Options) (*Authority, error) {
 
 // JWKS is the public keys as a JWK set.
 func (a *Authority) JWKS(ctx context.Context) (jose.JSONWebKeySet, error) {
-	k, err := a.ring.current(ctx)
+	k, err := a.ring.newest(ctx)
 	if err != nil {
 		return jose.JSONWebKeySet{}, err
 	}
-	return k.set, nil
+	return a.ring.set(k), nil
 }
 
 // Issuer is the name in tokens.
@@ -84,7 +84,7 @@ func (a *Authority) Mint(ctx context.Context, t tenant.Name, c ear.Claims) (stri
 
 // MintPayload is [Authority.Mint] and returns the payload that was signed too.
 func (a *Authority) MintPayload(ctx context.Context, t tenant.Name, c ear.Claims) (string, json.RawMessage, error) {
-	k, err := a.ring.current(ctx)
+	k, err := a.ring.newest(ctx)
 	if err != nil {
 		return "", nil, err
 	}
@@ -125,7 +125,7 @@ func (a *Authority) Verify(ctx context.Context, t tenant.Name, compact string) (
 	}
 	sig, err := jose.ParseSignedCompact(compact, algorithms())
 	if err != nil {
-		return nil, nil, fmt.Errorf("token: is no signed JWT of an algorithm that is accepted: %w", err)
+		return nil, nil, fmt.Errorf("token: is no signed JWT of an algorithm that is accepted: %.256s", err.Error())
 	}
 	// Read before the signature is checked, and used for nothing but to find
 	// out whose keys have to check it.

@@ -172,3 +172,20 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+// What is wrong with a token is told to whoever sent it, and logged: it must
+// not be as long as the token.
+func TestErrorsAreShort(t *testing.T) {
+	t.Parallel()
+	now := start
+	a := authority(t, &now, key(t, elliptic.P256()))
+	long := strings.Repeat("x", MaxBytes/2)
+	for _, header := range []string{
+		`{"alg":"` + long + `"}`, `{"alg":"ES256","kid":"` + long + `"}`, `{"alg":"ES256","crit":["` + long + `"]}`, `{"alg":"ES256","jwk":{"kty":"` + long + `"}}`,
+	} {
+		compact := base64.RawURLEncoding.EncodeToString([]byte(header)) + ".e30.AAAA"
+		if _, _, err := a.Verify(t.Context(), "acme", compact); err == nil || len(err.Error()) > 1024 {
+			t.Errorf("%.32s…: got an error of %d bytes", header, len(fmt.Sprint(err)))
+		}
+	}
+}

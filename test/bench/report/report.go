@@ -20,8 +20,11 @@ type Row struct {
 	// Value in Unit.
 	Value float64 `json:"value"`
 	Unit  string  `json:"unit"`
-	// Target is the most Value may be; nil for a figure without a target.
+	// Target is the most Value may be, or where AtLeast is set the least; nil for
+	// a figure without a target.
 	Target *float64 `json:"target"`
+	// AtLeast turns the target round.
+	AtLeast bool `json:"at_least,omitempty"`
 	// Pass tells whether the target is met; true without one.
 	Pass bool `json:"pass"`
 	// Peer is what Value is compared with, or empty.
@@ -45,6 +48,11 @@ func (r *Report) Add(name string, value float64, unit, peer string) {
 // AtMost adds a figure that must not be above target.
 func (r *Report) AtMost(name string, value float64, unit string, target float64, peer string) {
 	r.rows = append(r.rows, Row{Name: name, Value: value, Unit: unit, Target: &target, Pass: value <= target, Peer: peer, Command: r.Command})
+}
+
+// AtLeast adds a figure that must not be below target.
+func (r *Report) AtLeast(name string, value float64, unit string, target float64, peer string) {
+	r.rows = append(r.rows, Row{Name: name, Value: value, Unit: unit, Target: &target, AtLeast: true, Pass: value >= target, Peer: peer, Command: r.Command})
 }
 
 // Missed returns the names of the figures that miss their target.
@@ -72,6 +80,9 @@ func (r *Report) Table(w io.Writer) error {
 		target, verdict := "", ""
 		if row.Target != nil {
 			target, verdict = "≤ "+number(*row.Target), "ok"
+			if row.AtLeast {
+				target = "≥ " + number(*row.Target)
+			}
 			if !row.Pass {
 				verdict = "MISSED"
 			}

@@ -1,62 +1,82 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"errors"
-	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 	"time"
+
+	"github.com/coffer-project/coffer/kbs"
 )
 
-// Sizes of the bare server's answers: those of the trustee's.
+// The files that the bare server answers with: a trustee's answers, byte for
+// byte, so that both send the same.
 const (
-	bareToken    = 6 << 10
-	bareResource = 700
+	fileAddress   = "address"
+	fileChallenge = "challenge.json"
+	fileCookie    = "cookie"
+	fileToken     = "token.json"
+	fileResource  = "resource.json"
 )
 
 // serveBare answers a handshake's requests with fixed bodies: TLS, HTTP, and
-// nothing else. dir has address, server.pem and server-key.pem of a trustee.
+// nothing else. dir has the files above, and server.pem and server-key.pem of
+// a trustee.
 func serveBare(ctx context.Context, dir string) error {
-	address, err := os.ReadFile(filepath.Join(dir, "address"))
-	if err != nil {
-		return err
+	file := map[string][]byte{}
+	for _, name := range []string{fileAddress, fileChallenge, fileCookie, fileToken, fileResource} {
+		text, err := os.ReadFile(filepath.Join(dir, name))
+		if err != nil {
+			return err
+		}
+		file[name] = text
 	}
 	cert, err := tls.LoadX509KeyPair(filepath.Join(dir, "server.pem"), filepath.Join(dir, "server-key.pem"))
 	if err != nil {
 		return err
 	}
-	token := `{"token":"` + strings.Repeat("t", bareToken) + `"}`
-	resource := `{"protected":"` + strings.Repeat("p", bareResource) + `"}`
+	cookie := http.Cookie{
+		Name: kbs.SessionCookie, Value: strings.TrimSpace(string(file[fileCookie])), Path: kbs.PathPrefix, MaxAge: 300, Secure: true, HttpOnly: true, SameSite: http.SameSiteStrictMode,
+	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("/readyz", func(http.ResponseWriter, *http.Request) {})
-	mux.HandleFunc("/kbs/v0/auth", func(w http.ResponseWriter, r *http.Request) {
-		http.SetCookie(w, &http.Cookie{Name: "kbs-session-id", Value: strings.Repeat("c", 300), Path: "/kbs/v0", Secure: true})
-		answer(w, r, `{"nonce":"AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=","extra-params":""}`)
+	mux.HandleFunc(kbs.AuthPath, func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &cookie)
+		answer(w, r, file[fileChallenge])
 	})
-	mux.HandleFunc("/kbs/v0/attest", func(w http.ResponseWriter, r *http.Request) { answer(w, r, token) })
-	mux.HandleFunc("/kbs/v0/resource/", func(w http.ResponseWriter, r *http.Request) { answer(w, r, resource) })
+	mux.HandleFunc(kbs.AttestPath, func(w http.ResponseWriter, r *http.Request) {
+		http.SetCookie(w, &cookie)
+		answer(w, r, file[fileToken])
+	})
+	mux.HandleFunc(kbs.PathPrefix+"/resource/", func(w http.ResponseWriter, r *http.Request) { answer(w, r, file[fileResource]) })
 	s := &http.Server{Handler: mux, ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 1 << 20}
-	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", string(address))
+	l, err := (&net.ListenConfig{}).Listen(ctx, "tcp", string(file[fileAddress]))
 	if err != nil {
 		return err
 	}
 	stop := context.AfterFunc(ctx, func() { _ = s.Close() })
 	defer stop()
-	err = s.Serve(tls.NewListener(l, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"http/1.1"}}))
+	err = s.Serve(tls.NewListener(l, &tls.Config{
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13, SessionTicketsDisabled: true, NextProtos: []string{"http/1.1"},
+	}))
 	if errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}
 	return err
 }
 
-func answer(w http.ResponseWriter, r *http.Request, body string) {
-	_, _ = io.Copy(io.Discard, r.Body) // a client that went away is no matter here
+func answer(w http.ResponseWriter, r *http.Request, body []byte) {
+	var sink bytes.Buffer
+	_, _ = io.Copy(&sink, r.Body) // a client that went away is no matter here
 	w.Header().Set("Content-Type", "application/json")
-	fmt.Fprint(w, body)
+	w.Header().Set("Content-Length", strconv.Itoa(len(body)))
+	_, _ = w.Write(body)
 }

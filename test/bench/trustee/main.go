@@ -19,19 +19,20 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"syscall"
 
 	"github.com/coffer-project/coffer/test/bench/report"
 )
 
 // Targets.
 const (
-	minRate      = 0.70     // of the bare server's
-	maxAppraisal = 0.3      // ms beyond signature checks
-	maxGrowth    = 1.15     // from 1 to 10,000 reference values and resources
-	maxP99       = 2.0      // of a GET, from an empty store to a million resources
-	maxResident  = 128      // MiB
-	maxStart     = 300      // ms
-	many         = 10_000   // reference values and resources
+	minRate      = 0.70   // of the bare server's
+	maxAppraisal = 0.3    // ms beyond signature checks
+	maxGrowth    = 1.15   // from 1 to 10,000 reference values and resources
+	maxP99       = 2.0    // of a GET, from an empty store to a million resources
+	maxResident  = 128    // MiB
+	maxStart     = 300    // ms
+	many         = 10_000 // reference values and resources
 	million      = 1_000_000
 )
 
@@ -39,11 +40,12 @@ type bench struct {
 	work, program string
 	pairs, each   int
 	resources     int
+	fleet         *fleet
 	report        report.Report
 }
 
 func main() {
-	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	err := run(ctx)
 	stop()
@@ -60,6 +62,7 @@ func run(ctx context.Context) (err error) {
 	flag.IntVar(&b.pairs, "pairs", 7, "pairs of runs of each comparison")
 	flag.IntVar(&b.each, "each", 400, "handshakes in a run")
 	flag.IntVar(&b.resources, "resources", million, "resources in the large store")
+	only := flag.String("only", "", "one of handshakes, appraisal, growth, large; empty: all")
 	bare := flag.String("bare", "", "be the bare server, with the certificate in this directory")
 	flag.Parse()
 	if *bare != "" {
@@ -72,9 +75,19 @@ func run(ctx context.Context) (err error) {
 		return err
 	}
 	defer func() { err = errors.Join(err, os.RemoveAll(b.work)) }()
-	for _, step := range []func(context.Context) error{} {
-		if err := step(ctx); err != nil {
-			return err
+	if b.fleet, err = newFleet(filepath.Join(b.work, "chip")); err != nil {
+		return err
+	}
+	for _, step := range []struct {
+		name string
+		run  func(context.Context) error
+	}{{"handshakes", b.handshakes}, {"appraisal", b.appraisal}, {"growth", b.growth}, {"large", b.large}} {
+		if *only != "" && *only != step.name {
+			continue
+		}
+		fmt.Fprintln(os.Stderr, "measuring", step.name)
+		if err := step.run(ctx); err != nil {
+			return fmt.Errorf("%s: %w", step.name, err)
 		}
 	}
 	if err := errors.Join(b.report.Table(os.Stdout), b.report.Write(*out)); err != nil {

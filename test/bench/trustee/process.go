@@ -3,7 +3,6 @@ package main
 import (
 	"bufio"
 	"context"
-	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -95,13 +94,6 @@ func (s *server) get(ctx context.Context, path string) error {
 		err = errors.Join(err, fmt.Errorf("status %s", resp.Status))
 	}
 	return err
-}
-
-// client is one with connections of its own, as each guest has.
-func (s *server) client() *http.Client {
-	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
-		TLSClientConfig: &tls.Config{RootCAs: s.roots, MinVersion: tls.VersionTLS13}, MaxIdleConnsPerHost: 1, ForceAttemptHTTP2: false,
-	}}
 }
 
 func (s *server) stop() error {

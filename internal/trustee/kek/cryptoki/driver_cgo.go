@@ -171,3 +171,7 @@ func (s session) UnwrapKey(mechanism uint, wrapping Object, wrapped []byte, temp
 	o, err := s.c.UnwrapKey(s.h, []*pkcs11.Mechanism{pkcs11.NewMechanism(mechanism, nil)}, pkcs11.ObjectHandle(wrapping), wrapped, attributes(template))
 	return Object(o), code(err)
 }
+
+func tooMany(limit int) error {
+	return fmt.Errorf("expected at most %d objects that match, got more", limit)
+}

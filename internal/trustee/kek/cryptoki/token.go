@@ -331,7 +331,3 @@ func (t *Token) Close(ctx context.Context) error {
 		return fmt.Errorf("close the sessions of token %q: %w", t.o.Label, ctx.Err())
 	}
 }
-
-func tooMany(limit int) error {
-	return fmt.Errorf("expected at most %d objects that match, got more", limit)
-}

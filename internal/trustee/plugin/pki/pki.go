@@ -1,7 +1,8 @@
 // Package pki is a plugin that gives attested guests short-lived X.509
 // certificates of their tenant's own authority:
 //
-//	GET  /kbs/v0/pki/ca              the authority's certificate, PEM
+//	GET  /kbs/v0/pki/ca              the authority's certificate, PEM, encrypted to the guest
+//	GET  /kbs/v0/pki/authority       the same in the clear, for administrators: what others pin
 //	GET  /kbs/v0/pki/issue/ROLE      certificate and private key, JSON, encrypted to the guest
 //	GET  /kbs/v0/pki/issue/ROLE?csr= certificate for the guest's own key, JSON
 //	POST /kbs/v0/pki/issue/ROLE      the same with the request (PKCS #10, DER or PEM) as body
@@ -139,6 +140,8 @@ func (*Plugin) Access(method string, path []string) plugin.Access {
 	switch {
 	case len(path) == 1 && path[0] == "ca" && method == http.MethodGet:
 		return plugin.Guest
+	case len(path) == 1 && path[0] == "authority" && method == http.MethodGet:
+		return plugin.Admin
 	case len(path) == 2 && path[0] == "issue" && (method == http.MethodGet || method == http.MethodPost):
 		return plugin.Guest
 	}
@@ -147,7 +150,7 @@ func (*Plugin) Access(method string, path []string) plugin.Access {
 
 // Check implements [plugin.Checker]: a request that cannot be read.
 func (*Plugin) Check(r plugin.Request) *problem.Error {
-	if r.Path[0] == "ca" {
+	if r.Path[0] != "issue" {
 		return nil
 	}
 	_, e := parse(r)
@@ -165,8 +168,9 @@ func (p *Plugin) Handle(ctx context.Context, r plugin.Request) (*plugin.Response
 	if err != nil {
 		return nil, problem.Internal(problem.PluginInternal, err)
 	}
-	if r.Path[0] == "ca" {
-		return &plugin.Response{Body: secret.New([]byte(a.pem)), ContentType: "application/x-pem-file"}, nil
+	if r.Path[0] != "issue" {
+		// No secret, but guests' clients decrypt whatever they get.
+		return &plugin.Response{Body: secret.New([]byte(a.pem)), ContentType: "application/x-pem-file", Encrypt: r.Path[0] == "ca"}, nil
 	}
 	role, ok := p.roles[r.Path[1]]
 	if !ok {

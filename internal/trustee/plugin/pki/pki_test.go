@@ -159,7 +159,7 @@ func TestAuthorities(t *testing.T) {
 	get := func(p *pki.Plugin, r plugin.Request) string {
 		r.Path = []string{"ca"}
 		resp, e := p.Handle(t.Context(), r)
-		if e != nil || resp.Encrypt {
+		if e != nil || !resp.Encrypt {
 			t.Fatal(e)
 		}
 		if c := parse(t, string(resp.Body.Expose())); !c.IsCA || !c.MaxPathLenZero {
@@ -198,6 +198,7 @@ func TestAccess(t *testing.T) {
 		want         plugin.Access
 	}{
 		{"GET", "ca", plugin.Guest}, {"GET", "issue/web", plugin.Guest}, {"POST", "issue/web", plugin.Guest}, {"GET", "issue/none", plugin.Guest},
+		{"GET", "authority", plugin.Admin}, {"POST", "authority", plugin.None},
 		{"POST", "ca", plugin.None}, {"DELETE", "issue/web", plugin.None}, {"GET", "issue", plugin.None}, {"GET", "issue/web/x", plugin.None}, {"GET", "x", plugin.None},
 	} {
 		if got := p.Access(tc.method, strings.Split(tc.path, "/")); got != tc.want {

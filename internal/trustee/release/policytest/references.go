@@ -57,16 +57,28 @@ func referenceFunctions() map[string]policy.Function {
 		"describe_reference_value": with(1, func(r refvalues.Reference, _ bool, _ []ast.Value) (ast.Value, error) {
 			return ast.String(r.Describe(time.Time{})), nil
 		}),
-		"reference_value_contains": with(2, func(r refvalues.Reference, found bool, args []ast.Value) (ast.Value, error) {
-			if !found || r.Scalar {
-				return ast.Boolean(false), nil
+		"reference_value_contains": with(2, func(r refvalues.Reference, _ bool, args []ast.Value) (ast.Value, error) {
+			for _, e := range r.Entries {
+				v, err := ast.ValueFromReader(strings.NewReader(string(e.Value)))
+				if err != nil {
+					return nil, err
+				}
+				if same(v, args[1]) {
+					return ast.Boolean(true), nil
+				}
 			}
-			v, err := current(r)
-			if err != nil {
-				return nil, err
-			}
-			values, ok := v.(*ast.Array)
-			return ast.Boolean(ok && values.Until(func(t *ast.Term) bool { return t.Value.Compare(args[1]) == 0 })), nil
+			return ast.Boolean(false), nil
 		}),
 	}
+}
+
+// same compares as the trustee does: lists and scalars alike, and strings
+// whatever their letter case, since digests are written in either.
+func same(a, b ast.Value) bool {
+	x, ok := a.(ast.String)
+	y, both := b.(ast.String)
+	if ok && both {
+		return strings.EqualFold(string(x), string(y))
+	}
+	return a.Compare(b) == 0
 }
