@@ -147,12 +147,7 @@ func (s serviceReferences) Register(ctx context.Context, n tenant.Name, message 
 }
 
 func (s serviceReferences) ReferenceNames(ctx context.Context, n tenant.Name, after string, limit int) ([]string, error) {
-	refs, err := s.t.store.References(ctx, n, after, limit)
-	out := make([]string, len(refs))
-	for i, r := range refs {
-		out[i] = r.Name
-	}
-	return out, err
+	return s.t.store.ReferenceNames(ctx, n, after, limit)
 }
 
 // signers are those who may set a tenant's reference values.

@@ -12,6 +12,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/kbs/admin"
 )
 
 // referenceDocument is a reference in PUT and POST: values that share
@@ -207,9 +208,7 @@ func (a *API) listReferences(c *call) (any, *problem.Error) {
 	if e != nil {
 		return nil, e
 	}
-	refs, e := pages(c, p, func(after string, limit int) ([]refvalues.Reference, error) {
-		return a.o.Store.References(c.r.Context(), c.tenant, after, limit)
-	}, func(r refvalues.Reference) string { return r.Name })
+	refs, e := a.referencePage(c, p)
 	if e != nil {
 		return nil, e
 	}
@@ -218,6 +217,50 @@ func (a *API) listReferences(c *call) (any, *problem.Error) {
 		out[i] = listed(r)
 	}
 	return out, nil
+}
+
+// maxListedBytes bounds an answer's references, in bytes of their values and what
+// describes them.
+const maxListedBytes = 16 << 20
+
+// referencePage reads one page of references, or all of them where all fit into
+// an answer. Of large ones a page has fewer than were asked for.
+func (a *API) referencePage(c *call, p page) ([]refvalues.Reference, *problem.Error) {
+	out, size, after := []refvalues.Reference{}, 0, p.after
+	for {
+		// One more than is wanted, to know whether there are more.
+		want := maxPage
+		if p.limit > 0 {
+			want = min(maxPage, p.limit-len(out)+1)
+		}
+		list, err := a.o.Store.References(c.r.Context(), c.tenant, after, want)
+		if err != nil {
+			return nil, storeProblem(err)
+		}
+		if len(list) == 0 {
+			return out, nil
+		}
+		for _, r := range list {
+			size += sizeOf(r)
+			switch full := size > maxListedBytes && len(out) > 0; {
+			case full && p.limit == 0:
+				return nil, problem.New(http.StatusInsufficientStorage, problem.ReferenceValue,
+					"the reference values have more than %d bytes together: list them in pages, with ?limit=", maxListedBytes)
+			case full, p.limit > 0 && len(out) == p.limit:
+				c.w.Header().Set(admin.HeaderNext, after)
+				return out, nil
+			}
+			out, after = append(out, r), r.Name
+		}
+	}
+}
+
+func sizeOf(r refvalues.Reference) int {
+	n := len(r.Name)
+	for _, e := range r.Entries {
+		n += len(e.Value) + len(e.Inputs) + len(e.Description) + len(e.Source)
+	}
+	return n
 }
 
 func (a *API) getReference(c *call) (any, *problem.Error) {

@@ -3,10 +3,13 @@ package adminapi
 import (
 	"encoding/base64"
 	"encoding/json"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs/admin"
 )
@@ -339,5 +342,43 @@ func TestExpiry(t *testing.T) {
 		if err != nil || !r.Entries[0].Expires.Equal(want) {
 			t.Errorf("%s: %+v, %v", name, r, err)
 		}
+	}
+}
+
+// Large references make short pages, and no answer that takes all memory.
+func TestLargeReferences(t *testing.T) {
+	t.Parallel()
+	e := newEnv(t, nil)
+	names := []string{"a", "b", "c", "d", "e", "f", "g", "h"}
+	for _, name := range names {
+		r := refvalues.Reference{Name: name}
+		for i := range 800 {
+			r.Entries = append(r.Entries, refvalues.Entry{Value: json.RawMessage(strconv.Itoa(i)), Description: strings.Repeat("x", 1000), Source: strings.Repeat("y", 1000), Inputs: json.RawMessage(`{"a":"` + strings.Repeat("z", 1000) + `"}`)})
+		}
+		if err := e.store.SetReferences(t.Context(), "acme", r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := e.root("acme", "GET /admin/v1/reference-values", "", 507); !strings.Contains(got.body, "in pages") {
+		t.Error(got.body)
+	}
+	var all []string
+	for after, n := "", 0; ; n++ {
+		got := e.root("acme", "GET /admin/v1/reference-values?limit=8&after="+after, "", 200)
+		var page []struct {
+			Name string `json:"name"`
+		}
+		if err := json.Unmarshal([]byte(got.body), &page); err != nil || len(page) == 0 || len(page) > 7 || n > 8 {
+			t.Fatalf("%d references, %v", len(page), err)
+		}
+		for _, r := range page {
+			all = append(all, r.Name)
+		}
+		if after = got.header.Get(admin.HeaderNext); after == "" {
+			break
+		}
+	}
+	if !slices.Equal(all, names) {
+		t.Errorf("got %q", all)
 	}
 }

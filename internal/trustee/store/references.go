@@ -21,6 +21,8 @@ const (
 	MaxReferenceVersions = 100
 	// maxReferenceBody bounds a reference as JSON, in bytes.
 	maxReferenceBody = 8 << 20
+	// maxReferencesRead bounds those that are read at once but for the first.
+	maxReferencesRead = 4 << 20
 )
 
 // ReferenceVersion is a reference as it was.
@@ -207,36 +209,80 @@ func (s *Store) Reference(ctx context.Context, t tenant.Name, name string) (r re
 }
 
 // References lists references by name, after the given one. A limit of 0 and
-// more than [MaxPage] stand for that.
-func (s *Store) References(ctx context.Context, t tenant.Name, after string, limit int) ([]refvalues.Reference, error) {
-	return query(ctx, s, "reference values", selectReference+"> ? ORDER BY n.name LIMIT ?", []any{string(t), clean(after), page(limit)},
-		func(scan func(...any) error) (refvalues.Reference, error) {
-			var name, body string
-			if err := scan(&name, &body); err != nil {
-				return refvalues.Reference{}, err
-			}
-			return decodeReference(name, body)
-		})
+// more than [MaxPage] stand for that. Large ones make a list shorter than the
+// limit: only an empty one is the end.
+func (s *Store) References(ctx context.Context, t tenant.Name, after string, limit int) (out []refvalues.Reference, err error) {
+	err = s.reading(ctx, "reference values", func(ctx context.Context) (err error) {
+		enough := upTo(maxReferencesRead)
+		out, err = collect(ctx, s.reader(), selectReference+"> ? ORDER BY n.name LIMIT ?", []any{string(t), clean(after), page(limit)},
+			func(scan func(...any) error) (refvalues.Reference, error) {
+				var name, body string
+				if err := scan(&name, &body); err != nil {
+					return refvalues.Reference{}, err
+				}
+				if err := enough(len(body)); err != nil {
+					return refvalues.Reference{}, err
+				}
+				return decodeReference(name, body)
+			})
+		return err
+	})
+	return out, err
 }
 
+// errEnough ends a listing before its end.
+var errEnough = errors.New("enough was read")
+
+// upTo counts bytes and returns [errEnough] for those beyond a limit, but never
+// for the first.
+func upTo(limit int) func(n int) error {
+	total := 0
+	return func(n int) error {
+		if total += n; total > limit && total > n {
+			return errEnough
+		}
+		return nil
+	}
+}
+
+// ReferenceNames lists the names of references after the given one. Limits are
+// those of [Store.References].
+func (s *Store) ReferenceNames(ctx context.Context, t tenant.Name, after string, limit int) ([]string, error) {
+	return query(ctx, s, "names of reference values", "SELECT name FROM reference_names WHERE tenant = ? AND deleted = 0 AND name > ? ORDER BY name LIMIT ?",
+		[]any{string(t), clean(after), page(limit)}, scanString)
+}
+
+// maxHistoryRead bounds a history but for its newest version, in bytes.
+const maxHistoryRead = 16 << 20
+
 // ReferenceHistory lists the versions of a reference, the newest first; none
-// for a name that was never registered.
+// for a name that was never registered. Where they are large, the oldest are
+// left out.
 func (s *Store) ReferenceHistory(ctx context.Context, t tenant.Name, name string) ([]ReferenceVersion, error) {
 	if err := refvalues.CheckName(name); err != nil {
 		return nil, wrap("history", errors.Join(ErrNotFound, err))
 	}
-	return query(ctx, s, fmt.Sprintf("history of reference value %q", name), `SELECT version, created, deleted, body FROM reference_versions
-		WHERE tenant = ? AND name = ? ORDER BY version DESC LIMIT ?`, []any{string(t), name, MaxReferenceVersions},
-		func(scan func(...any) error) (v ReferenceVersion, err error) {
-			var created, deleted int64
-			var body string
-			if err := scan(&v.Version, &created, &deleted, &body); err != nil {
+	var out []ReferenceVersion
+	err := s.reading(ctx, fmt.Sprintf("history of reference value %q", name), func(ctx context.Context) (err error) {
+		enough := upTo(maxHistoryRead)
+		out, err = collect(ctx, s.reader(), `SELECT version, created, deleted, body FROM reference_versions
+			WHERE tenant = ? AND name = ? ORDER BY version DESC LIMIT ?`, []any{string(t), name, MaxReferenceVersions},
+			func(scan func(...any) error) (v ReferenceVersion, err error) {
+				var created, deleted int64
+				var body string
+				if err := scan(&v.Version, &created, &deleted, &body); err != nil {
+					return v, err
+				}
+				if err := enough(len(body)); err != nil {
+					return v, err
+				}
+				v.Created, v.Deleted = fromMillis(created), deleted != 0
+				if !v.Deleted {
+					v.Reference, err = decodeReference(name, body)
+				}
 				return v, err
-			}
-			v.Created, v.Deleted = fromMillis(created), deleted != 0
-			if !v.Deleted {
-				v.Reference, err = decodeReference(name, body)
-			}
-			return v, err
-		})
+			})
+		return err
+	})
+	return out, err
 }

@@ -242,3 +242,41 @@ func FuzzReference(f *testing.F) {
 		}
 	})
 }
+
+// Large references do not add up to more than one answer may take.
+func TestLargeReferences(t *testing.T) {
+	onBoth(t, func(t *testing.T, s *Store, _ *testClock) {
+		large := func(name string) refvalues.Reference {
+			r := refvalues.Reference{Name: name}
+			for i := range 800 {
+				r.Entries = append(r.Entries, refvalues.Entry{Value: fmt.Appendf(nil, "%q", fmt.Sprint(i)+strings.Repeat("x", 3_000))})
+			}
+			return r
+		}
+		for _, name := range []string{"a", "b", "c"} {
+			for range 8 {
+				if err := s.SetReferences(t.Context(), acme, large(name)); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var got []string
+		for after := ""; ; after = got[len(got)-1] {
+			list, err := s.References(t.Context(), acme, after, 0)
+			if err != nil || len(list) > 1 {
+				t.Fatalf("%d references at once, %v", len(list), err)
+			}
+			if len(list) == 0 {
+				break
+			}
+			got = append(got, list[0].Name)
+		}
+		names, err := s.ReferenceNames(t.Context(), acme, "", 2)
+		if err != nil || !slices.Equal(got, []string{"a", "b", "c"}) || !slices.Equal(names, got[:2]) {
+			t.Errorf("%q, names %q, %v", got, names, err)
+		}
+		if h, err := s.ReferenceHistory(t.Context(), acme, "a"); err != nil || len(h) != 6 || h[0].Version != 8 {
+			t.Errorf("history of %d versions, %v", len(h), err)
+		}
+	})
+}

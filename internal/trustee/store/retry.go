@@ -192,6 +192,9 @@ func collect[T any](ctx context.Context, c conn, stmt string, args []any, row fu
 	defer func() { err = errors.Join(err, rows.Close()) }()
 	for rows.Next() {
 		x, err := row(rows.Scan)
+		if errors.Is(err, errEnough) {
+			return out, nil
+		}
 		if err != nil {
 			return nil, err
 		}
