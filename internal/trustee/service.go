@@ -15,11 +15,13 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/evaluation"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
+	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/provenance"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/tee"
 )
 
 // openService makes the server of the attestation service, where it is on.
@@ -90,11 +92,22 @@ type servicePolicies struct {
 }
 
 func (p servicePolicies) SetPolicy(ctx context.Context, n tenant.Name, id, text, author string) error {
+	if !ofClass(id) {
+		return &policy.CompileError{Name: id, Err: fmt.Errorf("policy id: expected name_class, for example default_cpu; classes are %v", appraisal.Classes())}
+	}
 	if err := p.appraiser.CheckPolicy(ctx, n, id, text); err != nil {
 		return err
 	}
 	_, err := p.t.store.SetPolicy(ctx, n, store.AttestationPolicy, id, text, author)
 	return err
+}
+
+// ofClass insists on the class suffix: without it a policy has no effect.
+func ofClass(id string) bool {
+	return slices.ContainsFunc(appraisal.Classes(), func(c tee.Class) bool {
+		name, ok := strings.CutSuffix(id, "_"+string(c))
+		return ok && name != ""
+	})
 }
 
 func (p servicePolicies) Policy(ctx context.Context, n tenant.Name, id string) (string, bool, error) {

@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"encoding/base64"
 	"encoding/json"
+	"fmt"
 	"net/http"
 	"os"
 	"strings"
@@ -197,6 +198,15 @@ func TestAttestationService(t *testing.T) {
 	_, err = reference.NewReferenceValueProviderServiceClient(conn).RegisterReferenceValue(t.Context(), &reference.ReferenceValueRegisterRequest{Message: `{}`})
 	if status.Code(err) != codes.Unauthenticated {
 		t.Errorf("RegisterReferenceValue: %v", err)
+	}
+
+	// An id without a class would be stored and judge nothing.
+	text := b64([]byte("package policy\ntrust_claims := {\"hardware\": 2}"))
+	for id, want := range map[string]int{"default": http.StatusBadRequest, "_cpu": http.StatusBadRequest, "mine_cpu": http.StatusOK} {
+		x = s.do(client, "POST", base+"/policy", adminToken(t, s), fmt.Sprintf(`{"policy_id":%q,"policy":%q}`, id, text))
+		if x.status != want {
+			t.Errorf("%s: %d %s", id, x.status, x.body)
+		}
 	}
 
 	// Discovery leads to the keys.
