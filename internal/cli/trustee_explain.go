@@ -81,6 +81,9 @@ func (t *trusteeGroup) printExplanation(x admin.Explanation) error {
 		t.printf("no rule of the policy could grant: it has no allow\n")
 	}
 	t.printRules(x.Allow, "")
+	for _, line := range x.Needed {
+		t.printf("to be granted: %s\n", clean(line))
+	}
 	return nil
 }
 

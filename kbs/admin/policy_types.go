@@ -73,6 +73,9 @@ type Explanation struct {
 	// Allow are the policy's rules that could have granted, in the text's
 	// order: one whose conditions all hold does.
 	Allow []Rule `json:"allow,omitempty"`
+	// Needed says for the rule that was closest to granting what would have to
+	// be otherwise, a line for each condition.
+	Needed []string `json:"needed,omitempty"`
 	// Data is the policy's data document at the time.
 	Data json.RawMessage `json:"data,omitempty"`
 }

@@ -3,7 +3,6 @@ package audit
 import (
 	"bufio"
 	"bytes"
-	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -223,17 +222,4 @@ func decodeLine(doc []byte) (*exportLine, error) {
 		return nil, errors.New("expected one of header, checkpoint, entry and trailer")
 	}
 	return &l, nil
-}
-
-// VerifyExport verifies an export offline. Without keys of its own it goes by
-// those in the export. keys and pinned are what was kept elsewhere.
-func VerifyExport(ctx context.Context, r io.Reader, keys Keys, pinned []string, complete bool) (Report, error) {
-	x, err := OpenExport(r)
-	if err != nil {
-		return Report{}, err
-	}
-	if keys == nil {
-		keys = x.Keys
-	}
-	return Verify(ctx, x.Entries(), VerifyOptions{Tenant: x.Header.Tenant, Keys: keys, Checkpoints: x.Checkpoints, Pinned: pinned, Complete: complete})
 }

@@ -58,7 +58,7 @@ func TestHandshakes(t *testing.T) {
 				}
 				continue
 			}
-			tok := token(t, w)
+			tok := tokenOf(t, w)
 			asked := b.evaluator.asked[0]
 			var additional *string
 			if empty := ""; version == kbs.V030 || version == kbs.V040 {
@@ -156,7 +156,7 @@ func TestSingleUse(t *testing.T) {
 	if w := b.do(call{tenant: "acme", method: "POST", path: kbs.AttestPath, body: "{", cookie: g.cookie}); w.Code != 400 {
 		t.Errorf("%d %s", w.Code, w.Body)
 	}
-	token(t, b.attest(g))
+	tokenOf(t, b.attest(g))
 }
 
 // TestTenants: cookies and tokens are one tenant's, and so are paths.
@@ -177,7 +177,7 @@ func TestTenants(t *testing.T) {
 			t.Errorf("session at %s: %d %s", other, w.Code, w.Body)
 		}
 		fresh.tenant = "acme"
-		token(t, b.attest(fresh))
+		tokenOf(t, b.attest(fresh))
 	}
 	for n, want := range map[tenant.Name]string{tenant.Default: "/kbs/v0", "acme": "/tenants/acme/kbs/v0"} {
 		w := b.do(call{tenant: n, method: "POST", path: kbs.AuthPath, body: `{"version":"0.4.0","tee":"snp","extra-params":""}`})

@@ -2,11 +2,12 @@ package broker
 
 import (
 	"encoding/json"
-	"fmt"
+	"errors"
 	"slices"
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/trustee/ear"
+	"github.com/coffer-project/coffer/internal/trustee/token"
 	"github.com/coffer-project/coffer/kbs"
 )
 
@@ -34,15 +35,12 @@ func teeOf(c *ear.Claims) string {
 	return strings.Join(names, " ")
 }
 
-// teeKey is the key in the token, which the CPU's evidence is bound to.
-func teeKey(c *ear.Claims) (kbs.TEEPubKey, error) {
-	var e struct {
-		Runtime struct {
-			Key json.RawMessage `json:"tee-pubkey"`
-		} `json:"runtime_data_claims"`
+// teeKey is the key in the token's payload, which the CPU's evidence is bound
+// to. Tokens of other attestation services keep it elsewhere than ours.
+func teeKey(payload json.RawMessage) (kbs.TEEPubKey, error) {
+	key, ok := token.TEEKey(payload)
+	if !ok {
+		return kbs.TEEPubKey{}, errors.New("token: tee-pubkey: expected the guest's key as a JWK at submods.cpu0 or where other attestation services put it, got none: attest with a service whose tokens carry it")
 	}
-	if err := json.Unmarshal(c.Submods[ear.CPU].Evidence, &e); err != nil {
-		return kbs.TEEPubKey{}, fmt.Errorf("token: annotated evidence: %w", err)
-	}
-	return kbs.ParseTEEPubKey(e.Runtime.Key)
+	return kbs.ParseTEEPubKey(key)
 }

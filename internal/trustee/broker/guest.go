@@ -177,7 +177,7 @@ func (x *exchange) name() string {
 
 // encrypt answers in the form of the handshake's protocol version.
 func (x *exchange) encrypt(resp *plugin.Response) (*kbs.Response, *problem.Error) {
-	key, err := teeKey(x.req.Claims)
+	key, err := teeKey(x.payload)
 	if err != nil {
 		return nil, problem.Internal(problem.TokenVerifier, err)
 	}

@@ -367,10 +367,10 @@ func (b *bench) attest(g *guest) *httptest.ResponseRecorder {
 func (b *bench) attested(t *testing.T, n tenant.Name) (*guest, string) {
 	t.Helper()
 	g := b.begin(t, n, kbs.V040, tee.SNP)
-	return g, token(t, b.attest(g))
+	return g, tokenOf(t, b.attest(g))
 }
 
-func token(t *testing.T, w *httptest.ResponseRecorder) string {
+func tokenOf(t *testing.T, w *httptest.ResponseRecorder) string {
 	t.Helper()
 	var x kbs.TokenResponse
 	if err := json.Unmarshal(w.Body.Bytes(), &x); err != nil || x.Token == "" {

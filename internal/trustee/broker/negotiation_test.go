@@ -38,7 +38,7 @@ func TestDowngrade(t *testing.T) {
 	b := newBench(t, nil)
 	g := b.begin(t, "acme", kbs.V040, tee.SNP)
 	w := b.do(call{tenant: "acme", method: "POST", path: kbs.AttestPath, body: g.body(rsaPub(kbs.AlgRSA15)), cookie: g.cookie})
-	w = b.do(call{tenant: "acme", method: "GET", path: secretPath, bearer: token(t, w)})
+	w = b.do(call{tenant: "acme", method: "GET", path: secretPath, bearer: tokenOf(t, w)})
 	if r, err := kbs.ParseResponse(w.Body.Bytes()); err != nil || r.Tag == "" || strings.HasPrefix(r.Protected, "{") {
 		t.Errorf("%s, %v", w.Body, err)
 	}
@@ -78,7 +78,7 @@ func TestSecureExecution(t *testing.T) {
 		}
 	}
 	g := b.begin(t, "acme", kbs.V040, tee.SE)
-	token(t, b.attest(g))
+	tokenOf(t, b.attest(g))
 	want, err := kbs.RuntimeDigest(kbs.SHA512, doc, g.key.Public(), new(string))
 	if err != nil || string(b.evaluator.asked[0].Primary.ReportData) != string(want) {
 		t.Errorf("%x, %v", b.evaluator.asked[0].Primary.ReportData, err)
@@ -129,7 +129,7 @@ func TestNegotiation(t *testing.T) {
 				t.Fatal(err)
 			}
 			g := &guest{tenant: tenant.Default, version: kbs.V040, cookie: w.Result().Cookies()[0].Value, nonce: ch.Nonce, key: k}
-			token(t, b.attest(g))
+			tokenOf(t, b.attest(g))
 			digest, err := kbs.RuntimeDigest(want, ch.Nonce, k.Public(), new(string))
 			if asked := b.evaluator.asked; err != nil || string(asked[len(asked)-1].Primary.ReportData) != string(digest) {
 				t.Errorf("%s: %v", list, err)
@@ -145,7 +145,7 @@ func TestNegotiation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	token(t, b.attest(&guest{tenant: tenant.Default, version: kbs.V040, cookie: w.Result().Cookies()[0].Value, nonce: ch.Nonce, key: k}))
+	tokenOf(t, b.attest(&guest{tenant: tenant.Default, version: kbs.V040, cookie: w.Result().Cookies()[0].Value, nonce: ch.Nonce, key: k}))
 	if asked := b.evaluator.asked; asked[len(asked)-1].Policy != "strict-id" {
 		t.Errorf("policy %q", asked[len(asked)-1].Policy)
 	}
@@ -158,7 +158,7 @@ func TestDevices(t *testing.T) {
 	g := b.begin(t, "acme", kbs.V040, tee.SNP)
 	devices := `{"sampledevice":{"b":2},"nvidia":{"a":1}}`
 	body := strings.Replace(g.body(g.key.Public()), `"additional_evidence":""`, `"additional_evidence":`+string(quote(devices)), 1)
-	token(t, b.do(call{tenant: "acme", method: "POST", path: kbs.AttestPath, body: body, cookie: g.cookie}))
+	tokenOf(t, b.do(call{tenant: "acme", method: "POST", path: kbs.AttestPath, body: body, cookie: g.cookie}))
 	asked := b.evaluator.asked[0]
 	primary, err1 := kbs.RuntimeDigest("", g.nonce, g.key.Public(), &devices)
 	device, err2 := kbs.RuntimeDigest("", g.nonce, g.key.Public(), nil)

@@ -106,7 +106,7 @@ func TestNothingWithoutItsRecord(t *testing.T) {
 			t.Errorf("%v: %d %s", cause, w.Code, w.Body)
 		}
 		b.store.finish, b.evaluator.refuse = nil, nil
-		tok := token(t, b.attest(g))
+		tok := tokenOf(t, b.attest(g))
 		for _, path := range []string{secretPath, "/kbs/v0/echo/x", "/kbs/v0/echo/encrypt"} {
 			c := call{tenant: "acme", method: "GET", path: path, bearer: tok}
 			if w := b.do(c); w.Code != 200 {

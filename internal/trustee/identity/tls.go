@@ -194,23 +194,6 @@ func newSerial() (*big.Int, error) {
 	return rand.Int(rand.Reader, new(big.Int).Lsh(big.NewInt(1), 127))
 }
 
-// LoadCertificate reads a certificate chain and its key from files.
-func LoadCertificate(cert, key string) (*tls.Certificate, error) {
-	chain, err := ReadFile(cert)
-	if err != nil {
-		return nil, fmt.Errorf("tls.certificate: %w", err)
-	}
-	keyText, err := ReadSecret(key)
-	if err != nil {
-		return nil, fmt.Errorf("tls.private_key: %w", err)
-	}
-	c, err := tls.X509KeyPair(chain, keyText)
-	if err != nil {
-		return nil, fmt.Errorf("tls.certificate %s with tls.private_key %s: %w", cert, key, err)
-	}
-	return &c, nil
-}
-
 // ReadPEM reads a file of certificates to hand out; an empty name gives nil.
 func ReadPEM(file string) ([]byte, error) {
 	if file == "" {

@@ -7,13 +7,11 @@ package explain
 import (
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 
-	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/release"
 	"github.com/coffer-project/coffer/kbs"
@@ -159,24 +157,4 @@ func leaves(r Rule) []string {
 		}
 	}
 	return out
-}
-
-// FromRecords is the input that replays the decision of a resource record. The
-// attestation record is the one of the same session. label and text are the
-// policy: the one that the resource record names, or a candidate.
-func FromRecords(resource, attestation audit.Record, label, text string) (Input, error) {
-	switch {
-	case resource.Kind != audit.KindResource:
-		return Input{}, fmt.Errorf("explain: expected a record of kind %s, got %q: only decisions on resources can be replayed", audit.KindResource, resource.Kind)
-	case attestation.Kind != audit.KindAttestation:
-		return Input{}, fmt.Errorf("explain: expected a record of kind %s, got %q", audit.KindAttestation, attestation.Kind)
-	case resource.Tenant != attestation.Tenant || resource.Session == "" || resource.Session != attestation.Session:
-		return Input{}, fmt.Errorf("explain: the records are of different handshakes: expected session %q of tenant %s, got %q of %s",
-			resource.Session, resource.Tenant, attestation.Session, attestation.Tenant)
-	case len(resource.Data) == 0:
-		return Input{}, errors.New("explain: the resource record holds no data document: no policy was asked")
-	case len(attestation.Claims) == 0:
-		return Input{}, errors.New("explain: the attestation record holds no claims: there was no token")
-	}
-	return Input{Label: label, Text: text, Claims: attestation.Claims, Data: resource.Data}, nil
 }

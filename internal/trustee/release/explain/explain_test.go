@@ -9,7 +9,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/release"
 )
@@ -116,31 +115,6 @@ func TestErrors(t *testing.T) {
 	for _, in := range []Input{{Text: "package policy"}, {Text: "package policy", Claims: json.RawMessage(claims)}, {Text: "package policy", Claims: json.RawMessage(claims), Data: json.RawMessage(`[]`)}} {
 		if r, err := Explain(t.Context(), in); err == nil {
 			t.Errorf("%s: got %+v, want an error", in.Data, r)
-		}
-	}
-}
-
-func TestFromRecords(t *testing.T) {
-	t.Parallel()
-	a := audit.Record{Kind: audit.KindAttestation, Tenant: "acme", Session: "s", Claims: json.RawMessage(claims)}
-	r := audit.Record{Kind: audit.KindResource, Tenant: "acme", Session: "s", Data: json.RawMessage(data)}
-	in, err := FromRecords(r, a, "resource-policy@1", "package policy")
-	if err != nil || string(in.Claims) != claims || string(in.Data) != data {
-		t.Errorf("%+v, %v", in, err)
-	}
-	for name, change := range map[string]func(r, a *audit.Record){
-		"kind":    func(r, _ *audit.Record) { r.Kind = audit.KindAdmin },
-		"kinds":   func(_, a *audit.Record) { a.Kind = audit.KindResource },
-		"session": func(r, _ *audit.Record) { r.Session = "t" },
-		"empty":   func(r, a *audit.Record) { r.Session, a.Session = "", "" },
-		"tenant":  func(r, _ *audit.Record) { r.Tenant = "other" },
-		"data":    func(r, _ *audit.Record) { r.Data = nil },
-		"claims":  func(_, a *audit.Record) { a.Claims = nil },
-	} {
-		r, a := r, a
-		change(&r, &a)
-		if _, err := FromRecords(r, a, "", ""); err == nil {
-			t.Errorf("%s: want an error", name)
 		}
 	}
 }
