@@ -48,7 +48,7 @@ type Options struct {
 	Explain    func(ctx context.Context, in Replay) (admin.Explanation, error)
 
 	// Provenance reads and verifies an RVPS message. Its errors are the
-	// message's fault, but for a *problem.Error. nil: the sample format alone.
+	// message's fault, but for a *problem.Error.
 	Provenance func(ctx context.Context, t tenant.Name, message []byte) ([]refvalues.Reference, error)
 
 	// Plugin answers what a plugin says is for administrators; nil: there is
@@ -108,7 +108,7 @@ type API struct {
 
 // New returns the handler, or says which option cannot be.
 func New(o Options) (*API, error) {
-	if o.Store == nil || o.Resources == nil || o.CheckResourcePolicy == nil || o.CheckAttestationPolicy == nil || o.Now == nil || o.Logger == nil {
+	if o.Store == nil || o.Resources == nil || o.CheckResourcePolicy == nil || o.CheckAttestationPolicy == nil || o.Provenance == nil || o.Now == nil || o.Logger == nil {
 		return nil, errors.New("adminapi: a required option is missing")
 	}
 	if o.MaxBody <= 0 || o.MaxResource <= 0 || o.Lifetime < 0 {

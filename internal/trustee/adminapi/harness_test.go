@@ -24,6 +24,8 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/provenance"
+	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/seal"
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
@@ -93,6 +95,9 @@ func newEnv(tb testing.TB, change func(*Options)) *env {
 			Issuer: "coffer", Audience: "KBS", MaxLifetime: time.Hour, Now: func() time.Time { return fixed },
 		},
 		CheckResourcePolicy: check, CheckAttestationPolicy: check,
+		Provenance: func(ctx context.Context, _ tenant.Name, message []byte) ([]refvalues.Reference, error) {
+			return provenance.Parse(ctx, provenance.Options{AllowUnsigned: []string{provenance.Sample}, Now: func() time.Time { return fixed }}, message)
+		},
 		MaxBody: 1 << 16, MaxResource: 1 << 12, Lifetime: time.Hour, Now: func() time.Time { return fixed }, Logger: logger,
 	}
 	if change != nil {

@@ -4,7 +4,6 @@ import (
 	"errors"
 
 	"github.com/coffer-project/coffer/internal/trustee/problem"
-	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/kbs/admin"
 )
 
@@ -29,13 +28,7 @@ func (a *API) registerMessage(c *call) ([]string, *problem.Error) {
 		return nil, e
 	}
 	ctx := c.r.Context()
-	var refs []refvalues.Reference
-	var err error
-	if a.o.Provenance != nil {
-		refs, err = a.o.Provenance(ctx, c.tenant, data)
-	} else {
-		refs, err = refvalues.ParseMessage(data)
-	}
+	refs, err := a.o.Provenance(ctx, c.tenant, data)
 	if e, ok := errors.AsType[*problem.Error](err); ok {
 		return nil, e
 	}

@@ -101,7 +101,7 @@ func TestRequests(t *testing.T) {
 
 		{"POST /kbs/v0/reference-value", `{"version":"0.1.0","type":"sample","payload":"` + std(`{"svn":[1,2],"flag":true}`) + `"}`, 200, ""},
 		{"POST /admin/v1/provenance", `{"type":"sample","payload":"` + std(`{"svn":[1,2],"flag":true}`) + `"}`, 200, `{"names":["flag","svn"]}`},
-		{"POST /kbs/v0/reference-value", `{"type":"swid","payload":""}`, 400, "sample"},
+		{"POST /kbs/v0/reference-value", `{"type":"rim","payload":""}`, 400, "sample"},
 		{"GET /kbs/v0/reference-value/svn", "", 200, `[1,2]`},
 		{"GET /kbs/v0/reference-value/flag", "", 200, `true`},
 		{"GET /kbs/v0/reference-value/none", "", 404, "not registered"},

@@ -26,6 +26,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/evaluation"
 	"github.com/coffer-project/coffer/internal/trustee/policy"
 	"github.com/coffer-project/coffer/internal/trustee/problem"
+	"github.com/coffer-project/coffer/internal/trustee/provenance"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 )
@@ -86,8 +87,8 @@ func (k *keeper) Reference(_ context.Context, _ tenant.Name, name string) (refva
 	return r, ok, k.err
 }
 
-func (k *keeper) Register(_ context.Context, _ tenant.Name, message []byte, _ string) error {
-	list, err := refvalues.ParseMessage(message)
+func (k *keeper) Register(ctx context.Context, _ tenant.Name, message []byte, _ string) error {
+	list, err := provenance.Parse(ctx, provenance.Options{AllowUnsigned: []string{provenance.Sample}}, message)
 	if err != nil {
 		return problem.New(http.StatusBadRequest, problem.ReferenceValue, "%v", err)
 	}

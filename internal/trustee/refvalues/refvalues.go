@@ -5,15 +5,12 @@ package refvalues
 
 import (
 	"bytes"
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"slices"
 	"strings"
 	"time"
 	"unicode/utf8"
-
-	"github.com/coffer-project/coffer/internal/strictjson"
 )
 
 // Limits of one reference.
@@ -192,48 +189,6 @@ func plain(v json.RawMessage) string {
 	return string(v)
 }
 
-// ParseMessage reads an RVPS registration message: {"version","type":"sample",
-// "payload":<standard base64 of {"name": value, …}>}. Arrays become lists,
-// everything else scalars. Only the sample type is understood: nothing in the
-// others would be verified.
-func ParseMessage(data []byte) ([]Reference, error) {
-	var m struct {
-		Version string `json:"version"`
-		Type    string `json:"type"`
-		Payload string `json:"payload"`
-	}
-	if err := strictUnmarshal(data, &m); err != nil {
-		return nil, fmt.Errorf("reference value message: %w", err)
-	}
-	if m.Version != "" && m.Version != Version {
-		return nil, fmt.Errorf("reference value message: version: expected %q, got %q", Version, m.Version)
-	}
-	if m.Type != "sample" {
-		return nil, fmt.Errorf("reference value message: type: expected %q, got %q: signed formats are not supported by this version", "sample", m.Type)
-	}
-	payload, err := base64.StdEncoding.Strict().DecodeString(m.Payload)
-	if err != nil {
-		return nil, fmt.Errorf("reference value message: payload is no standard base64: %w", err)
-	}
-	var values map[string]json.RawMessage
-	if err := strictUnmarshal(payload, &values); err != nil {
-		return nil, fmt.Errorf("reference value message: payload: %w", err)
-	}
-	if len(values) == 0 {
-		return nil, fmt.Errorf("reference value message: payload: holds no value")
-	}
-	var out []Reference
-	for name, v := range values {
-		r, err := FromJSON(name, v)
-		if err != nil {
-			return nil, err
-		}
-		out = append(out, r)
-	}
-	slices.SortFunc(out, func(a, b Reference) int { return strings.Compare(a.Name, b.Name) })
-	return out, nil
-}
-
 // FromJSON makes a reference of a JSON value: an array is a list, anything
 // else but null a scalar.
 func FromJSON(name string, v json.RawMessage) (Reference, error) {
@@ -255,8 +210,3 @@ func FromJSON(name string, v json.RawMessage) (Reference, error) {
 	}
 	return r, r.Validate()
 }
-
-// limits of a message; the values in it have their own.
-var limits = strictjson.Limits{Bytes: 2 << 20, Depth: 16}
-
-func strictUnmarshal(data []byte, v any) error { return strictjson.Decode(data, v, limits) }

@@ -1,7 +1,6 @@
 package refvalues
 
 import (
-	"encoding/base64"
 	"encoding/json"
 	"fmt"
 	"strings"
@@ -10,45 +9,6 @@ import (
 )
 
 var now = time.Date(2026, 9, 1, 0, 0, 0, 0, time.UTC)
-
-func message(payload string) []byte {
-	return fmt.Appendf(nil, `{"version":"0.1.0","type":"sample","payload":%q}`, base64.StdEncoding.EncodeToString([]byte(payload)))
-}
-
-func TestParseMessage(t *testing.T) {
-	t.Parallel()
-	refs, err := ParseMessage(message(`{"b":["x", "y"],"a":7}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if len(refs) != 2 || refs[0].Name != "a" || !refs[0].Scalar || refs[1].Scalar {
-		t.Fatalf("got %+v", refs)
-	}
-	if got := string(refs[0].Current(now)); got != "7" {
-		t.Errorf("a = %s", got)
-	}
-	if got := string(refs[1].Current(now)); got != `["x","y"]` {
-		t.Errorf("b = %s", got)
-	}
-	for name, bad := range map[string]string{
-		"not JSON":  `{`,
-		"unknown":   `{"type":"sample","payload":"e30=","provenance":""}`,
-		"trailing":  `{"type":"sample","payload":"e30="} 1`,
-		"type":      `{"type":"corim","payload":"e30="}`,
-		"version":   `{"version":"9","type":"sample","payload":"e30="}`,
-		"base64":    `{"type":"sample","payload":"***"}`,
-		"empty":     string(message(`{}`)),
-		"null":      string(message(`{"a":null}`)),
-		"no values": string(message(`{"a":[]}`)),
-		"name":      string(message(`{"a b":[1]}`)),
-		"too long":  string(message(`{"a":"` + strings.Repeat("x", MaxValue) + `"}`)),
-		"array":     string(message(`[1]`)),
-	} {
-		if _, err := ParseMessage([]byte(bad)); err == nil {
-			t.Errorf("%s: want an error", name)
-		}
-	}
-}
 
 func TestExpiry(t *testing.T) {
 	t.Parallel()
@@ -84,22 +44,6 @@ func TestDescribeIsBounded(t *testing.T) {
 	if got := r.Describe(now); !strings.Contains(got, "7, and 92 more]") {
 		t.Errorf("describe = %q", got)
 	}
-}
-
-func FuzzParseMessage(f *testing.F) {
-	f.Add(message(`{"b":["x"],"a":7}`))
-	f.Add([]byte(`{"type":"sample","payload":""}`))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		refs, err := ParseMessage(data)
-		if err != nil {
-			return
-		}
-		for _, r := range refs {
-			if !json.Valid(r.Current(now)) {
-				t.Errorf("%q: current is no JSON: %s", r.Name, r.Current(now))
-			}
-		}
-	})
 }
 
 func TestValidateTexts(t *testing.T) {
