@@ -64,8 +64,14 @@ const (
 // Expected is what evidence must be bound to.
 type Expected struct {
 	// ReportData is the digest the evidence must carry, before it is fitted
-	// to the environment's field. It is required: a verifier refuses nil.
+	// to the environment's field. A verifier refuses nil, unless
+	// AnyReportData is set.
 	ReportData []byte
+	// AnyReportData is for tools that look at evidence outside of a
+	// handshake: report data is not compared where ReportData is nil. Such
+	// evidence may be anybody's and of any age, and the result has a warning
+	// that says so.
+	AnyReportData bool
 	// InitData is the digest of initdata, before fitting. Nil: not compared;
 	// the result still reports what the evidence holds.
 	InitData []byte
@@ -83,15 +89,27 @@ type Result struct {
 	InitData   []byte
 	// Simulated is true when the chain ends in a development root.
 	Simulated bool
+	// Warnings are checks that did not pass, or could not be made, and that
+	// the verifier's options or Expected tolerate.
+	Warnings []Failure
 }
 
 // Verifier checks one environment's evidence. Implementations are safe for
-// concurrent use. Verify returns *Error when the evidence is not genuine and
-// another error when it could not be judged (collateral unreachable, context
-// ended).
+// concurrent use. Verify returns *[Error] when the evidence is not genuine,
+// *[UnavailableError] when nothing speaks against it but collateral is missing,
+// and another error when it could not be judged (context ended).
 type Verifier interface {
 	TEE() Name
 	Verify(ctx context.Context, evidence json.RawMessage, want Expected) (*Result, error)
+}
+
+// MultiVerifier is what a verifier implements whose evidence can be of several
+// devices. Its Verify returns the first result only.
+type MultiVerifier interface {
+	Verifier
+	// VerifyAll returns one result for each device, at least one. It fails
+	// as a whole where one device does.
+	VerifyAll(ctx context.Context, evidence json.RawMessage, want Expected) ([]*Result, error)
 }
 
 // Attester produces evidence inside the environment. Implementations are
@@ -144,6 +162,26 @@ func (e *Error) Error() string {
 	}
 	return fmt.Sprintf("%s evidence refused: %s", e.TEE, strings.Join(lines, "; "))
 }
+
+// UnavailableError says that evidence could not be judged: what was checked
+// passed, but collateral could not be had. Trying again may help.
+type UnavailableError struct {
+	TEE Name
+	// Failures name the collateral, at least one.
+	Failures []Failure
+	// Err is why; it joins one *[CollateralError] for each failure that has one.
+	Err error
+}
+
+func (e *UnavailableError) Error() string {
+	lines := make([]string, len(e.Failures))
+	for i, f := range e.Failures {
+		lines[i] = f.String()
+	}
+	return fmt.Sprintf("%s evidence cannot be judged: %s", e.TEE, strings.Join(lines, "; "))
+}
+
+func (e *UnavailableError) Unwrap() error { return e.Err }
 
 // Fit makes digest size bytes long as every KBS implementation does: a
 // shorter one is padded with zeros on the right, a longer one is cut.

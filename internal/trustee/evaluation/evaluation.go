@@ -41,12 +41,6 @@ type Tokens interface {
 	MintPayload(ctx context.Context, t tenant.Name, c ear.Claims) (compact string, payload json.RawMessage, err error)
 }
 
-// MultiVerifier is what a verifier implements whose evidence is of several
-// devices, one result for each.
-type MultiVerifier interface {
-	VerifyAll(ctx context.Context, evidence json.RawMessage, want tee.Expected) ([]*tee.Result, error)
-}
-
 // Options of [New].
 type Options struct {
 	Verifiers map[tee.Name]tee.Verifier

@@ -121,7 +121,7 @@ func (e *Engine) verifyOne(ctx context.Context, x Individual) ([]*tee.Result, *p
 }
 
 func run(ctx context.Context, v tee.Verifier, evidence json.RawMessage, want tee.Expected) ([]*tee.Result, error) {
-	if m, ok := v.(MultiVerifier); ok {
+	if m, ok := v.(tee.MultiVerifier); ok {
 		return m.VerifyAll(ctx, evidence, want)
 	}
 	r, err := v.Verify(ctx, evidence, want)

@@ -1,0 +1,5 @@
+//go:build !race
+
+package teetest
+
+const stride = 1
