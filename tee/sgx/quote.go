@@ -48,27 +48,36 @@ func (q *Quote) PCESVN() [2]byte { return [2]byte(q.Header.Reserved[2:]) }
 // ParseQuote reads an SGX quote of version 3 with an ECDSA P-256 signature,
 // exactly. The quote keeps pointing into raw.
 func ParseQuote(raw []byte) (*Quote, error) {
-	h, err := dcapquote.ParseHeader(raw)
+	q, section, err := parseBody(raw)
 	if err != nil {
 		return nil, fmt.Errorf("sgx: %w", err)
 	}
-	if h.Version != 3 {
-		return nil, fmt.Errorf("sgx: quote: header: version: expected 3, got %d", h.Version)
-	}
-	if h.TEEType != dcapquote.TEETypeSGX {
-		return nil, fmt.Errorf("sgx: quote: header: att_key_data_0: expected 0, got %#x", h.TEEType)
-	}
-	if len(raw) < signedSize {
-		return nil, fmt.Errorf("sgx: quote: body: expected %d bytes, got %d", dcapquote.EnclaveReportSize, len(raw)-dcapquote.HeaderSize)
-	}
-	q := &Quote{Header: h, Signed: raw[:signedSize:signedSize]}
-	if q.Report, err = dcapquote.ParseEnclaveReport(raw[dcapquote.HeaderSize:signedSize]); err != nil {
-		return nil, fmt.Errorf("sgx: quote: body: %w", err)
-	}
-	if q.Signature, err = dcapquote.ParseSignature(raw[signedSize:], h.Version); err != nil {
+	if q.Signature, err = dcapquote.ParseSignature(section, q.Header.Version); err != nil {
 		return nil, fmt.Errorf("sgx: %w", err)
 	}
 	return q, nil
+}
+
+// parseBody reads all but the signature section, which it returns.
+func parseBody(raw []byte) (*Quote, []byte, error) {
+	h, err := dcapquote.ParseHeader(raw)
+	if err != nil {
+		return nil, nil, err
+	}
+	if h.Version != 3 {
+		return nil, nil, fmt.Errorf("quote: header: version: expected 3, got %d", h.Version)
+	}
+	if h.TEEType != dcapquote.TEETypeSGX {
+		return nil, nil, fmt.Errorf("quote: header: att_key_data_0: expected 0, got %#x", h.TEEType)
+	}
+	if len(raw) < signedSize {
+		return nil, nil, fmt.Errorf("quote: body: expected %d bytes, got %d", dcapquote.EnclaveReportSize, len(raw)-dcapquote.HeaderSize)
+	}
+	q := &Quote{Header: h, Signed: raw[:signedSize:signedSize]}
+	if q.Report, err = dcapquote.ParseEnclaveReport(raw[dcapquote.HeaderSize:signedSize]); err != nil {
+		return nil, nil, fmt.Errorf("quote: body: %w", err)
+	}
+	return q, raw[signedSize:], nil
 }
 
 // Evidence is what an SGX attester sends: the value of "primary_evidence" in
