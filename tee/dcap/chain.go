@@ -77,8 +77,13 @@ type unknownRootError struct {
 }
 
 func (e *unknownRootError) Error() string {
+	return "expected a chain to one of " + e.want + ", got " + e.ends()
+}
+
+// ends says where the chain ends.
+func (e *unknownRootError) ends() string {
 	r := Root{Certificate: e.got}
-	return fmt.Sprintf("expected a chain to one of %s, got one to %s (sha256 %s)", e.want, quoteName(e.got.Subject), r.SHA256())
+	return fmt.Sprintf("one to %s (sha256 %s)", quoteName(e.got.Subject), r.SHA256())
 }
 
 // signingChain reads the chain of the key that signs TCB info and QE identity.
