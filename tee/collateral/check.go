@@ -140,6 +140,9 @@ func (e *Entry) list(l *x509.RevocationList, err error) error {
 	if err != nil {
 		return err
 	}
+	if len(l.Raw) != len(e.Body) { // x509 does not look at what follows
+		return fmt.Errorf("expected a revocation list of %d bytes and nothing behind it, got %d more", len(l.Raw), len(e.Body)-len(l.Raw))
+	}
 	if l.NextUpdate.IsZero() || l.NextUpdate.Before(l.ThisUpdate) {
 		return fmt.Errorf("nextUpdate: expected a time after thisUpdate %s, got %s", l.ThisUpdate, l.NextUpdate)
 	}
