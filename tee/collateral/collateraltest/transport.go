@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"net/http"
+	"strconv"
 	"sync"
 )
 
@@ -49,9 +50,10 @@ func (t transport) RoundTrip(r *http.Request) (*http.Response, error) {
 	if w.status == 0 {
 		return nil, io.ErrUnexpectedEOF
 	}
+	length, _ := strconv.Atoi(w.sent.Get("Content-Length")) // 0 where there is none
 	return &http.Response{
 		StatusCode: w.status, Status: http.StatusText(w.status), Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: w.sent, Body: &responseBody{reader: reader, r: r}, ContentLength: -1, Request: r,
+		Header: w.sent, Body: &responseBody{reader: reader, r: r, length: length}, ContentLength: -1, Request: r,
 	}, nil
 }
 
@@ -86,8 +88,10 @@ func (w *responseWriter) Flush() { w.WriteHeader(http.StatusOK) }
 type responseBody struct {
 	reader *io.PipeReader
 	r      *http.Request
-	watch  sync.Once
-	closed chan struct{}
+	// length is what Content-Length says, 0 where it does not, got what came.
+	length, got int
+	watch       sync.Once
+	closed      chan struct{}
 }
 
 func (b *responseBody) Read(p []byte) (int, error) {
@@ -102,8 +106,11 @@ func (b *responseBody) Read(p []byte) (int, error) {
 		}()
 	})
 	n, err := b.reader.Read(p)
-	if err == io.ErrClosedPipe && b.r.Context().Err() != nil {
-		err = b.r.Context().Err()
+	b.got += n
+	if ended := b.r.Context().Err(); err != nil && ended != nil {
+		err = ended
+	} else if err == io.EOF && b.got < b.length {
+		err = io.ErrUnexpectedEOF
 	}
 	return n, err
 }
