@@ -14,12 +14,11 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/nvidia"
-	"github.com/coffer-project/coffer/tee/nvidia/internal/nvidiatest"
 )
 
 // manifests are the two of a GPU, which agree with it: even indices are the
 // driver's, odd ones the firmware's.
-func manifests(d *nvidiatest.Device) (driver, vbios map[int][][]byte) {
+func manifests(d *Device) (driver, vbios map[int][][]byte) {
 	driver, vbios = map[int][][]byte{}, map[int][][]byte{}
 	for i, v := range d.Values[:40] {
 		m := driver
@@ -39,8 +38,8 @@ func TestManifests(t *testing.T) {
 	const driverID, vbiosID = "NV_GPU_DRIVER_GH100_550.90.07", "NV_GPU_VBIOS_G520_0200_882_96009F000A"
 	type side struct {
 		driver, vbios map[int][][]byte
-		d             *nvidiatest.Device
-		s             *nvidiatest.Signer
+		d             *Device
+		s             *Signer
 		product       string
 		version       string
 	}
@@ -66,15 +65,15 @@ func TestManifests(t *testing.T) {
 		"another version's":    {func(s *side) { s.version = "550.90.08" }, nil, "version: expected 550.90.07", ""},
 		"nothing in it":        {func(s *side) { s.driver = nil }, nil, "expected measurements that count", ""},
 		"another signer":       {func(s *side) { s.s = stranger }, nil, "expected the root of manifests", ""},
-		"another signer's key": {func(s *side) { s.s = &nvidiatest.Signer{Certs: signer.Certs, Keys: stranger.Keys} }, nil, "is not that of the document", ""},
+		"another signer's key": {func(s *side) { s.s = &Signer{Certs: signer.Certs, Keys: stranger.Keys} }, nil, "is not that of the document", ""},
 		"signer is the root": {func(s *side) {
-			s.s = &nvidiatest.Signer{Certs: []*x509.Certificate{w.Cert}, Keys: []*ecdsa.PrivateKey{w.Key}}
+			s.s = &Signer{Certs: []*x509.Certificate{w.Cert}, Keys: []*ecdsa.PrivateKey{w.Key}}
 		}, nil, "expected the certificates of a signer", ""},
 		"signer is no signer": {func(s *side) {
 			s.s = w.NewSigner(t, func(c *x509.Certificate) { c.KeyUsage = x509.KeyUsageKeyAgreement })
 		}, nil, "digital signature", ""},
 		"signer to be": {func(s *side) {
-			s.s = w.NewSigner(t, func(c *x509.Certificate) { c.NotBefore = nvidiatest.Now().AddDate(0, 0, 1) })
+			s.s = w.NewSigner(t, func(c *x509.Certificate) { c.NotBefore = Now().AddDate(0, 0, 1) })
 		}, nil, "is not valid before", ""},
 		"report without driver": {func(s *side) { s.d.Fields = s.d.Fields[:4] }, nil, "the report lacks", ""},
 		"path in the name":      {func(s *side) { s.d.Set(nvidia.FieldDriverVersion, []byte("../x\x00")) }, nil, "cannot be", ""},
@@ -151,7 +150,7 @@ func TestManifestOfAnotherRoot(t *testing.T) {
 	d := vector(t, nvidia.LS10, "ls10.txt", "ls10-chain.pem")
 	const id = "NV_SWITCH_BIOS_5612_0002_890_9610550001"
 	o := w.options()
-	o.Now, o.CompareRIM = nvidiatest.Now, true
+	o.Now, o.CompareRIM = Now, true
 	o.Collateral = &store{rims: map[string][]byte{id: w.NewSigner(t, nil).Manifest(t, "LS10", "SWITCH", "96.10.55.00.01", map[int][][]byte{0: {make([]byte, 48)}})}}
 	_, err := verifier1(t, o).Verify(t.Context(), raw(t, d), bound(d))
 	if u, ok := errors.AsType[*tee.UnavailableError](err); !ok || !strings.Contains(u.Error(), "expected the root of manifests") {
@@ -169,7 +168,7 @@ type responder struct {
 }
 
 func (r *responder) answer(cert, issuer *x509.Certificate) ([]byte, error) {
-	a := ocsp.Response{Status: ocsp.Good, SerialNumber: cert.SerialNumber, ThisUpdate: nvidiatest.Now().Add(-time.Hour), NextUpdate: nvidiatest.Now().Add(23 * time.Hour)}
+	a := ocsp.Response{Status: ocsp.Good, SerialNumber: cert.SerialNumber, ThisUpdate: Now().Add(-time.Hour), NextUpdate: Now().Add(23 * time.Hour)}
 	if r.tune != nil {
 		r.tune(&a, cert)
 	}
@@ -177,7 +176,7 @@ func (r *responder) answer(cert, issuer *x509.Certificate) ([]byte, error) {
 	if r.by != nil {
 		who, key = r.by(issuer, key)
 	}
-	der := nvidiatest.OCSP(r.t, issuer, who, a, key)
+	der := OCSP(r.t, issuer, who, a, key)
 	if r.twist != nil {
 		der = r.twist(der)
 	}
@@ -194,11 +193,11 @@ func TestRevocation(t *testing.T) {
 	}
 	delegate := func(change func(*x509.Certificate)) func(*x509.Certificate, *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 		return func(issuer *x509.Certificate, key *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
-			own := nvidiatest.NewKey(t)
-			tmpl := nvidiatest.Template("responder")
+			own := NewKey(t)
+			tmpl := Template("responder")
 			tmpl.IsCA, tmpl.KeyUsage, tmpl.ExtKeyUsage = false, x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageOCSPSigning}
 			change(tmpl)
-			return nvidiatest.Issue(t, tmpl, issuer, &own.PublicKey, key), own
+			return Issue(t, tmpl, issuer, &own.PublicKey, key), own
 		}
 	}
 	second, stranger := d.Certs[2].SerialNumber, newWorld(t)
@@ -212,30 +211,30 @@ func TestRevocation(t *testing.T) {
 		"delegated": {responder{by: delegate(func(*x509.Certificate) {})}, "", "", ""},
 		"revoked": {responder{tune: func(r *ocsp.Response, c *x509.Certificate) {
 			if c.SerialNumber.Cmp(second) == 0 {
-				r.Status, r.RevokedAt, r.RevocationReason = ocsp.Revoked, nvidiatest.Now().Add(-48*time.Hour), ocsp.KeyCompromise
+				r.Status, r.RevokedAt, r.RevocationReason = ocsp.Revoked, Now().Add(-48*time.Hour), ocsp.KeyCompromise
 			}
 		}}, "nvidia.revocation", "", "GH100 Provisioner"},
 		"unknown": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.Status = ocsp.Unknown }}, "nvidia.revocation", "", "status unknown"},
 		"expired": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) {
-			r.ThisUpdate, r.NextUpdate = nvidiatest.Now().Add(-72*time.Hour), nvidiatest.Now().Add(-48*time.Hour)
+			r.ThisUpdate, r.NextUpdate = Now().Add(-72*time.Hour), Now().Add(-48*time.Hour)
 		}}, "nvidia.collateral", "", "expired at 2026-02-27"},
 		"old and for ever": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) {
-			r.ThisUpdate, r.NextUpdate = nvidiatest.Now().Add(-25*time.Hour), time.Time{}
+			r.ThisUpdate, r.NextUpdate = Now().Add(-25*time.Hour), time.Time{}
 		}}, "nvidia.collateral", "", "expired at"},
 		"revoked and expired": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) {
-			r.Status, r.ThisUpdate, r.NextUpdate = ocsp.Revoked, nvidiatest.Now().Add(-72*time.Hour), nvidiatest.Now().Add(-48*time.Hour)
+			r.Status, r.ThisUpdate, r.NextUpdate = ocsp.Revoked, Now().Add(-72*time.Hour), Now().Add(-48*time.Hour)
 		}}, "nvidia.revocation", "", "revoked at"},
-		"of tomorrow": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.ThisUpdate = nvidiatest.Now().Add(time.Hour) }}, "", "in the future", ""},
+		"of tomorrow": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.ThisUpdate = Now().Add(time.Hour) }}, "", "in the future", ""},
 		"backwards":   {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.NextUpdate = r.ThisUpdate.Add(-time.Hour) }}, "", "expires before", ""},
-		"of another":  {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.SerialNumber = nvidiatest.Template("x").SerialNumber }}, "", "no response matching", ""},
+		"of another":  {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.SerialNumber = Template("x").SerialNumber }}, "", "no response matching", ""},
 		"by another": {responder{by: func(i *x509.Certificate, _ *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
-			return i, nvidiatest.NewKey(t)
+			return i, NewKey(t)
 		}}, "", "bad OCSP signature", ""},
 		"by nobody's child": {responder{by: func(i *x509.Certificate, _ *ecdsa.PrivateKey) (*x509.Certificate, *ecdsa.PrivateKey) {
 			return delegate(func(*x509.Certificate) {})(stranger.Cert, stranger.Key)
 		}}, "", "bad OCSP signature", ""},
 		"not authorised":     {responder{by: delegate(func(c *x509.Certificate) { c.ExtKeyUsage = nil })}, "", "authorises to sign", ""},
-		"responder is old":   {responder{by: delegate(func(c *x509.Certificate) { c.NotAfter = nvidiatest.Now().AddDate(0, -1, 0) })}, "", "a certificate that is valid", ""},
+		"responder is old":   {responder{by: delegate(func(c *x509.Certificate) { c.NotAfter = Now().AddDate(0, -1, 0) })}, "", "a certificate that is valid", ""},
 		"cut":                {responder{twist: func(b []byte) []byte { return b[:len(b)-1] }}, "", "OCSP response about", ""},
 		"something else":     {responder{twist: func([]byte) []byte { return []byte("busy") }}, "", "OCSP response about", ""},
 		"changed":            {responder{twist: func(b []byte) []byte { b[len(b)-1] ^= 1; return b }}, "", "OCSP response about", ""},
@@ -303,7 +302,7 @@ func TestRevokedManifest(t *testing.T) {
 	bad := false
 	answers := &responder{t: t, keys: keys, tune: func(r *ocsp.Response, c *x509.Certificate) {
 		if bad && c.Equal(signer.Certs[0]) {
-			r.Status, r.RevokedAt = ocsp.Revoked, nvidiatest.Now()
+			r.Status, r.RevokedAt = ocsp.Revoked, Now()
 		}
 	}}
 	const id = "NV_SWITCH_BIOS_5612_0002_890_961055000A"

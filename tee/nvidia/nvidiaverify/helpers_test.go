@@ -13,7 +13,6 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/nvidia"
-	"github.com/coffer-project/coffer/tee/nvidia/internal/nvidiatest"
 )
 
 func file(t testing.TB, name string) []byte {
@@ -63,7 +62,7 @@ func bound(d nvidia.Device) tee.Expected { return tee.Expected{ReportData: d.Rep
 func verifier1(t testing.TB, o Options) tee.MultiVerifier {
 	t.Helper()
 	if o.Now == nil {
-		o.Now = nvidiatest.Now
+		o.Now = Now
 	}
 	v, err := New(o)
 	if err != nil {
@@ -120,20 +119,20 @@ func (s *store) OCSP(_ context.Context, cert, issuer *x509.Certificate) ([]byte,
 
 // world is a root with what tests need of it.
 type world struct {
-	*nvidiatest.Authority
+	*Authority
 }
 
 func (w *world) root() DevelopmentRoot {
-	return DevelopmentRoot{Name: "test", PEM: nvidiatest.PEM(w.Cert)}
+	return DevelopmentRoot{Name: "test", PEM: PEM(w.Cert)}
 }
 
 func (w *world) options() Options {
-	return Options{Now: nvidiatest.Now, DevelopmentRoots: []DevelopmentRoot{w.root()}}
+	return Options{Now: Now, DevelopmentRoots: []DevelopmentRoot{w.root()}}
 }
 
 func newWorld(t testing.TB) *world {
 	t.Helper()
-	return &world{Authority: nvidiatest.NewAuthority(t)}
+	return &world{Authority: NewAuthority(t)}
 }
 
 // nonce is report data of 64 bytes, of which a report holds the first 32.

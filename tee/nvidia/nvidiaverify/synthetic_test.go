@@ -15,7 +15,6 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/nvidia"
-	"github.com/coffer-project/coffer/tee/nvidia/internal/nvidiatest"
 )
 
 // Devices of every generation under a root that is not NVIDIA's.
@@ -50,44 +49,44 @@ func TestChainRules(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, c := range map[string]struct {
-		change func(d *nvidiatest.Device)
+		change func(d *Device)
 		check  string
 		want   string
 	}{
-		"as it is":             {func(*nvidiatest.Device) {}, "", ""},
-		"leaf is an authority": {func(d *nvidiatest.Device) { d.Templates[0].IsCA = true }, "nvidia.chain", "expected the certificate of a device"},
-		"leaf signs":           {func(d *nvidiatest.Device) { d.Templates[0].KeyUsage |= x509.KeyUsageCertSign }, "nvidia.chain", ""},
-		"leaf's usage":         {func(d *nvidiatest.Device) { d.Templates[0].KeyUsage = x509.KeyUsageKeyAgreement }, "nvidia.chain", "digital signature"},
-		"no authority":         {func(d *nvidiatest.Device) { d.Templates[2].IsCA = false }, "nvidia.chain", "expected an authority"},
-		"authority's usage":    {func(d *nvidiatest.Device) { d.Templates[1].KeyUsage = x509.KeyUsageDigitalSignature }, "nvidia.chain", "expected an authority"},
-		"path length":          {func(d *nvidiatest.Device) { d.Templates[3].MaxPathLen = 1 }, "nvidia.chain", "path length: allows 1"},
-		"path length zero":     {func(d *nvidiatest.Device) { d.Templates[2].MaxPathLen, d.Templates[2].MaxPathLenZero = 0, true }, "nvidia.chain", "path length: allows 0"},
-		"expired leaf":         {func(d *nvidiatest.Device) { d.Templates[0].NotAfter = nvidiatest.Now().AddDate(0, 0, -1) }, "nvidia.chain", "certificate 0"},
-		"future provisioner":   {func(d *nvidiatest.Device) { d.Templates[2].NotBefore = nvidiatest.Now().AddDate(0, 0, 1) }, "nvidia.chain", "certificate 2"},
-		"critical": {func(d *nvidiatest.Device) {
+		"as it is":             {func(*Device) {}, "", ""},
+		"leaf is an authority": {func(d *Device) { d.Templates[0].IsCA = true }, "nvidia.chain", "expected the certificate of a device"},
+		"leaf signs":           {func(d *Device) { d.Templates[0].KeyUsage |= x509.KeyUsageCertSign }, "nvidia.chain", ""},
+		"leaf's usage":         {func(d *Device) { d.Templates[0].KeyUsage = x509.KeyUsageKeyAgreement }, "nvidia.chain", "digital signature"},
+		"no authority":         {func(d *Device) { d.Templates[2].IsCA = false }, "nvidia.chain", "expected an authority"},
+		"authority's usage":    {func(d *Device) { d.Templates[1].KeyUsage = x509.KeyUsageDigitalSignature }, "nvidia.chain", "expected an authority"},
+		"path length":          {func(d *Device) { d.Templates[3].MaxPathLen = 1 }, "nvidia.chain", "path length: allows 1"},
+		"path length zero":     {func(d *Device) { d.Templates[2].MaxPathLen, d.Templates[2].MaxPathLenZero = 0, true }, "nvidia.chain", "path length: allows 0"},
+		"expired leaf":         {func(d *Device) { d.Templates[0].NotAfter = Now().AddDate(0, 0, -1) }, "nvidia.chain", "certificate 0"},
+		"future provisioner":   {func(d *Device) { d.Templates[2].NotBefore = Now().AddDate(0, 0, 1) }, "nvidia.chain", "certificate 2"},
+		"critical": {func(d *Device) {
 			d.Templates[1].ExtraExtensions = []pkix.Extension{{Id: asn1.ObjectIdentifier{1, 2, 3}, Critical: true, Value: []byte{5, 0}}}
 		}, "nvidia.chain", "1.2.3"},
-		"no identity":            {func(d *nvidiatest.Device) { d.Templates[0].ExtraExtensions = d.Templates[0].ExtraExtensions[1:] }, "nvidia.chain", "identity"},
-		"no firmware identifier": {func(d *nvidiatest.Device) { d.Templates[0].ExtraExtensions = d.Templates[0].ExtraExtensions[:1] }, "nvidia.chain", "firmware identifier"},
-		"another maker":          {func(d *nvidiatest.Device) { d.Templates[0].ExtraExtensions[0] = nvidiatest.Name(t, "ACME:GH100:1") }, "nvidia.chain", "NVIDIA:chip:serial"},
-		"another chip":           {func(d *nvidiatest.Device) { d.Templates[0].ExtraExtensions[0] = nvidiatest.Name(t, "NVIDIA:GB100:1") }, "nvidia.arch", "GB100"},
-		"unknown chip":           {func(d *nvidiatest.Device) { d.Templates[0].ExtraExtensions[0] = nvidiatest.Name(t, "NVIDIA:TU102:1") }, "nvidia.arch", "TU102"},
-		"two identifiers": {func(d *nvidiatest.Device) {
+		"no identity":            {func(d *Device) { d.Templates[0].ExtraExtensions = d.Templates[0].ExtraExtensions[1:] }, "nvidia.chain", "identity"},
+		"no firmware identifier": {func(d *Device) { d.Templates[0].ExtraExtensions = d.Templates[0].ExtraExtensions[:1] }, "nvidia.chain", "firmware identifier"},
+		"another maker":          {func(d *Device) { d.Templates[0].ExtraExtensions[0] = Name(t, "ACME:GH100:1") }, "nvidia.chain", "NVIDIA:chip:serial"},
+		"another chip":           {func(d *Device) { d.Templates[0].ExtraExtensions[0] = Name(t, "NVIDIA:GB100:1") }, "nvidia.arch", "GB100"},
+		"unknown chip":           {func(d *Device) { d.Templates[0].ExtraExtensions[0] = Name(t, "NVIDIA:TU102:1") }, "nvidia.arch", "TU102"},
+		"two identifiers": {func(d *Device) {
 			other := *d
 			other.Arch = nvidia.Blackwell
-			d.Templates[0].ExtraExtensions = append(d.Templates[0].ExtraExtensions, other.DICE(t, nvidiatest.Flags{Bytes: []byte{0}, BitLength: 8}))
+			d.Templates[0].ExtraExtensions = append(d.Templates[0].ExtraExtensions, other.DICE(t, Flags{Bytes: []byte{0}, BitLength: 8}))
 		}, "nvidia.chain", "got two"},
-		"another device's key": {func(d *nvidiatest.Device) { d.Keys[1] = nvidiatest.NewKey(t) }, "nvidia.chain", "key of the device's identity"},
-		"other firmware": {func(d *nvidiatest.Device) {
+		"another device's key": {func(d *Device) { d.Keys[1] = NewKey(t) }, "nvidia.chain", "key of the device's identity"},
+		"other firmware": {func(d *Device) {
 			d.FWID = make([]byte, 48)
-			d.Templates[0].ExtraExtensions[1] = d.DICE(t, nvidiatest.Flags{})
+			d.Templates[0].ExtraExtensions[1] = d.DICE(t, Flags{})
 		}, "nvidia.fwid", "0000000000"},
 	} {
 		d := w.NewDevice(t, "GH100", name)
 		e := d.Evidence(t, nonce()[:32])
 		c.change(d)
 		d.Certify(t)
-		e.Chain = nvidiatest.PEM(d.Certs...)
+		e.Chain = PEM(d.Certs...)
 		_, err := verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
 		if c.check == "" {
 			if err != nil {
@@ -100,20 +99,20 @@ func TestChainRules(t *testing.T) {
 	// A key and a signature of another algorithm.
 	d := w.NewDevice(t, "GH100", "algorithms")
 	e := d.Evidence(t, nonce()[:32])
-	d.Certs[0] = nvidiatest.Issue(t, d.Templates[0], d.Certs[1], &p256.PublicKey, d.Keys[1])
-	e.Chain = nvidiatest.PEM(d.Certs...)
+	d.Certs[0] = Issue(t, d.Templates[0], d.Certs[1], &p256.PublicKey, d.Keys[1])
+	e.Chain = PEM(d.Certs...)
 	_, err = verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
 	refused(t, "key on P-256", err, "nvidia.chain", "P-384")
 	d.Templates[0].SignatureAlgorithm = x509.ECDSAWithSHA256
 	d.Certify(t)
-	e.Chain = nvidiatest.PEM(d.Certs...)
+	e.Chain = PEM(d.Certs...)
 	_, err = verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
 	refused(t, "SHA-256", err, "nvidia.chain", "SHA-384")
 	// An authority that NVIDIA does not know, with a name that it does.
 	fake := newWorld(t)
 	d = fake.NewDevice(t, "GH100", "fake")
 	e = d.Evidence(t, nonce()[:32])
-	e.Chain = nvidiatest.PEM(append(d.Certs[:4:4], w.Cert)...)
+	e.Chain = PEM(append(d.Certs[:4:4], w.Cert)...)
 	_, err = verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
 	refused(t, "another authority", err, "nvidia.chain", "certificate 3")
 }
@@ -123,7 +122,7 @@ func TestDICE(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
 	d := w.NewDevice(t, "GB100", "1")
-	d.Templates[0].ExtraExtensions[1] = d.DICE(t, nvidiatest.Flags{Bytes: []byte{0x10, 0, 0, 1}, BitLength: 32})
+	d.Templates[0].ExtraExtensions[1] = d.DICE(t, Flags{Bytes: []byte{0x10, 0, 0, 1}, BitLength: 32})
 	d.Certify(t)
 	e := d.Evidence(t, nonce()[:32])
 	_, err := verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
@@ -135,9 +134,9 @@ func TestDICE(t *testing.T) {
 		t.Errorf("debug, allowed: %+v, %v", r, err)
 	}
 	d.FWID = make([]byte, 48)
-	d.Templates[0].ExtraExtensions[1] = d.DICE(t, nvidiatest.Flags{Bytes: []byte{0x80}, BitLength: 8})
+	d.Templates[0].ExtraExtensions[1] = d.DICE(t, Flags{Bytes: []byte{0x80}, BitLength: 8})
 	d.Certify(t)
-	e.Chain = nvidiatest.PEM(d.Certs...)
+	e.Chain = PEM(d.Certs...)
 	_, err = verifier1(t, w.options()).Verify(t.Context(), raw(t, e), fresh())
 	refused(t, "other firmware", err, "nvidia.fwid", "")
 	for name, value := range map[string]string{
@@ -157,7 +156,7 @@ func TestDICE(t *testing.T) {
 func FuzzDICE(f *testing.F) {
 	w := newWorld(f)
 	for _, chip := range []string{"GH100", "GB100"} {
-		f.Add(w.NewDevice(f, chip, "1").DICE(f, nvidiatest.Flags{Bytes: []byte{1}, BitLength: 8}).Value)
+		f.Add(w.NewDevice(f, chip, "1").DICE(f, Flags{Bytes: []byte{1}, BitLength: 8}).Value)
 	}
 	f.Fuzz(func(t *testing.T, value []byte) {
 		if d, err := parseTCBInfo(value); err == nil && len(d.fwid) != 48 {
@@ -198,14 +197,14 @@ func TestMemo(t *testing.T) {
 func TestMachineOfAnother(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	var gpus, switches []*nvidiatest.Device
+	var gpus, switches []*Device
 	for i := range 8 {
 		gpus = append(gpus, w.NewDevice(t, "GH100", fmt.Sprint("g", i)))
 	}
 	for i := range 4 {
 		switches = append(switches, w.NewDevice(t, "LS_10", fmt.Sprint("s", i)))
 	}
-	pdis := func(of []*nvidiatest.Device, turned bool) []byte {
+	pdis := func(of []*Device, turned bool) []byte {
 		var out []byte
 		for _, d := range of {
 			b := unhex(t, d.PDI)
