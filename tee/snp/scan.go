@@ -16,6 +16,7 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 	}
 	r := jsonscan.NewReader(data)
 	e := new(Evidence)
+	var room []byte // for the bytes of certificates: one takes two characters or more
 	ok := r.Object(func(name []byte) bool {
 		switch string(name) {
 		case "attestation_report":
@@ -23,8 +24,11 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 		case "cert_chain":
 			e.CertChain = []Certificate{}
 			return r.Array(func() bool {
+				if room == nil {
+					room = make([]byte, 0, len(data)/2)
+				}
 				var c Certificate
-				if len(e.CertChain) == MaxCertificates || !scanCertificate(r, &c) {
+				if len(e.CertChain) == MaxCertificates || !scanCertificate(r, &c, &room) {
 					return false
 				}
 				e.CertChain = append(e.CertChain, c)
@@ -36,10 +40,8 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 	return e, ok && r.End()
 }
 
-// maxUsual is what a certificate's usual size is below, in bytes.
-const maxUsual = 2 << 10
-
-func scanCertificate(r *jsonscan.Reader, c *Certificate) bool {
+// scanCertificate reads a certificate; its bytes take room.
+func scanCertificate(r *jsonscan.Reader, c *Certificate, room *[]byte) bool {
 	return r.Object(func(name []byte) (ok bool) {
 		switch string(name) {
 		case "cert_type":
@@ -52,7 +54,10 @@ func scanCertificate(r *jsonscan.Reader, c *Certificate) bool {
 				ok = false
 			}
 		case "data":
-			c.Data, ok = r.Bytes(make([]byte, 0, maxUsual), MaxCertificate)
+			before := len(*room)
+			if *room, ok = r.Bytes(*room, MaxCertificate); ok {
+				c.Data = (*room)[before:len(*room):len(*room)]
+			}
 		}
 		return ok
 	}) && c.Type != "" && c.Data != nil
