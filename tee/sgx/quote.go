@@ -80,6 +80,14 @@ func parseBody(raw []byte) (*Quote, []byte, error) {
 	return q, raw[signedSize:], nil
 }
 
+// SignedBytes encodes header and report, the bytes that a quoting enclave signs:
+// the inverse of parsing them.
+func (q *Quote) SignedBytes() []byte {
+	out := make([]byte, dcapquote.HeaderSize, signedSize)
+	q.Header.Put(out)
+	return append(out, q.Report.Bytes()...)
+}
+
 // Evidence is what an SGX attester sends: the value of "primary_evidence" in
 // the KBS protocol, {"quote": BASE64}.
 type Evidence struct {
