@@ -149,6 +149,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.initdataCommand(),
 		a.eventlogCommand(),
 		a.explainCommand(),
+		a.collateralCommand(),
 		a.trusteeCommand(),
 	)
 	return root
