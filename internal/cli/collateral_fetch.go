@@ -162,93 +162,30 @@ func (g *collateralGroup) fetchAll(ctx context.Context, client *collateral.Clien
 	return errs[len(errs)-1]
 }
 
+// wantList collects the items that the flags name, each once.
+type wantList []collateral.Item
+
+func (l *wantList) add(flag string, items []collateral.Item, err error) error {
+	if err != nil {
+		return usagef("%s: %w", flag, err)
+	}
+	for _, i := range items {
+		if !slices.Contains(*l, i) {
+			*l = append(*l, i)
+		}
+	}
+	return nil
+}
+
+func (l *wantList) addOne(flag string, i collateral.Item, err error) error {
+	return l.add(flag, []collateral.Item{i}, err)
+}
+
 // wanted are the items that the flags name.
 func (g *collateralGroup) wanted(f fetchFlags) ([]collateral.Item, error) {
-	var out []collateral.Item
-	add := func(flag string, more []collateral.Item, err error) error {
-		if err != nil {
-			return usagef("%s: %w", flag, err)
-		}
-		for _, i := range more {
-			if !slices.Contains(out, i) {
-				out = append(out, i)
-			}
-		}
-		return nil
-	}
-	one := func(i collateral.Item, err error) ([]collateral.Item, error) { return []collateral.Item{i}, err }
-	track := collateral.Update(f.update)
-	if (f.tee == "") != (f.evidence == "") {
-		return nil, usagef("--tee and --evidence: expected both or none")
-	}
-	if f.evidence != "" {
-		data, err := g.readLimited(f.evidence, maxEvidenceFile)
-		if err != nil {
-			return nil, usagef("--evidence: %w", err)
-		}
-		more, err := collateral.Needs(tee.Name(f.tee), data, snp.Generation(f.vcek), track)
-		if errors.Is(err, collateral.ErrGeneration) {
-			return nil, usageError{hint.New(fmt.Errorf("--evidence: %w", err), "say which: --vcek Milan, Genoa or Turin")}
-		}
-		if err := add("--evidence", more, err); err != nil {
-			return nil, err
-		}
-	} else if f.vcek != "" {
-		chip, err := hexOf("--chip-id", f.chip, 8, 64)
-		if err != nil {
-			return nil, err
-		}
-		id, err := hex.DecodeString(chip)
-		if err != nil {
-			return nil, usagef("--chip-id: %w", err)
-		}
-		levels, err := parseTCB(f.tcb)
-		if err != nil {
-			return nil, err
-		}
-		more, err := one(collateral.VCEKItem(snp.Generation(f.vcek), id, levels))
-		if err := add("--vcek", more, err); err != nil {
-			return nil, err
-		}
-	} else if f.chip != "" || f.tcb != "" {
-		return nil, usagef("--chip-id and --tcb belong to --vcek GENERATION")
-	}
-	if f.crl {
-		for _, generation := range []snp.Generation{snp.Milan, snp.Genoa, snp.Turin} {
-			for _, s := range []snp.Signer{snp.SignerVCEK, snp.SignerVLEK} {
-				more, err := one(collateral.AMDItem(collateral.AMDCRL, generation, s))
-				if f.vcek != "" && f.vcek != string(generation) {
-					continue
-				}
-				if err := add("--crl", more, err); err != nil {
-					return nil, err
-				}
-			}
-		}
-	}
-	if f.fmspc != "" {
-		text, err := hexOf("--fmspc", f.fmspc, 6)
-		if err != nil {
-			return nil, err
-		}
-		fmspc, err := hex.DecodeString(text)
-		if err != nil {
-			return nil, usagef("--fmspc: %w", err)
-		}
-		more, err := collateral.IntelNeeds(f.kind, [6]byte(fmspc), []string{"platform", "processor"}, track)
-		if err := add("--fmspc", more, err); err != nil {
-			return nil, err
-		}
-	}
-	for _, id := range f.rims {
-		more, err := one(collateral.RIMItem(id))
-		if err := add("--rim", more, err); err != nil {
-			return nil, err
-		}
-	}
-	for _, serial := range f.hygon {
-		more, err := one(collateral.HSKCEKItem(serial))
-		if err := add("--hygon", more, err); err != nil {
+	var out wantList
+	for _, of := range []func(fetchFlags, *wantList) error{g.wantEvidence, wantVCEK, wantCRLs, wantIntel, wantOthers} {
+		if err := of(f, &out); err != nil {
 			return nil, err
 		}
 	}
@@ -258,14 +195,98 @@ func (g *collateralGroup) wanted(f fetchFlags) ([]collateral.Item, error) {
 	return out, nil
 }
 
-// hexOf reads hex digits of one of the lengths in bytes, and returns them in
-// lower case.
-func hexOf(flag, text string, lengths ...int) (string, error) {
+func (g *collateralGroup) wantEvidence(f fetchFlags, out *wantList) error {
+	if (f.tee == "") != (f.evidence == "") {
+		return usagef("--tee and --evidence: expected both or none")
+	}
+	if f.evidence == "" {
+		return nil
+	}
+	data, err := g.readLimited(f.evidence, maxEvidenceFile)
+	if err != nil {
+		return usagef("--evidence: %w", err)
+	}
+	items, err := collateral.Needs(tee.Name(f.tee), data, snp.Generation(f.vcek), collateral.Update(f.update))
+	if errors.Is(err, collateral.ErrGeneration) {
+		return usageError{hint.New(fmt.Errorf("--evidence: %w", err), "say which: --vcek Milan, Genoa or Turin")}
+	}
+	return out.add("--evidence", items, err)
+}
+
+func wantVCEK(f fetchFlags, out *wantList) error {
+	switch {
+	case f.evidence != "": // --vcek says of which generation it is
+		return nil
+	case f.vcek == "" && f.chip == "" && f.tcb == "":
+		return nil
+	case f.vcek == "":
+		return usagef("--chip-id and --tcb belong to --vcek GENERATION")
+	}
+	id, err := hexOf("--chip-id", f.chip, 8, 64)
+	if err != nil {
+		return err
+	}
+	levels, err := parseTCB(f.tcb)
+	if err != nil {
+		return err
+	}
+	i, err := collateral.VCEKItem(snp.Generation(f.vcek), id, levels)
+	return out.addOne("--vcek", i, err)
+}
+
+func wantCRLs(f fetchFlags, out *wantList) error {
+	if !f.crl {
+		return nil
+	}
+	for _, generation := range []snp.Generation{snp.Milan, snp.Genoa, snp.Turin} {
+		if f.vcek != "" && f.vcek != string(generation) {
+			continue
+		}
+		for _, s := range []snp.Signer{snp.SignerVCEK, snp.SignerVLEK} {
+			i, err := collateral.AMDItem(collateral.AMDCRL, generation, s)
+			if err := out.addOne("--crl", i, err); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+func wantIntel(f fetchFlags, out *wantList) error {
+	if f.fmspc == "" {
+		return nil
+	}
+	id, err := hexOf("--fmspc", f.fmspc, 6)
+	if err != nil {
+		return err
+	}
+	items, err := collateral.IntelNeeds(f.kind, [6]byte(id), []string{"platform", "processor"}, collateral.Update(f.update))
+	return out.add("--fmspc", items, err)
+}
+
+func wantOthers(f fetchFlags, out *wantList) error {
+	for _, id := range f.rims {
+		i, err := collateral.RIMItem(id)
+		if err := out.addOne("--rim", i, err); err != nil {
+			return err
+		}
+	}
+	for _, serial := range f.hygon {
+		i, err := collateral.HSKCEKItem(serial)
+		if err := out.addOne("--hygon", i, err); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// hexOf reads hex digits of one of the lengths in bytes.
+func hexOf(flag, text string, lengths ...int) ([]byte, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil || !slices.Contains(lengths, len(b)) {
-		return "", usagef("%s: expected %v bytes in hex, got %.200q", flag, lengths, text)
+		return nil, usagef("%s: expected %v bytes in hex, got %.200q", flag, lengths, text)
 	}
-	return hex.EncodeToString(b), nil
+	return b, nil
 }
 
 // parseTCB reads patch levels: bl=4,tee=0,snp=24,ucode=219[,fmc=1].

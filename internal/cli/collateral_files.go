@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -139,14 +140,14 @@ func selection(vendor, chip, fmspc string) (func(collateral.Item) bool, error) {
 		if err != nil {
 			return nil, err
 		}
-		chip = id
+		chip = hex.EncodeToString(id)
 	}
 	if fmspc != "" {
 		id, err := hexOf("--fmspc", fmspc, 6)
 		if err != nil {
 			return nil, err
 		}
-		fmspc = id
+		fmspc = hex.EncodeToString(id)
 	}
 	return func(i collateral.Item) bool {
 		if vendor != "" && i.Kind.Vendor() != vendor {
