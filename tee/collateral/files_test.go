@@ -369,7 +369,7 @@ func lenient() collateral.Checks {
 
 func FuzzOpen(f *testing.F) {
 	for _, name := range []string{"tcbInfo.json", "enclaveIdentity.json", "test-vcek.der", "milan_ask_ark_asvk.pem", "pckcrl.der", "rootcrl.der"} {
-		data, err := os.ReadFile("testdata/" + name)
+		data, err := os.ReadFile("testdata/pcs/" + name)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -377,7 +377,7 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add(rimID+".xml", []byte("<SoftwareIdentity/>"))
 	f.Add("x", []byte(`{"id":"NV_A","rim":"eA=="}`))
-	f.Add("x", bundle(f, open(f, "testdata", lenient()).Entries()))
+	f.Add("x", bundle(f, open(f, "testdata/pcs", lenient()).Entries()))
 	f.Add("x", []byte(`{"collaterals":{"tcbinfos":[{"tdx_tcbinfo":{"tcbInfo":{"id":"TDX","fmspc":"00A06D080000"}}}],"rootcacrl":"3000"}}`))
 	f.Add("x", []byte(`{"tcb_info":"{}","qe_identity":"{}"}`))
 	f.Add("vcek.der", []byte("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"))
