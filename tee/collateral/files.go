@@ -141,6 +141,10 @@ func (r *reader) directory(dir string) error {
 			return fs.SkipDir
 		case d.IsDir() || strings.HasPrefix(d.Name(), tempPrefix):
 			return nil
+		case d.Type() == fs.ModeSymlink: // as in a mounted ConfigMap; none leads out of the directory
+			if to, err := root.Stat(name); err == nil && to.IsDir() {
+				return nil // what it leads to is visited itself
+			}
 		case !d.Type().IsRegular():
 			r.found(name, nil, Ignored, "no regular file")
 			return nil
