@@ -283,3 +283,23 @@ func TestBrokenDocuments(t *testing.T) {
 		t.Errorf("white space: %v", err)
 	}
 }
+
+// Issuers that issue each other lead nowhere, in finite time.
+func TestIssuersInACircle(t *testing.T) {
+	t.Parallel()
+	r, authority, cert, key := turin(t)
+	round, err := sign(&x509.Certificate{
+		SerialNumber: big.NewInt(9), Subject: amdName("ARK-Milan"), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
+		SignatureAlgorithm: x509.SHA384WithRSAPSS, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, authority.ask, &authority.key.PublicKey, authority.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVerifier(t, Options{Now: at("2026-02-01")})
+	data := signReport(t, r, key, snp.Certificate{Type: snp.CertVCEK, Data: cert.Raw},
+		snp.Certificate{Type: snp.CertASK, Data: authority.ask.Raw}, snp.Certificate{Type: snp.CertARK, Data: round.Raw})
+	_, err = v.Verify(t.Context(), data, tee.Expected{ReportData: []byte("bound")})
+	if diff := cmp.Diff([]string{"snp.chain"}, failed(t, err)); diff != "" {
+		t.Errorf("%s\n%v", diff, err)
+	}
+}
