@@ -63,8 +63,8 @@ func TestFlippedBits(t *testing.T) {
 	}{
 		{"Milan VCEK", vector(t, "test-report.bin"), vector(t, "test-vcek.der"), snp.CertVCEK, Options{Now: at("2024-06-01")}},
 		{"Milan VLEK", vector(t, "test-vlek-report.bin"), vector(t, "test-vlek.der"), snp.CertVLEK, Options{Now: at("2025-02-01"), VMPL: []uint32{1}}},
-		{"Genoa VCEK", vector(t, "azure-genoa-report.bin"), vector(t, "azure-genoa-vcek.der"), snp.CertVCEK, Options{Now: at("2025-12-01")}},
-		{"Turin, version 5", minted, cert.Raw, snp.CertVCEK, Options{Now: at("2026-02-01"), DevelopmentRoots: []DevelopmentRoot{authority.root()}}},
+		{"Turin VCEK", vector(t, "turin-report.bin"), vector(t, "turin-vcek.der"), snp.CertVCEK, Options{Now: at("2025-12-01")}},
+		{"Turin, with mitigation vectors", minted, cert.Raw, snp.CertVCEK, Options{Now: at("2026-02-01"), DevelopmentRoots: []DevelopmentRoot{authority.root()}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
