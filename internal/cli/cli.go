@@ -147,6 +147,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.imageCommand(),
 		a.policyCommand(),
 		a.initdataCommand(),
+		a.evidenceCommand(),
 		a.eventlogCommand(),
 		a.measureCommand(),
 		a.explainCommand(),
