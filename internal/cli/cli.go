@@ -151,6 +151,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.eventlogCommand(),
 		a.measureCommand(),
 		a.explainCommand(),
+		a.collateralCommand(),
 		a.trusteeCommand(),
 	)
 	return root

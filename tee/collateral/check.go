@@ -45,7 +45,7 @@ type Checks struct {
 	RootCRL func(der []byte) (*x509.RevocationList, error)
 	// RIM checks the manifest's signature.
 	RIM func(id string, body []byte) error
-	// HSKCEK checks that Hygon signed the certificates of that chip.
+	// HSKCEK checks that Hygon signed the certificates.
 	HSKCEK func(serial string, body []byte) error
 }
 

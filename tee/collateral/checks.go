@@ -3,6 +3,7 @@ package collateral
 import (
 	"crypto/x509"
 
+	"github.com/coffer-project/coffer/tee/csv/csvverify"
 	"github.com/coffer-project/coffer/tee/dcap"
 	"github.com/coffer-project/coffer/tee/nvidia/nvidiaverify"
 	"github.com/coffer-project/coffer/tee/snp"
@@ -55,5 +56,7 @@ func DefaultChecks(d DevelopmentRoots) (Checks, error) {
 		RIM: func(id string, body []byte) error {
 			return nvidiaverify.CheckRIM(id, body, d.NVIDIA...)
 		},
+		// Hygon's certificates do not say whose chip they are of.
+		HSKCEK: func(_ string, body []byte) error { return csvverify.CheckHSKCEK(body) },
 	}, nil
 }
