@@ -290,3 +290,31 @@ func TestRevocationLists(t *testing.T) {
 		}
 	}
 }
+
+// Only the documents' form is at stake: without the key no fuzzer gets further.
+func FuzzParseTCBInfo(f *testing.F) {
+	w := dcaptest.New(f, dcap.TDX)
+	r := roots(f, w.Root(f))
+	for _, doc := range documents(f) {
+		f.Add(doc.Body, []byte("{}"))
+	}
+	s := w.Collateral(f)
+	for _, doc := range []dcap.Signed{s.TCBInfos[dcap.Family{Kind: dcap.TDX, FMSPC: w.PCK.FMSPC}], s.QEIdentities[dcap.TDX]} {
+		_, inner, _ := bytes.Cut(doc.Body, []byte(":"))
+		inner, _, _ = bytes.Cut(inner, []byte(`,"signature"`))
+		f.Add(doc.Body, inner)
+	}
+	f.Fuzz(func(t *testing.T, body, inner []byte) {
+		_, _ = dcap.ParseTCBInfo(dcap.Signed{Body: body}, r)
+		for _, member := range []string{"tcbInfo", "enclaveIdentity"} {
+			s, err := w.Authority.SignDocument(member, inner)
+			if err != nil {
+				t.Fatal(err)
+			}
+			if info, err := dcap.ParseTCBInfo(s, r); err == nil {
+				_, _ = info.Evaluate(&w.PCK, &[16]byte{6, 1, 6}, nil)
+			}
+			_, _ = dcap.ParseQEIdentity(s, r)
+		}
+	})
+}

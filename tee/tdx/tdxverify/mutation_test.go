@@ -241,3 +241,23 @@ func TestCertificationData(t *testing.T) {
 		}
 	}
 }
+
+func FuzzVerify(f *testing.F) {
+	for _, name := range []string{"tdx_quote_v4_debug.bin", "tdx_quote_v5.bin"} {
+		f.Add([]byte(evidence(f, dcaptest.File(f, name), nil)))
+	}
+	quotes := [][]byte{dcaptest.File(f, "tdx_quote_v4_debug.bin"), dcaptest.File(f, "tdx_quote_v5.bin")}
+	v := newVerifier(f, tdxverify.Options{Now: at(dcaptest.At2026()), AllowMissingCollateral: true, AllowDebug: true})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, err := v.Verify(t.Context(), data, anyReportData())
+		if err != nil {
+			return
+		}
+		for _, q := range quotes {
+			if bytes.Contains(q, r.ReportData) {
+				return
+			}
+		}
+		t.Error("evidence of somebody else is genuine")
+	})
+}
