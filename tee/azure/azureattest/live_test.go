@@ -151,7 +151,7 @@ var chip = sync.OnceValues(func() (*softtee.Processor, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer os.RemoveAll(dir)
+	defer func() { _ = os.RemoveAll(dir) }()
 	return softtee.LoadOrCreate(dir, rand.Reader, now().AddDate(0, -1, 0))
 })
 

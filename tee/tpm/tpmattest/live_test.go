@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/eventlog"
 	"github.com/coffer-project/coffer/tee/internal/swtpm"
 	"github.com/coffer-project/coffer/tee/internal/teetest"
 	"github.com/coffer-project/coffer/tee/tpm"
@@ -335,5 +336,61 @@ func TestOpen(t *testing.T) {
 	}
 	if _, err := tpmattest.Open(dir+"/tpmrm0", dir+"/tpm0"); err == nil || errors.Is(err, tpmattest.ErrNoTPM) {
 		t.Errorf("a file that is no device: got %v", err)
+	}
+}
+
+// TestEventLog sends a log of what was measured, and logs of something else.
+func TestEventLog(t *testing.T) {
+	t.Parallel()
+	s := start(t)
+	w, err := eventlog.NewWriter(eventlog.TCG2, []eventlog.Alg{eventlog.SHA256})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for i, text := range []string{"firmware", "configuration", "loader", "kernel"} {
+		register := []int{0, 1, 4, 9}[i]
+		digests, err := w.Measure(register, eventlog.IPL, []byte(text), []byte(text))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := tpmattest.ExtendPCR(s, register, [32]byte(digests[0].Value)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	log := bytes.Clone(w.Bytes())
+	a := attester(t, tpmattest.Options{TPM: s, CreateAK: true, EventLog: func() ([]byte, error) { return log, nil }})
+	v, data := verifier(t, tpmverify.Options{}), reportData()
+	verify := func() (*tee.Result, error) {
+		return v.Verify(t.Context(), evidence(t, a, data), tee.Expected{ReportData: data})
+	}
+	events := func(r *tee.Result) int {
+		list, ok := r.Claims["uefi_event_logs"].([]any)
+		if !ok {
+			t.Fatalf("uefi_event_logs: %T", r.Claims["uefi_event_logs"])
+		}
+		return len(list)
+	}
+	got, err := verify()
+	if err != nil || events(got) != 4 || len(got.Warnings) != 0 {
+		t.Fatalf("%v, %+v", err, got)
+	}
+	// The system extends a register without the firmware's knowledge.
+	if err := tpmattest.ExtendPCR(s, 9, [32]byte{1}); err != nil {
+		t.Fatal(err)
+	}
+	if got, err = verify(); err != nil || events(got) != 3 || len(got.Warnings) != 1 {
+		t.Errorf("register 9 extended behind the log: %v, %+v", err, got)
+	}
+	for name, bad := range map[string][]byte{
+		"cut": log[:len(log)-3], "no log": []byte("no log"), "an event less": log[:bytes.Index(log, []byte("configuration"))+len("configuration")],
+	} {
+		log = bad
+		if got, err := verify(); err == nil {
+			t.Errorf("%s: accepted, %+v", name, got)
+		}
+	}
+	a = attester(t, tpmattest.Options{TPM: s, EventLog: func() ([]byte, error) { return nil, os.ErrPermission }})
+	if _, err := a.Evidence(t.Context(), data); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a log that cannot be read: %v", err)
 	}
 }
