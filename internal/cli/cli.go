@@ -148,6 +148,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.policyCommand(),
 		a.initdataCommand(),
 		a.eventlogCommand(),
+		a.measureCommand(),
 		a.explainCommand(),
 		a.trusteeCommand(),
 	)

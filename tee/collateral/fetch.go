@@ -237,7 +237,7 @@ func (c *Client) download(ctx context.Context, q query, onTurn func(sending bool
 		}
 		if !onTurn(true) {
 			c.pacer.done(t, false)
-			return answer{}, context.Canceled
+			return answer{}, &waitError{context.DeadlineExceeded}
 		}
 		a, err := c.request(ctx, q)
 		status, isStatus := errors.AsType[*statusError](err)
@@ -261,7 +261,7 @@ func (c *Client) download(ctx context.Context, q query, onTurn func(sending bool
 			}
 		}
 		if !onTurn(false) {
-			return answer{}, context.Canceled
+			return answer{}, &waitError{context.DeadlineExceeded}
 		}
 		c.pacer.again(t)
 	}

@@ -167,6 +167,11 @@ func TestParsingAllocates(t *testing.T) {
 	if vectors["one large"], err = small.JSON(); err != nil {
 		t.Fatal(err)
 	}
+	other := Certificate{Type: CertOther, GUID: "00112233-4455-6677-8899-aabbccddeeff", Data: make([]byte, 3000)}
+	small.CertChain = []Certificate{other, other, {Type: CertOther, GUID: other.GUID, Data: []byte{1}}}
+	if vectors["others"], err = small.JSON(); err != nil {
+		t.Fatal(err)
+	}
 	for name, data := range vectors {
 		if got := allocated(t, func() error { _, err := ParseEvidence(data); return err }); got >= 4*len(data) {
 			t.Errorf("%s: evidence of %d bytes: allocated %d", name, len(data), got)

@@ -1,4 +1,4 @@
-package nvidiatest
+package nvidiaverify
 
 import (
 	"crypto/ecdsa"

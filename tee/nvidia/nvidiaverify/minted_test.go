@@ -1,6 +1,4 @@
-// Package nvidiatest makes devices, evidence and collateral under a root of its
-// own, for tests of what no published evidence shows.
-package nvidiatest
+package nvidiaverify
 
 import (
 	"crypto"
@@ -25,7 +23,10 @@ import (
 	"github.com/coffer-project/coffer/tee/nvidia"
 )
 
-// Now lies in the validity of everything that this package makes.
+// What follows makes devices, evidence and collateral under a root of its own, for
+// tests of what no published evidence shows.
+
+// Now lies in the validity of everything that is made here.
 func Now() time.Time { return time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC) }
 
 // Authority is a root.
@@ -75,7 +76,7 @@ func Issue(t testing.TB, template, parent *x509.Certificate, pub crypto.PublicKe
 func NewAuthority(t testing.TB) *Authority {
 	t.Helper()
 	k := NewKey(t)
-	tmpl := Template("test root " + hex.EncodeToString(k.X.Bytes()[:4])) //nolint:staticcheck // names it after its key
+	tmpl := Template("test root " + hex.EncodeToString(k.X.Bytes()[:4]))
 	return &Authority{Issue(t, tmpl, tmpl, &k.PublicKey, k), k}
 }
 
