@@ -175,10 +175,7 @@ func (l TDXLaunch) bootEvents(e *eventList) {
 	// Of boot variables the content alone is measured.
 	e.add(0, EvEFIVariableBoot, order, variable(guidGlobalVariable, "BootOrder", order), "UEFI variable BootOrder %x", order)
 	for i, b := range boot {
-		name := fmt.Sprintf("Boot%04X", i)
-		if 2*i+2 <= len(order) {
-			name = fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
-		}
+		name := fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
 		e.add(0, EvEFIVariableBoot, b, variable(guidGlobalVariable, name, b), "UEFI variable %s, %d bytes", name, len(b))
 	}
 }
