@@ -42,6 +42,11 @@ func TestScripts(t *testing.T) {
 		RequireExplicitExec: true,
 		RequireUniqueNames:  true,
 		Setup: func(e *testscript.Env) error {
+			repo, err := filepath.Abs("../..")
+			if err != nil {
+				return err
+			}
+			e.Setenv("REPO", repo)
 			e.Setenv("HOME", e.WorkDir)
 			e.Setenv("XDG_STATE_HOME", filepath.Join(e.WorkDir, "state"))
 			e.Setenv("XDG_CACHE_HOME", filepath.Join(e.WorkDir, "cache"))
@@ -55,7 +60,7 @@ func TestScripts(t *testing.T) {
 // scriptCommands are what scripts can call beside the tool.
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
-		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit,
+		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
 		"mkfirmware": mkfirmware, "mkkernel": mkkernel, "mkkey384": mkkey384, "mksigstruct": mksigstruct,
 	}
 }
@@ -73,6 +78,16 @@ func exits(ts *testscript.TestScript, _ bool, args []string) {
 	if code != args[0] {
 		ts.Fatalf("expected exit code %s, got %s", args[0], code)
 	}
+}
+
+// unhex writes bytes that a file has in hex, with white space: unhex FROM TO.
+func unhex(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 2 {
+		ts.Fatalf("usage: unhex FROM TO")
+	}
+	b, err := hex.DecodeString(strings.Join(strings.Fields(ts.ReadFile(args[0])), ""))
+	ts.Check(err)
+	ts.Check(os.WriteFile(ts.MkAbs(args[1]), b, 0o600))
 }
 
 // mkimage makes an image from a directory: mkimage LAYOUT TAG DIR.

@@ -198,13 +198,18 @@ func TestInitrdAddress(t *testing.T) {
 		t.Errorf("2 GiB %#x, less %#x, below the split %#x, at the split %#x", at2G, address(2<<30-4096), address(lowSplit-4096), address(lowSplit))
 	}
 	low := slices.Clone(head)
-	binary.LittleEndian.PutUint16(low[0x236:], 0)
-	if a, err := initrdAddress(low, 0x20f, 0x1000, 4<<30); err != nil || a != 0x37ffe000 {
-		t.Errorf("without XLF_CAN_BE_LOADED_ABOVE_4G: got %#x, %v", a, err)
+	binary.LittleEndian.PutUint16(low[0x236:], 0x7d)
+	if a, err := initrdAddress(low, 0x20f, 0x1000, 4<<30); err != nil || a != 0x7ffd6000 {
+		t.Errorf("without XLF_CAN_BE_LOADED_ABOVE_4G, more room than memory: got %#x, %v", a, err)
 	}
 	binary.LittleEndian.PutUint32(low[0x22c:], 0x1fffffff)
-	if a, err := initrdAddress(low, 0x203, 0x1000, 4<<30); err != nil || a != 0x1fffe000 {
-		t.Errorf("initrd_addr_max: got %#x, %v", a, err)
+	for _, protocol := range []uint16{0x203, 0x20f} {
+		if a, err := initrdAddress(low, protocol, 0x1000, 4<<30); err != nil || a != 0x1fffe000 {
+			t.Errorf("protocol %#x, initrd_addr_max: got %#x, %v", protocol, a, err)
+		}
+	}
+	if a, err := initrdAddress(low, 0x202, 0x1000, 4<<30); err != nil || a != 0x37ffe000 {
+		t.Errorf("protocol 0x202: got %#x, %v", a, err)
 	}
 	if _, err := initrdAddress(head, 0x20f, 1<<20, 1<<20); err == nil {
 		t.Error("an initrd as large as the memory: no error")

@@ -3,7 +3,6 @@ package verifiers
 
 import (
 	"fmt"
-	"net/http"
 	"os"
 	"path/filepath"
 	"time"
@@ -14,9 +13,6 @@ import (
 	"github.com/coffer-project/coffer/tee/snp"
 	"github.com/coffer-project/coffer/tee/snp/snpverify"
 )
-
-// kdsTimeout bounds one request to AMD's key service.
-const kdsTimeout = 30 * time.Second
 
 // New returns the enabled verifiers by TEE.
 func New(c config.TEE, now func() time.Time) (map[tee.Name]tee.Verifier, error) {
@@ -45,16 +41,13 @@ func newSNP(c config.SNP, now func() time.Time) (tee.Verifier, error) {
 	}
 	for g, t := range c.MinimumTCB {
 		if o.MinimumTCB == nil {
-			o.MinimumTCB = map[snp.Generation]snp.TCB{}
+			o.MinimumTCB = map[snp.Generation]snpverify.MinimumTCB{}
 		}
 		level := snp.TCB{Bootloader: t.Bootloader, TEE: t.TEE, SNP: t.SNP, Microcode: t.Microcode}
 		if g == string(snp.Turin) {
 			level.FMC = &t.FMC
 		}
-		o.MinimumTCB[snp.Generation(g)] = level
-	}
-	if c.KDS {
-		o.Getter = snpverify.NewHTTPGetter(&http.Client{Timeout: kdsTimeout})
+		o.MinimumTCB[snp.Generation(g)] = snpverify.EveryTCB(level)
 	}
 	return snpverify.New(o)
 }
