@@ -113,6 +113,8 @@ func mkkernel(ts *testscript.TestScript, _ bool, args []string) {
 	copy(b[0x202:], "HdrS")
 	le.PutUint16(b[0x206:], 0x20f)
 	b[0x211] = 1
+	le.PutUint32(b[0x22c:], 0x7fffffff)
+	le.PutUint16(b[0x236:], 0x7f)
 	ts.Check(os.WriteFile(ts.MkAbs(args[0]), b, 0o600))
 }
 
@@ -280,6 +282,11 @@ func TestMeasureDocument(t *testing.T) {
 	}
 	script := "mkfirmware AMDSEV.fd snp\nmkfirmware OVMF.fd tdx\nmkkernel vmlinuz\nmkkey384 id.pem\nmkkey384 author.pem\nmkkey owner.pem\nmksigstruct enclave.sig\n"
 	for _, e := range examples {
+		if strings.Contains(string(e[1]), "/usr/share/OVMF/") {
+			if _, err := os.Stat("/usr/share/OVMF/OVMF_CODE_4M.fd"); err != nil {
+				continue // Debian's package ovmf is not installed
+			}
+		}
 		script += "exits 0 coffer " + strings.ReplaceAll(string(e[1]), `"`, "'") + "\n"
 	}
 	script += "-- initrd.img --\ninitrd\n-- acpi/table-loader --\nloader\n-- acpi/rsdp --\nrsdp\n-- acpi/tables --\ntables\n"
