@@ -41,7 +41,7 @@ type measureOut struct {
 
 func (a *app) measureCommand() *cobra.Command {
 	c := &cobra.Command{
-		Use: "measure", Short: "Predict what evidence will say: launch measurements of SNP, TDX and SGX",
+		Use: "measure", Short: "Predict what evidence will say: launch measurements of SNP, TDX, TPM and SGX",
 		Long: `Predict, from the files of a launch, the measurements that a genuine machine will
 report, and write them as reference values for a trustee.
 
@@ -53,7 +53,7 @@ Exit codes: 0 when it was predicted, 1 when these files have no prediction, 2 fo
 wrong usage and files that cannot be read.`,
 		Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() },
 	}
-	c.AddCommand(a.measureSNPCommand(), a.measureTDXCommand(), a.measureSGXCommand())
+	c.AddCommand(a.measureSNPCommand(), a.measureTDXCommand(), a.measureVTPMCommand(), a.measureSGXCommand())
 	return c
 }
 
@@ -131,6 +131,13 @@ func (o *measureOut) text(p reference.Prediction) []byte {
 	if o.events {
 		for _, e := range p.Events {
 			_, _ = fmt.Fprintf(&b, "event  rtmr_%d  %s  %x  %s\n", e.Register, e.Type, e.Digest, clean(e.Description))
+		}
+		for _, e := range p.PCREvents {
+			digest := "unknown"
+			if len(e.Digests) > 0 {
+				digest = hex.EncodeToString(e.Digests[0].Value)
+			}
+			_, _ = fmt.Fprintf(&b, "event  pcr%02d  %s  %s  %s\n", e.PCR, e.Type, digest, clean(e.What))
 		}
 	}
 	return []byte(b.String())

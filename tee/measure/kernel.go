@@ -77,9 +77,9 @@ func (l TDXLaunch) patchedHeader() ([]byte, error) {
 func initrdAddress(head []byte, protocol uint16, size, memory uint64) (uint32, error) {
 	le, limit := binary.LittleEndian, uint64(0x37ffffff)
 	switch {
-	case protocol >= 0x20c && le.Uint16(head[0x236:])&0x40 != 0: // xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
+	case protocol >= 0x20c && le.Uint16(head[0x236:])&2 != 0: // xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
 		limit = 1<<32 - 1
-	case protocol < 0x20c && le.Uint32(head[0x22c:]) != 0:
+	case protocol >= 0x203:
 		limit = uint64(le.Uint32(head[0x22c:])) // initrd_addr_max
 	}
 	low := belowFourGiB(memory)

@@ -13,7 +13,7 @@ var (
 	guidTdxTable       = mustGUID(0x93bb96af, 0xb9f2, 0x4eb8, 0x9462e0ba74564236) // edk2, gUefiOvmfPkgTdTdxHobGuid
 	guidKernelFiles    = mustGUID(0x1428f772, 0xb64a, 0x441e, 0xb8c39ebdd7f893c7) // edk2, QemuKernelLoaderFs
 	guidDXEVolume      = mustGUID(0x7cb8bdc9, 0xf8eb, 0x4f34, 0xaaea3ee4af6516a1) // OvmfPkgX64.fdf, DXEFV
-	guidUiApp          = mustGUID(0x462caa21, 0x7614, 0x4503, 0x836e8ab6f4662331) // MdeModulePkg, UiApp
+	guidUIApp          = mustGUID(0x462caa21, 0x7614, 0x4503, 0x836e8ab6f4662331) // MdeModulePkg, UiApp
 	guidBootMenuApp    = mustGUID(0xeec25bdc, 0x67f2, 0x4d95, 0xb1d5f81b2039d11d) // MdeModulePkg, BootManagerMenuApp
 )
 
@@ -166,19 +166,16 @@ func (l TDXLaunch) bootEvents(e *eventList) {
 	if order == nil {
 		// What OVMF registers where there is nothing to boot from but QEMU's
 		// kernel. 1: active, 8: hidden, 0x100: an application.
-		order, boot = []byte{0, 0}, [][]byte{loadOption(0x109, "UiApp", guidUiApp)}
+		order, boot = []byte{0, 0}, [][]byte{loadOption(0x109, "UiApp", guidUIApp)}
 		if l.Profile == ProfileOVMF2025 {
 			order = []byte{0, 0, 1, 0}
-			boot = [][]byte{loadOption(0x109, "BootManagerMenuApp", guidBootMenuApp), loadOption(0x101, "EFI Firmware Setup", guidUiApp)}
+			boot = [][]byte{loadOption(0x109, "BootManagerMenuApp", guidBootMenuApp), loadOption(0x101, "EFI Firmware Setup", guidUIApp)}
 		}
 	}
 	// Of boot variables the content alone is measured.
 	e.add(0, EvEFIVariableBoot, order, variable(guidGlobalVariable, "BootOrder", order), "UEFI variable BootOrder %x", order)
 	for i, b := range boot {
-		name := fmt.Sprintf("Boot%04X", i)
-		if 2*i+2 <= len(order) {
-			name = fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
-		}
+		name := fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
 		e.add(0, EvEFIVariableBoot, b, variable(guidGlobalVariable, name, b), "UEFI variable %s, %d bytes", name, len(b))
 	}
 }

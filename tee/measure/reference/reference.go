@@ -34,6 +34,8 @@ type Prediction struct {
 	Unknown []Unknown `json:"unknown,omitempty"`
 	// Events are the events that were assumed, in their order.
 	Events []measure.Event `json:"events,omitempty"`
+	// PCREvents are those of a TPM.
+	PCREvents []PCREvent `json:"pcr_events,omitempty"`
 	// IDBlock is an ID block for the one launch digest that was predicted.
 	IDBlock *IDBlock `json:"id_block,omitempty"`
 }

@@ -2,17 +2,22 @@ package reference
 
 import (
 	"bytes"
+	"crypto/sha256"
 	"crypto/sha512"
 	"encoding/base64"
+	"encoding/binary"
 	"encoding/hex"
 	"encoding/json"
+	"os"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/eventlog"
 	"github.com/coffer-project/coffer/tee/measure"
 	"github.com/coffer-project/coffer/tee/measure/sigstruct"
+	"github.com/coffer-project/coffer/tee/measure/vtpm"
 )
 
 func launch() measure.Launch {
@@ -88,6 +93,59 @@ func TestSGX(t *testing.T) {
 	}
 	if _, err := SGX(s, "name"); err == nil {
 		t.Error("by name: no error")
+	}
+}
+
+// kernel is a file with the headers of a Linux kernel with an EFI stub.
+func kernel() []byte {
+	le := binary.LittleEndian
+	b := make([]byte, 0x3000)
+	copy(b, "MZ")
+	le.PutUint32(b[0x3c:], 0x40)
+	copy(b[0x40:], "PE\x00\x00")
+	le.PutUint16(b[0x46:], 1)
+	le.PutUint16(b[0x54:], 160)
+	le.PutUint16(b[0x58:], 0x20b)
+	le.PutUint32(b[0x58+60:], 0x1000)
+	le.PutUint32(b[0x58+108:], 6)
+	le.PutUint32(b[0xf8+16:], 0x2000)
+	le.PutUint32(b[0xf8+20:], 0x1000)
+	copy(b[0x202:], "HdrS")
+	le.PutUint16(b[0x206:], 0x20f)
+	b[0x211] = 1
+	return b
+}
+
+func TestVTPM(t *testing.T) {
+	t.Parallel()
+	if _, err := VTPM(vtpm.Launch{Kernel: kernel()}, eventlog.SHA256); err == nil {
+		t.Error("no firmware: no error")
+	}
+	firmware, err := os.ReadFile("/usr/share/OVMF/OVMF_CODE_4M.fd")
+	if err != nil {
+		t.Skipf("Debian's package ovmf is not installed: %v", err)
+	}
+	l := vtpm.Launch{Firmware: firmware, Kernel: kernel(), Machine: vtpm.Q35, Memory: 512 << 20}
+	p, err := VTPM(l, eventlog.SHA256)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := names(p); got != "tpm_pcr01 tpm_pcr02 tpm_pcr03 tpm_pcr04 tpm_pcr05 tpm_pcr06 tpm_pcr07 tpm_pcr09" || len(p.Unknown) != 1 || p.Unknown[0].Name != "tpm_pcr00" {
+		t.Errorf("got %s, unknown %v", got, p.Unknown)
+	}
+	// A separator alone.
+	want := sha256.Sum256(make([]byte, 4))
+	want = sha256.Sum256(append(make([]byte, 32), want[:]...))
+	if got := p.References[1].Values[0].Value; got != hex.EncodeToString(want[:]) {
+		t.Errorf("PCR 2: got %s, want %x", got, want)
+	}
+	data, err := p.JSON()
+	if err != nil || !strings.Contains(string(data), `"digest": null`) || !strings.Contains(string(data), `"register": "pcr09"`) {
+		t.Errorf("JSON: %s, %v", data, err)
+	}
+	l.PEIVolume = []eventlog.Digest{{Alg: eventlog.SHA256, Value: make([]byte, 32)}}
+	if p, err = VTPM(l, eventlog.SHA256); err != nil || len(p.Unknown) != 0 || !strings.HasPrefix(names(p), "tpm_pcr00 ") {
+		t.Errorf("with the PEI volume: got %s, unknown %v, %v", names(p), p.Unknown, err)
 	}
 }
 
