@@ -140,7 +140,20 @@ func (a *app) rootCommand() *cobra.Command {
 		return usageError{hint.New(err, "see `"+cmd.CommandPath()+" --help`")}
 	})
 	root.CompletionOptions.HiddenDefaultCmd = true
-	root.AddCommand(a.runCommand(), a.demoCommand(), a.guestCommand(), a.imageCommand(), a.policyCommand(), a.initdataCommand(), a.eventlogCommand(), a.trusteeCommand())
+	root.AddCommand(
+		a.runCommand(),
+		a.demoCommand(),
+		a.guestCommand(),
+		a.imageCommand(),
+		a.policyCommand(),
+		a.initdataCommand(),
+		a.evidenceCommand(),
+		a.eventlogCommand(),
+		a.measureCommand(),
+		a.explainCommand(),
+		a.collateralCommand(),
+		a.trusteeCommand(),
+	)
 	return root
 }
 

@@ -316,18 +316,22 @@ func (w *walker) number() error {
 
 // text reads a string and returns what it means.
 func (w *walker) text() (string, error) {
-	start := w.pos
+	start, escaped := w.pos, false
 	w.pos++
 	for w.pos < len(w.data) {
 		switch c := w.data[w.pos]; {
 		case c == '"':
 			w.pos++
+			if !escaped { // every byte was looked at and stands for itself
+				return string(w.data[start+1 : w.pos-1]), nil
+			}
 			var s string
 			if err := json.Unmarshal(w.data[start:w.pos], &s); err != nil {
 				return "", w.fail("not a JSON string")
 			}
 			return s, nil
 		case c == '\\':
+			escaped = true
 			if err := w.escape(); err != nil {
 				return "", err
 			}

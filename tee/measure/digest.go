@@ -12,11 +12,12 @@ const (
 
 // Page types of SNP_LAUNCH_UPDATE (56860, §8.17, table of PAGE_TYPE values).
 const (
-	pageNormal  = 1
-	pageVMSA    = 2
-	pageZero    = 3
-	pageSecrets = 5
-	pageCPUID   = 6
+	pageNormal     = 1
+	pageVMSA       = 2
+	pageZero       = 3
+	pageUnmeasured = 4
+	pageSecrets    = 5
+	pageCPUID      = 6
 )
 
 // vmsaGPA is the address under which KVM adds VMSA pages: an address no guest
@@ -47,12 +48,16 @@ func (d *digest) normalPages(gpa uint64, data []byte) {
 	}
 }
 
-// unreadPages adds pages whose content is not hashed: zero, secrets and CPUID.
+// unreadPages adds pages whose content is not hashed: zero, unmeasured, secrets
+// and CPUID.
 func (d *digest) unreadPages(kind byte, gpa, size uint64) {
 	for off := uint64(0); off < size; off += pageSize {
 		d.page(kind, gpa+off, [sha512.Size384]byte{})
 	}
 }
+
+// apContents is the digest of the save area of every CPU but the first.
+func (s Seed) apContents() [sha512.Size384]byte { return sha512.Sum384(s.ap[:]) }
 
 func (d *digest) vmsa(page *[pageSize]byte) {
 	d.page(pageVMSA, vmsaGPA, sha512.Sum384(page[:]))

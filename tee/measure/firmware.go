@@ -181,13 +181,22 @@ func parseMetadata(image []byte, offset uint32) ([]section, error) {
 // sections lie in the first 16 MiB of memory.
 const maxSectionSize = 16 << 20
 
-// metadataPages adds the sections in the order of the metadata, as QEMU does.
+// metadataPages adds the sections in the order of the metadata, as QEMU does;
+// the other programs' deviations are those of virtee/sev-snp-measure 0.0.13,
+// sevsnpmeasure/guest.py.
 func (d *digest) metadataPages(fw firmware, l Launch) error {
 	hashed := false
+	var last []section // EC2 adds the CPUID page after all others
 	for i, s := range fw.sections {
 		gpa, size := uint64(s.gpa), uint64(s.size)
 		switch s.kind {
-		case sectionSecMem, sectionSVSMCAA:
+		case sectionSecMem:
+			kind := byte(pageZero)
+			if l.VMM == VMMGCE {
+				kind = pageUnmeasured
+			}
+			d.unreadPages(kind, gpa, size)
+		case sectionSVSMCAA:
 			d.unreadPages(pageZero, gpa, size)
 		case sectionSecrets:
 			if size != pageSize {
@@ -197,6 +206,10 @@ func (d *digest) metadataPages(fw firmware, l Launch) error {
 		case sectionCPUID:
 			if size != pageSize {
 				return fmt.Errorf("measure: firmware: SEV metadata: section %d: a CPUID section is one page, got %#x bytes", i, size)
+			}
+			if l.VMM == VMMEC2 {
+				last = append(last, s)
+				continue
 			}
 			d.unreadPages(pageCPUID, gpa, size)
 		case sectionKernelHashes:
@@ -214,6 +227,9 @@ func (d *digest) metadataPages(fw firmware, l Launch) error {
 		default:
 			return fmt.Errorf("measure: firmware: SEV metadata: section %d: kind %#x is unknown; this firmware is newer than the measurement code", i, s.kind)
 		}
+	}
+	for _, s := range last {
+		d.unreadPages(pageCPUID, uint64(s.gpa), uint64(s.size))
 	}
 	if l.Kernel != nil && !hashed {
 		return fmt.Errorf("measure: firmware: has no place for kernel hashes, so kernel, initrd and cmdline would not be measured; use OVMF's AmdSev build")

@@ -2,21 +2,28 @@
 // processor will report for given firmware, kernel, initrd, command line and
 // virtual CPUs.
 //
-// [SNP] computes the launch digest of AMD SEV-SNP as QEMU (9.1 and newer)
-// starts a guest: every page that the hypervisor adds before the first
-// instruction runs is chained into a SHA-384 digest (SEV Secure Nested Paging
-// Firmware ABI Specification, publication 56860, §8.17 SNP_LAUNCH_UPDATE).
-// Firmware that declares its pages (OVMF's AmdSev build) is measured exactly as
-// hardware does. Firmware that does not (SeaBIOS) can only be started by the
-// software TEE; see [LayoutSoftware].
+// [SNP] computes the launch digest of AMD SEV-SNP: every page that the
+// hypervisor adds before the first instruction runs is chained into a SHA-384
+// digest (SEV Secure Nested Paging Firmware ABI Specification, publication
+// 56860, §8.17 SNP_LAUNCH_UPDATE), as QEMU (9.1 and newer), EC2 and GCE start a
+// guest ([VMM]). [NewSeed] computes the digests of many CPU counts in one pass.
+//
+// [TDX] computes MRTD and RTMR0 to RTMR3 of a trust domain that QEMU starts, and
+// lists every event that it assumed.
+//
+// Firmware that declares its pages (OVMF) is measured exactly as hardware does.
+// Firmware that does not (SeaBIOS) can only be started by the software TEE; see
+// [LayoutSoftware].
+//
+// What is proved by published vectors, and what is not, is written in
+// docs/measure.md: nothing here has been compared with hardware of our own.
 package measure
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
-	"strconv"
+	"slices"
+	"strings"
 )
 
 // Limits on what is measured. They bound the work on one call, not what a real
@@ -48,8 +55,18 @@ type Launch struct {
 	VCPUs   int
 	// VCPUModel is a QEMU CPU model; see [CPUSignature].
 	VCPUModel string
+	// VCPUSignature is the CPUID Fn0000_0001 EAX value of the guest's CPUs,
+	// instead of a VCPUModel; see [SignatureOf]. EC2 and GCE start their CPUs
+	// with a value of their own, so neither is needed there.
+	VCPUSignature *uint32
+	// VMM is the program that starts the guest. "": VMMQEMU.
+	VMM VMM
 	// GuestFeatures is the VMSA's SEV_FEATURES. Zero: DefaultGuestFeatures.
 	GuestFeatures uint64
+	// FirmwareDigest is what [FirmwareDigest] gives for the whole image. If it
+	// is not zero, Firmware is read for its metadata only, and its last pages
+	// are enough.
+	FirmwareDigest [48]byte
 }
 
 // Layout says how the kernel hashes came into the digest.
@@ -86,38 +103,62 @@ func SNP(l Launch) ([48]byte, error) {
 // Predict is [SNP] with the layout it used. A caller that prepares a launch on
 // hardware should refuse any layout but [LayoutOVMF].
 func Predict(l Launch) (Result, error) {
-	if err := l.check(); err != nil {
+	s, err := NewSeed(l)
+	if err != nil {
 		return Result{}, err
+	}
+	all, err := s.Digests(l.VCPUs)
+	if err != nil {
+		return Result{}, err
+	}
+	return Result{Digest: all[l.VCPUs-1], Layout: s.Layout}, nil
+}
+
+// FirmwareDigest is the launch digest when the pages of a firmware image have
+// been added and nothing else: what other tools call the OVMF hash. It saves
+// shipping and hashing the image where only kernel, initrd, command line and
+// CPUs change.
+func FirmwareDigest(image []byte) ([48]byte, error) {
+	if err := checkFirmware(image); err != nil {
+		return [48]byte{}, err
+	}
+	var d digest
+	d.normalPages(fourGiB-uint64(len(image)), image)
+	return d.ld, nil
+}
+
+// NewSeed measures l with one virtual CPU; [Seed.Digests] goes on from there.
+// l.VCPUs must be valid all the same.
+func NewSeed(l Launch) (Seed, error) {
+	if err := l.check(); err != nil {
+		return Seed{}, err
 	}
 	fw, err := parseFirmware(l.Firmware)
 	if err != nil {
-		return Result{}, err
+		return Seed{}, err
 	}
 	layout := LayoutSoftware
 	if fw.hasMetadata {
 		layout = LayoutOVMF
 	}
-	signature, err := cpuSignature(l.VCPUModel, layout)
+	signature, err := l.signature(layout)
 	if err != nil {
-		return Result{}, err
+		return Seed{}, err
 	}
-
-	var d digest
-	d.normalPages(fourGiB-uint64(len(l.Firmware)), l.Firmware)
-	digest, err := l.finish(d, fw, layout, signature)
-	if err != nil {
-		return Result{}, err
+	d := digest{l.FirmwareDigest}
+	if l.FirmwareDigest == ([48]byte{}) {
+		d.normalPages(fourGiB-uint64(len(l.Firmware)), l.Firmware)
 	}
-	return Result{Digest: digest, Layout: layout}, nil
+	return l.seed(d, fw, layout, signature)
 }
 
-// finish adds to d, which already covers the firmware's pages, everything that
-// follows them.
-func (l Launch) finish(d digest, fw firmware, layout Layout, signature uint32) ([48]byte, error) {
+// seed adds to d, which already covers the firmware's pages, everything that
+// follows them up to the first CPU.
+func (l Launch) seed(d digest, fw firmware, layout Layout, signature uint32) (Seed, error) {
 	switch layout {
 	case LayoutOVMF:
 		if err := d.metadataPages(fw, l); err != nil {
-			return [48]byte{}, err
+			return Seed{}, err
 		}
 	case LayoutSoftware:
 		if l.Kernel != nil {
@@ -125,17 +166,22 @@ func (l Launch) finish(d digest, fw firmware, layout Layout, signature uint32) (
 			d.normalPages(SoftwareHashesGPA&^(pageSize-1), page[:])
 		}
 	}
-	features := l.features()
-	bsp := vmsaPage(resetVector, signature, features)
-	ap := vmsaPage(fw.apResetEIP, signature, features)
-	for i := range l.VCPUs {
-		if i == 0 {
-			d.vmsa(&bsp)
-		} else {
-			d.vmsa(&ap)
-		}
+	bsp := vmsaPage(l.VMM, resetVector, signature, l.features())
+	d.vmsa(&bsp)
+	s := ResumeSeed(d.ld, fw.apResetEIP, signature, l.features(), l.VMM)
+	s.Layout = layout
+	return s, nil
+}
+
+// signature is the CPUs' signature; 0 where the VMM does not tell it to them.
+func (l Launch) signature(layout Layout) (uint32, error) {
+	switch {
+	case l.VCPUSignature != nil:
+		return *l.VCPUSignature, nil
+	case l.VCPUModel == "" && l.VMM.resetState().rdx != 0:
+		return 0, nil
 	}
-	return d.ld, nil
+	return cpuSignature(l.VCPUModel, layout)
 }
 
 func (l Launch) features() uint64 {
@@ -149,104 +195,48 @@ func (l Launch) features() uint64 {
 func (l Launch) check() error {
 	var errs []error
 	add := func(format string, args ...any) { errs = append(errs, fmt.Errorf("measure: "+format, args...)) }
-	switch n := len(l.Firmware); {
-	case n == 0:
-		add("firmware is empty; give the image that QEMU's -bios gets")
-	case n > MaxFirmware:
-		add("firmware: expected at most %d bytes, got %d", MaxFirmware, n)
-	case n%pageSize != 0:
-		add("firmware: expected a multiple of %d bytes, got %d; the file is cut short or not a firmware image", pageSize, n)
+	if err := checkFirmware(l.Firmware); err != nil {
+		errs = append(errs, err)
+	}
+	if l.VMM != "" && !slices.Contains(VMMs(), l.VMM) {
+		add("vmm: expected one of %q, got %q", VMMs(), l.VMM)
+	}
+	if l.VCPUSignature != nil && l.VCPUModel != "" {
+		add("vcpu_signature: is given together with the model %q; give one of them", l.VCPUModel)
 	}
 	if l.VCPUs < 1 || l.VCPUs > MaxVCPUs {
 		add("vcpus: expected 1 to %d, got %d", MaxVCPUs, l.VCPUs)
 	}
-	if len(l.Cmdline) > MaxCmdline {
-		add("cmdline: expected at most %d bytes, got %d", MaxCmdline, len(l.Cmdline))
-	}
-	for i := range len(l.Cmdline) {
-		if l.Cmdline[i] == 0 {
-			add("cmdline: has a NUL at byte %d, where the kernel would stop reading", i)
-			break
-		}
-	}
-	if l.Kernel == nil && (l.Initrd != nil || l.Cmdline != "") {
-		add("initrd or cmdline is given without a kernel; QEMU measures them only together")
-	}
+	errs = append(errs, checkBoot(l.Kernel, l.Initrd, l.Cmdline)...)
 	if l.features()&1 == 0 {
 		add("guest_features: bit 0 (SNP active) must be set, got %#x", l.GuestFeatures)
 	}
 	return errors.Join(errs...)
 }
 
-// Inputs names what a measurement was computed from, in a form that can be
-// stored beside it and compared later.
-type Inputs struct {
-	// Firmware, Kernel and Initrd are SHA-256 digests in lower-case hex.
-	// Kernel is empty where the firmware finds its own.
-	Firmware string `json:"firmware"`
-	Kernel   string `json:"kernel,omitempty"`
-	Initrd   string `json:"initrd,omitempty"`
-	Cmdline  string `json:"cmdline"`
-	VCPUs    int    `json:"vcpus"`
-	// VCPUModel is a QEMU CPU model.
-	VCPUModel string `json:"vcpu_model"`
-	// GuestFeatures is the VMSA's SEV_FEATURES; zero is DefaultGuestFeatures.
-	GuestFeatures uint64 `json:"guest_features,omitempty"`
+// checkFirmware holds an image to the sizes that can be mapped.
+func checkFirmware(image []byte) error {
+	switch n := len(image); {
+	case n == 0:
+		return errors.New("measure: firmware is empty; give the image that QEMU's -bios gets")
+	case n > MaxFirmware:
+		return fmt.Errorf("measure: firmware: expected at most %d bytes, got %d", MaxFirmware, n)
+	case n%pageSize != 0:
+		return fmt.Errorf("measure: firmware: expected a multiple of %d bytes, got %d; the file is cut short or not a firmware image", pageSize, n)
+	}
+	return nil
 }
 
-// Inputs describes l.
-func (l Launch) Inputs() Inputs {
-	in := Inputs{
-		Firmware: hexSHA256(l.Firmware), Cmdline: l.Cmdline, VCPUs: l.VCPUs,
-		VCPUModel: l.VCPUModel, GuestFeatures: l.features(),
+// checkBoot holds what direct kernel boot loads to what can be loaded.
+func checkBoot(kernel, initrd []byte, cmdline string) (errs []error) {
+	if len(cmdline) > MaxCmdline {
+		errs = append(errs, fmt.Errorf("measure: cmdline: expected at most %d bytes, got %d", MaxCmdline, len(cmdline)))
 	}
-	if l.Kernel != nil {
-		in.Kernel, in.Initrd = hexSHA256(l.Kernel), hexSHA256(l.Initrd)
+	if i := strings.IndexByte(cmdline, 0); i >= 0 {
+		errs = append(errs, fmt.Errorf("measure: cmdline: has a NUL at byte %d, where the kernel would stop reading", i))
 	}
-	return in
-}
-
-func hexSHA256(b []byte) string {
-	sum := sha256.Sum256(b)
-	return hex.EncodeToString(sum[:])
-}
-
-// Change is one input that differs.
-type Change struct {
-	// Input is the JSON name of the field of [Inputs].
-	Input    string `json:"input"`
-	Expected string `json:"expected"`
-	Got      string `json:"got"`
-}
-
-// String is one line for people.
-func (c Change) String() string {
-	return fmt.Sprintf("%s: expected %q, got %q", c.Input, c.Expected, c.Got)
-}
-
-// Diff names the inputs in which got differs from want, in the order of the
-// fields of [Inputs]. Nothing is returned for equal inputs.
-func Diff(want, got Inputs) []Change {
-	features := func(in Inputs) string {
-		if in.GuestFeatures == 0 {
-			in.GuestFeatures = DefaultGuestFeatures
-		}
-		return fmt.Sprintf("%#x", in.GuestFeatures)
+	if kernel == nil && (initrd != nil || cmdline != "") {
+		errs = append(errs, errors.New("measure: initrd or cmdline is given without a kernel; QEMU measures them only together"))
 	}
-	all := []Change{
-		{"firmware", want.Firmware, got.Firmware},
-		{"kernel", want.Kernel, got.Kernel},
-		{"initrd", want.Initrd, got.Initrd},
-		{"cmdline", want.Cmdline, got.Cmdline},
-		{"vcpus", strconv.Itoa(want.VCPUs), strconv.Itoa(got.VCPUs)},
-		{"vcpu_model", want.VCPUModel, got.VCPUModel},
-		{"guest_features", features(want), features(got)},
-	}
-	var out []Change
-	for _, c := range all {
-		if c.Expected != c.Got {
-			out = append(out, c)
-		}
-	}
-	return out
+	return errs
 }

@@ -252,15 +252,3 @@ func FuzzFirmware(f *testing.F) {
 		}
 	})
 }
-
-func BenchmarkSNP(b *testing.B) {
-	l := amdSevLaunch()
-	l.Firmware = ovmfImage(4<<20, amdSevSections(), amdSevResetEIP, amdSevHashesGPA)
-	l.Kernel, l.Initrd = make([]byte, 12<<20), make([]byte, 20<<20)
-	b.SetBytes(int64(len(l.Firmware) + len(l.Kernel) + len(l.Initrd)))
-	for b.Loop() {
-		if _, err := SNP(l); err != nil {
-			b.Fatal(err)
-		}
-	}
-}

@@ -93,15 +93,16 @@ func TestPublishedDigests(t *testing.T) {
 		vcpus    int
 		features uint64
 		want     string
+		vmm      VMM
 	}{
-		{"empty command line", kernel, "", 1, 0x21, "329c8ce0972ae52343b64d34a434a86f245dfd74f5ed7aae15d22efc78fb9683632b9b50e4e1d7fa41179ef98a7ef198"},
-		{"empty command line, SNP only", kernel, "", 1, 0x1, "ddc5224521617a536ee7ce9dd6224d1b58a8d4fda1c741f3ac99fc4bfa04ba6e9fc98646d4a07a9079397fa3852819b5"},
-		{"command line", kernel, "console=ttyS0 loglevel=7", 1, 0x21, "803f691094946e42068aaa3a8f9e26a5c89f36f7b73ecfb28c653360fe4b3aba7e534442e7e1e17895dfe778d0228977"},
-		{"command line, SNP only", kernel, "console=ttyS0 loglevel=7", 1, 0x1, "6d287813eb5222d770f75005c664e34c204f385ce832cc2ce7d0d6f354454362f390ef83a92046c042e706363b4b08fa"},
-		{"four CPUs", kernel, "", 4, 0x21, "4953b1fb416fa874980e8442b3706d345926d5f38879134e00813c5d7abcbe78eafe7b422907be0b4698e2414a631942"},
-		{"four CPUs, SNP only", kernel, "", 4, 0x1, "5061fffb019493a903613d56d54b94912a1a2f9e4502385f5c194616753720a92441310ba6c4933de877c36e23046ad5"},
-		{"no kernel", nil, "", 1, 0x21, "e1e1ca029dd7973ab9513295be68198472dcd4fc834bd9af9b63f6e8a1674dbf281a9278a4a2ebe0eed9f22adbcd0e2b"},
-		{"no kernel, SNP only", nil, "", 1, 0x1, "19358ba9a7615534a9a1e2f0dfc29384dcd4dcb7062ff9c6013b26869a5fc6ecabe033c48dd6f6db5d6d76e7c5df632d"},
+		{"empty command line", kernel, "", 1, 0x21, "329c8ce0972ae52343b64d34a434a86f245dfd74f5ed7aae15d22efc78fb9683632b9b50e4e1d7fa41179ef98a7ef198", ""},
+		{"empty command line, SNP only", kernel, "", 1, 0x1, "ddc5224521617a536ee7ce9dd6224d1b58a8d4fda1c741f3ac99fc4bfa04ba6e9fc98646d4a07a9079397fa3852819b5", ""},
+		{"command line", kernel, "console=ttyS0 loglevel=7", 1, 0x21, "803f691094946e42068aaa3a8f9e26a5c89f36f7b73ecfb28c653360fe4b3aba7e534442e7e1e17895dfe778d0228977", ""},
+		{"command line, SNP only", kernel, "console=ttyS0 loglevel=7", 1, 0x1, "6d287813eb5222d770f75005c664e34c204f385ce832cc2ce7d0d6f354454362f390ef83a92046c042e706363b4b08fa", ""},
+		{"four CPUs", kernel, "", 4, 0x21, "4953b1fb416fa874980e8442b3706d345926d5f38879134e00813c5d7abcbe78eafe7b422907be0b4698e2414a631942", ""},
+		{"four CPUs, SNP only", kernel, "", 4, 0x1, "5061fffb019493a903613d56d54b94912a1a2f9e4502385f5c194616753720a92441310ba6c4933de877c36e23046ad5", ""},
+		{"no kernel", nil, "", 1, 0x21, "e1e1ca029dd7973ab9513295be68198472dcd4fc834bd9af9b63f6e8a1674dbf281a9278a4a2ebe0eed9f22adbcd0e2b", ""},
+		{"no kernel, SNP only", nil, "", 1, 0x1, "19358ba9a7615534a9a1e2f0dfc29384dcd4dcb7062ff9c6013b26869a5fc6ecabe033c48dd6f6db5d6d76e7c5df632d", ""},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -113,11 +114,16 @@ func TestPublishedDigests(t *testing.T) {
 			if _, err := hex.Decode(start.ld[:], []byte(amdSevFirmwareDigest)); err != nil {
 				t.Fatal(err)
 			}
-			l := Launch{Kernel: tc.kernel, Cmdline: tc.cmdline, VCPUs: tc.vcpus, GuestFeatures: tc.features}
-			got, err := l.finish(start, fw, LayoutOVMF, sig)
+			l := Launch{VMM: tc.vmm, Kernel: tc.kernel, Cmdline: tc.cmdline, VCPUs: tc.vcpus, GuestFeatures: tc.features}
+			seed, err := l.seed(start, fw, LayoutOVMF, sig)
 			if err != nil {
 				t.Fatal(err)
 			}
+			all, err := seed.Digests(tc.vcpus)
+			if err != nil {
+				t.Fatal(err)
+			}
+			got := all[tc.vcpus-1]
 			if hex.EncodeToString(got[:]) != tc.want {
 				t.Errorf("digest:\n got %x\nwant %s", got, tc.want)
 			}

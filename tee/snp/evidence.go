@@ -2,12 +2,9 @@ package snp
 
 import (
 	"bytes"
-	"encoding/binary"
-	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"strconv"
-	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
 )
@@ -234,88 +231,4 @@ func (e *Evidence) Certificate(t CertType) (Certificate, bool) {
 		}
 	}
 	return Certificate{}, false
-}
-
-// certGUIDs are the identifiers in the certificate table of an extended guest
-// request (GHCB specification, publication 56421, §4.1.8).
-func certGUIDs() map[string]CertType {
-	return map[string]CertType{
-		"c0b406a4-a803-4952-9743-3fb6014cd0ae": CertARK,
-		"4ab7b379-bbac-4fe4-a02f-05aef327c782": CertASK,
-		"63da758d-e664-4564-adc5-f4b93be8accd": CertVCEK,
-		"a8074bc2-a25a-483e-aae6-39c045a0b8a1": CertVLEK,
-		"92f81bc3-5811-4d3d-97ff-d19f88dc67ea": CertCRL,
-	}
-}
-
-// ParseCertTable reads the host's certificate table: entries of GUID, offset
-// and length (24 bytes, little-endian), ended by an entry of zeros, then the
-// certificates. An empty table is no certificates.
-func ParseCertTable(table []byte) ([]Certificate, error) {
-	const entry = 24
-	var certs []Certificate
-	kinds := certGUIDs()
-	for at := 0; ; at += entry {
-		if len(table)-at < entry {
-			if at == 0 && allZero(table) {
-				return nil, nil
-			}
-			return nil, fmt.Errorf("snp: certificate table: ends at byte %d without the closing entry", len(table))
-		}
-		head := table[at : at+entry]
-		if allZero(head) {
-			return certs, nil
-		}
-		if len(certs) == MaxCertificates {
-			return nil, fmt.Errorf("snp: certificate table: expected at most %d entries", MaxCertificates)
-		}
-		offset, length := uint64(binary.LittleEndian.Uint32(head[16:])), uint64(binary.LittleEndian.Uint32(head[20:]))
-		if length > MaxCertificate || offset+length > uint64(len(table)) {
-			return nil, fmt.Errorf("snp: certificate table: entry %d: expected at most %d bytes within %d, got %d at %d", len(certs), MaxCertificate, len(table), length, offset)
-		}
-		id := guidText([16]byte(head))
-		c := Certificate{Type: kinds[id], Data: append([]byte(nil), table[offset:offset+length]...)}
-		if c.Type == "" {
-			c.Type, c.GUID = CertOther, id
-		}
-		certs = append(certs, c)
-	}
-}
-
-// guidText is the usual text form. The table holds GUIDs in the byte order of
-// RFC 4122, as the text has them.
-func guidText(g [16]byte) string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", g[0:4], g[4:6], g[6:8], g[8:10], g[10:16])
-}
-
-// EncodeCertTable writes the table that [ParseCertTable] reads.
-func EncodeCertTable(certs []Certificate) ([]byte, error) {
-	if len(certs) > MaxCertificates {
-		return nil, fmt.Errorf("snp: certificate table: expected at most %d entries, got %d", MaxCertificates, len(certs))
-	}
-	ids := map[CertType]string{}
-	for id, kind := range certGUIDs() {
-		ids[kind] = id
-	}
-	const entry = 24
-	table := make([]byte, entry*(len(certs)+1))
-	for i, c := range certs {
-		text := ids[c.Type]
-		if c.Type == CertOther {
-			text = c.GUID
-		}
-		id, err := hex.DecodeString(strings.ReplaceAll(text, "-", ""))
-		if err != nil || len(id) != 16 {
-			return nil, fmt.Errorf("snp: certificate table: entry %d: type %q with GUID %q has no identifier", i, c.Type, c.GUID)
-		}
-		if len(c.Data) > MaxCertificate {
-			return nil, fmt.Errorf("snp: certificate table: entry %d: expected at most %d bytes, got %d", i, MaxCertificate, len(c.Data))
-		}
-		head := table[i*entry:]
-		copy(head, id)
-		binary.LittleEndian.PutUint32(head[16:], uint32(len(table)))
-		binary.LittleEndian.PutUint32(head[20:], uint32(len(c.Data)))
-		table = append(table, c.Data...) //nolint:makezero // behind the entries, which are filled in
-	}
-	return table, nil
 }

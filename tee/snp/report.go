@@ -36,21 +36,6 @@ const (
 // SigECDSAP384SHA384 is the only signature algorithm (SIGNATURE_ALGO).
 const SigECDSAP384SHA384 = 1
 
-// Bits of the guest policy (POLICY).
-const (
-	PolicySMT          = 1 << 16 // simultaneous multithreading is allowed
-	PolicyReserved1    = 1 << 17 // always one
-	PolicyMigrateMA    = 1 << 18 // a migration agent may be attached
-	PolicyDebug        = 1 << 19 // the host may read and write the guest's memory
-	PolicySingleSocket = 1 << 20 // the guest runs on one socket only
-)
-
-// Bits of PLATFORM_INFO.
-const (
-	PlatformSMT  = 1 << 0 // simultaneous multithreading is on
-	PlatformTSME = 1 << 1 // transparent memory encryption is on
-)
-
 // Signer is the key that signed a report (KEY_INFO.SIGNING_KEY).
 type Signer uint8
 
@@ -72,84 +57,6 @@ func (s Signer) String() string {
 		return "none"
 	}
 	return fmt.Sprintf("reserved(%d)", uint8(s))
-}
-
-// Generation is a processor generation: the name AMD's key service uses.
-type Generation string
-
-// The generations that are known.
-const (
-	Milan Generation = "Milan"
-	Genoa Generation = "Genoa" // with Siena and Bergamo
-	Turin Generation = "Turin"
-)
-
-// GenerationOf maps family and model (CPUID Fn0000_0001) to a generation, or
-// to "" where they are not known.
-func GenerationOf(family, model uint8) Generation {
-	switch {
-	case family == 0x19 && model <= 0x0F:
-		return Milan
-	case family == 0x19 && (model >= 0x10 && model <= 0x1F || model >= 0xA0 && model <= 0xAF):
-		return Genoa
-	case family == familyTurin && model <= 0x11:
-		return Turin
-	}
-	return ""
-}
-
-const familyTurin = 0x1A
-
-// TCB is a set of security patch levels (TCB_VERSION).
-type TCB struct {
-	// FMC exists on Turin and newer only.
-	FMC        *uint8 `json:"fmc"`
-	Bootloader uint8  `json:"bootloader"`
-	TEE        uint8  `json:"tee"`
-	SNP        uint8  `json:"snp"`
-	Microcode  uint8  `json:"microcode"`
-}
-
-// String lists the levels.
-func (t TCB) String() string {
-	s := fmt.Sprintf("bootloader %d, tee %d, snp %d, microcode %d", t.Bootloader, t.TEE, t.SNP, t.Microcode)
-	if t.FMC != nil {
-		s = fmt.Sprintf("fmc %d, ", *t.FMC) + s
-	}
-	return s
-}
-
-// Equal says whether all levels are equal.
-func (t TCB) Equal(u TCB) bool { return t.AtLeast(u) && u.AtLeast(t) }
-
-// AtLeast says whether no level of t is below that of minimum. A level that t
-// does not have counts as zero.
-func (t TCB) AtLeast(minimum TCB) bool {
-	fmc := func(t TCB) uint8 {
-		if t.FMC == nil {
-			return 0
-		}
-		return *t.FMC
-	}
-	return fmc(t) >= fmc(minimum) && t.Bootloader >= minimum.Bootloader && t.TEE >= minimum.TEE &&
-		t.SNP >= minimum.SNP && t.Microcode >= minimum.Microcode
-}
-
-// bytes is the little-endian register. Turin put the FMC level first and
-// moved the rest.
-func (t TCB) bytes(turin bool) (b [8]byte) {
-	if turin {
-		return [8]byte{*t.FMC, t.Bootloader, t.TEE, t.SNP, 0, 0, 0, t.Microcode}
-	}
-	return [8]byte{t.Bootloader, t.TEE, 0, 0, 0, 0, t.SNP, t.Microcode}
-}
-
-func tcbFromBytes(b []byte, turin bool) TCB {
-	if turin {
-		fmc := b[0]
-		return TCB{FMC: &fmc, Bootloader: b[1], TEE: b[2], SNP: b[3], Microcode: b[7]}
-	}
-	return TCB{Bootloader: b[0], TEE: b[1], SNP: b[6], Microcode: b[7]}
 }
 
 // FirmwareVersion is a version of the SNP firmware.
@@ -227,11 +134,33 @@ func DecodeReport(raw []byte) (*Report, error) {
 	if len(raw) != ReportSize {
 		return nil, fmt.Errorf("snp: report: expected %d bytes, got %d", ReportSize, len(raw))
 	}
+	r := decode(raw)
+	again, err := r.Bytes()
+	if err != nil {
+		return nil, err
+	}
+	if bytes.Equal(raw, again) {
+		return r, nil
+	}
+	at := reservedByte(raw, again)
+	return nil, fmt.Errorf("snp: report: reserved byte %#x: expected 0x00, got %#02x; a version %d report has no field there", at, raw[at], r.Version)
+}
+
+// reservedByte is the first byte in which a report differs from itself without
+// its reserved bytes.
+func reservedByte(raw, again []byte) int {
+	for i := range raw {
+		if raw[i] != again[i] {
+			return i
+		}
+	}
+	return -1
+}
+
+// decode reads the fields of at least [ReportSize] bytes and judges nothing.
+func decode(raw []byte) *Report {
 	le := binary.LittleEndian
 	r := &Report{Version: le.Uint32(raw)}
-	if r.Version < MinVersion || r.Version > MaxVersion {
-		return nil, fmt.Errorf("snp: report: version: expected %d to %d, got %d", MinVersion, MaxVersion, r.Version)
-	}
 	if r.Version >= 3 {
 		family, model, stepping := raw[0x188], raw[0x189], raw[0x18A]
 		r.CPUIDFamily, r.CPUIDModel, r.CPUIDStepping = &family, &model, &stepping
@@ -266,19 +195,7 @@ func DecodeReport(raw []byte) (*Report, error) {
 	r.LaunchTCB = tcbFromBytes(raw[0x1F0:], turin)
 	r.Signature.R = [72]byte(raw[offSignature:])
 	r.Signature.S = [72]byte(raw[offSignature+72:])
-
-	again, err := r.Bytes()
-	if err != nil {
-		return nil, err
-	}
-	if !bytes.Equal(raw, again) {
-		for i := range raw {
-			if raw[i] != again[i] {
-				return nil, fmt.Errorf("snp: report: reserved byte %#x: expected 0x00, got %#02x; a version %d report has no field there", i, raw[i], r.Version)
-			}
-		}
-	}
-	return r, nil
+	return r
 }
 
 // shortChipID recognises Turin in a report that does not name the processor:

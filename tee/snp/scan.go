@@ -16,6 +16,7 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 	}
 	r := jsonscan.NewReader(data)
 	e := new(Evidence)
+	var room []byte // for the bytes of certificates: one takes two characters or more
 	ok := r.Object(func(name []byte) bool {
 		switch string(name) {
 		case "attestation_report":
@@ -23,8 +24,11 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 		case "cert_chain":
 			e.CertChain = []Certificate{}
 			return r.Array(func() bool {
+				if room == nil {
+					room = make([]byte, 0, len(data)/2)
+				}
 				var c Certificate
-				if len(e.CertChain) == MaxCertificates || !scanCertificate(r, &c) {
+				if len(e.CertChain) == MaxCertificates || !scanCertificate(r, &c, &room) {
 					return false
 				}
 				e.CertChain = append(e.CertChain, c)
@@ -36,26 +40,51 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 	return e, ok && r.End()
 }
 
-// maxUsual is what a certificate's usual size is below, in bytes.
-const maxUsual = 2 << 10
-
-func scanCertificate(r *jsonscan.Reader, c *Certificate) bool {
+// scanCertificate reads a certificate; its bytes take room.
+func scanCertificate(r *jsonscan.Reader, c *Certificate, room *[]byte) bool {
 	return r.Object(func(name []byte) (ok bool) {
 		switch string(name) {
 		case "cert_type":
-			var text []byte
-			text, ok = r.Text()
-			switch t := CertType(text); t {
-			case CertVCEK, CertVLEK, CertASK, CertARK, CertCRL, CertEmpty:
-				c.Type = t
-			default:
-				ok = false
-			}
+			ok = scanType(r, c)
 		case "data":
-			c.Data, ok = r.Bytes(make([]byte, 0, maxUsual), MaxCertificate)
+			before := len(*room)
+			if *room, ok = r.Bytes(*room, MaxCertificate); ok {
+				c.Data = (*room)[before:len(*room):len(*room)]
+			}
 		}
 		return ok
 	}) && c.Type != "" && c.Data != nil
+}
+
+func scanType(r *jsonscan.Reader, c *Certificate) bool {
+	if r.AtObject() {
+		c.Type = CertOther
+		return r.Object(func(name []byte) bool {
+			text, ok := r.Text()
+			c.GUID = string(text)
+			return ok && string(name) == "OTHER" && isGUID(text)
+		}) && c.GUID != ""
+	}
+	text, ok := r.Text()
+	switch t := CertType(text); t {
+	case CertVCEK, CertVLEK, CertASK, CertARK, CertCRL, CertEmpty:
+		c.Type = t
+		return ok
+	}
+	return false
+}
+
+// isGUID is stricter than the long way: a GUID as everybody writes them.
+func isGUID(text []byte) bool {
+	if len(text) != len("00112233-4455-6677-8899-aabbccddeeff") {
+		return false
+	}
+	for _, c := range text {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') && c != '-' {
+			return false
+		}
+	}
+	return true
 }
 
 func scanReport(r *jsonscan.Reader, p *Report) bool {

@@ -111,7 +111,7 @@ func TestRoundTrip(t *testing.T) {
 
 func TestVectorsRoundTrip(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin"} {
+	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin", "azure-genoa-report.bin", "genoa-v5-report.bin", "turin-report.bin"} {
 		raw := vector(t, name)
 		e, err := NewEvidence(raw, nil)
 		if err != nil {
@@ -299,6 +299,10 @@ func TestCertTable(t *testing.T) {
 		"length beyond":    change(table, 20, 0xFF),
 		"length overflow":  change(table, 23, 0xFF),
 		"offset beyond":    change(table, 18, 0xFF),
+		"offset in front":  change(table, 16, 24),
+		"no length":        change(table, 20, 0),
+		"shared bytes":     shared(200),
+		"closing first":    append(make([]byte, 24), 1),
 		"too many":         bytes.Repeat(append(slices.Clone(table[:16]), make([]byte, 8)...), MaxCertificates+2),
 	} {
 		if _, err := ParseCertTable(bad); err == nil {
@@ -307,7 +311,8 @@ func TestCertTable(t *testing.T) {
 	}
 	for name, bad := range map[string][]Certificate{
 		"other without GUID": {{Type: CertOther}},
-		"empty type":         {{Type: CertEmpty}},
+		"empty type":         {{Type: CertEmpty, Data: []byte{1}}},
+		"no data":            {{Type: CertVCEK}},
 		"large":              {{Type: CertVCEK, Data: make([]byte, MaxCertificate+1)}},
 		"many":               make([]Certificate, MaxCertificates+1),
 	} {
@@ -315,6 +320,16 @@ func TestCertTable(t *testing.T) {
 			t.Errorf("%s: no error", name)
 		}
 	}
+}
+
+// shared is a table whose entries have the same bytes.
+func shared(n int) []byte {
+	table, err := EncodeCertTable([]Certificate{{Type: CertVCEK, Data: make([]byte, n)}, {Type: CertARK, Data: []byte{1}}})
+	if err != nil {
+		panic(err)
+	}
+	copy(table[24+16:24+24], table[16:24])
+	return table[:3*24+n]
 }
 
 func change(b []byte, at int, value byte) []byte {
@@ -327,7 +342,7 @@ func change(b []byte, at int, value byte) []byte {
 func TestScanEvidence(t *testing.T) {
 	t.Parallel()
 	for _, r := range []*Report{filled(2, false), filled(3, false), filled(5, false), filled(5, true)} {
-		certs := []Certificate{{Type: CertVCEK, Data: []byte{0, 1, 255}}, {Type: CertASK, Data: []byte{}}, {Type: CertCRL, Data: make([]byte, maxUsual+1)}}
+		certs := []Certificate{{Type: CertVCEK, Data: []byte{0, 1, 255}}, {Type: CertASK, Data: []byte{}}, {Type: CertCRL, Data: make([]byte, 5000)}, {Type: CertOther, GUID: "00112233-4455-6677-8899-aabbccddeeff", Data: []byte{3}}}
 		doc, err := json.Marshal(Evidence{AttestationReport: *r, CertChain: certs})
 		if err != nil {
 			t.Fatal(err)
@@ -352,7 +367,7 @@ func TestScanEvidence(t *testing.T) {
 		{`"version":3`, `"version":-3`}, {`"version":3`, `"version":4294967296`}, {`"version":3`, `"version":null`}, {`"version":3`, `"version":3,"version":3`},
 		{`"version"`, `"Version"`}, {`"version":3`, `"cpuid_step":256`}, {`"version":3`, `"current_tcb":null`}, {`"version":3`, `"current_tcb":{"snp":1,"snp":1}`},
 		{`"r":[0,`, `"r":[0,0,`}, {`"r":[0,`, `"r":[`}, {`"data":[1]`, `"data":[256]`}, {`"data":[1]`, `"data":"AQ=="`}, {`,"data":[1]`, ``},
-		{`"VCEK"`, `"vcek"`}, {`"VCEK"`, `{"OTHER":""}`}, {`"cert_type":"VCEK",`, ``}, {`}]}`, `}]} x`}, {`"data":[1]`, `"data":[1],"x":1`}, {`"cert_chain":[`, `"cert_chain":[[],`},
+		{`"VCEK"`, `"vcek"`}, {`"VCEK"`, `{"OTHER":""}`}, {`"VCEK"`, `{}`}, {`"VCEK"`, `{"x""VCEK"`}, {`"VCEK"`, `{"OTHER":"00112233-4455-6677-8899-AABBCCDDEEFF"}`}, {`"VCEK"`, `{"other":"00112233-4455-6677-8899-aabbccddeeff"}`}, {`"cert_type":"VCEK",`, ``}, {`}]}`, `}]} x`}, {`"data":[1]`, `"data":[1],"x":1`}, {`"cert_chain":[`, `"cert_chain":[[],`},
 	} {
 		doc := strings.Replace(good, change[0], change[1], 1)
 		if doc == good {
@@ -415,6 +430,7 @@ func FuzzParseEvidence(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	f.Add(vector(f, "test-report.bin"))
 	f.Add(vector(f, "test-vlek-report.bin"))
+	f.Add(vector(f, "turin-report.bin"))
 	raw, err := filled(5, true).Bytes()
 	if err != nil {
 		f.Fatal(err)

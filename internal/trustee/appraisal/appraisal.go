@@ -76,6 +76,7 @@ func New(o Options) *Engine {
 		Source:    o.Policies,
 		Defaults:  defaults(),
 		Rules:     []string{ruleClaims, ruleFindings, ruleExtensions},
+		Lines:     ruleFindings,
 		Timeout:   o.Timeout,
 		Functions: functions(),
 	})
@@ -154,6 +155,7 @@ func (e *Engine) appraise(ctx context.Context, view policy.View, part Part, poli
 	}
 	m := ear.Submod{PolicyID: policyID}
 	p, label, ok, err := view.GetVariant(ctx, id, string(r.TEE))
+	m.Policy = label
 	switch {
 	case err != nil:
 		return ear.Submod{}, "", err

@@ -133,6 +133,8 @@ func (v Vector) Status() Status {
 type Finding struct {
 	// Affects is the vector's component, for example "executables".
 	Affects string `json:"affects,omitempty"`
+	// Line is the line of the policy that found it, for example "snp.rego:42".
+	Line string `json:"line,omitempty"`
 	kbs.Reason
 }
 
@@ -141,6 +143,9 @@ type Submod struct {
 	Status   Status `json:"ear.status"`
 	Vector   Vector `json:"ear.trustworthiness-vector"`
 	PolicyID string `json:"ear.appraisal-policy-id"`
+	// Policy is the version that judged, for example "default_cpu@3" or
+	// "default_cpu (built in)"; empty where there was none. Coffer's addition.
+	Policy string `json:"ear.coffer.policy,omitempty"`
 	// Evidence is the annotated evidence the policy judged, a JSON object.
 	Evidence json.RawMessage `json:"ear.veraison.annotated-evidence"`
 	Findings []Finding       `json:"ear.coffer.findings,omitempty"`
@@ -163,7 +168,7 @@ func (s Submod) MarshalJSON() ([]byte, error) {
 }
 
 // reserved are the members an extension must not replace.
-var reserved = []string{"ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id", "ear.veraison.annotated-evidence", "ear.coffer.findings"}
+var reserved = []string{"ear.status", "ear.trustworthiness-vector", "ear.appraisal-policy-id", "ear.veraison.annotated-evidence", "ear.coffer.findings", "ear.coffer.policy"}
 
 // CheckExtension refuses names that would shadow the appraisal's own members,
 // for readers that do not care for letter case too: encoding/json is one.

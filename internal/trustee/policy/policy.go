@@ -58,6 +58,9 @@ type Options struct {
 	Modules []Module
 	// Rules are the rules of package policy that will be evaluated.
 	Rules []string
+	// Lines is a partial set rule of objects, each of which will say in its
+	// member "line" which line put it there; empty: none.
+	Lines string
 	// Functions are extra builtins by name.
 	Functions map[string]Function
 	// Timeout bounds one evaluation; zero means [DefaultTimeout].
@@ -124,6 +127,9 @@ func Compile(ctx context.Context, o Options) (*Policy, error) {
 		modules[m.Name] = module
 		// The compiler rewrites what it is given.
 		p.modules = append(p.modules, module.Copy())
+		if o.Lines != "" {
+			addLines(module, m.Name, o.Lines)
+		}
 	}
 	caps := capabilities()
 	functions := BoundFunctions()

@@ -28,8 +28,10 @@ type Source interface {
 type SetOptions struct {
 	Source Source
 	// Defaults are in force where a tenant has no policy of that id.
-	Defaults  map[string][]Module
-	Rules     []string
+	Defaults map[string][]Module
+	Rules    []string
+	// Lines is as in [Options].
+	Lines     string
 	Functions map[string]Function
 	Timeout   time.Duration
 }
@@ -227,5 +229,5 @@ func (s *Set) Check(ctx context.Context, id, text string) error {
 }
 
 func (s *Set) compile(ctx context.Context, id string, modules []Module) (*Policy, error) {
-	return Compile(ctx, Options{Name: id + ".rego", Modules: modules, Rules: s.o.Rules, Functions: s.o.Functions, Timeout: s.o.Timeout})
+	return Compile(ctx, Options{Name: id + ".rego", Modules: modules, Rules: s.o.Rules, Lines: s.o.Lines, Functions: s.o.Functions, Timeout: s.o.Timeout})
 }

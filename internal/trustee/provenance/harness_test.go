@@ -89,7 +89,7 @@ func rootSigner(a *authority) Signer {
 	return Signer{Name: "vendor", Roots: []*x509.Certificate{a.root}, Prefixes: []string{"*"}}
 }
 
-func rim(t testing.TB) []byte {
+func nvidiaRIM(t testing.TB) []byte {
 	t.Helper()
 	b, err := os.ReadFile("testdata/h100-vbios-rim.b64")
 	if err != nil {
@@ -106,7 +106,7 @@ func rim(t testing.TB) []byte {
 // production an operator pins it.
 func nvidiaRoot(t testing.TB) *x509.Certificate {
 	t.Helper()
-	parts := bytes.Split(rim(t), []byte("<ds:X509Certificate>"))
+	parts := bytes.Split(nvidiaRIM(t), []byte("<ds:X509Certificate>"))
 	text, _, _ := bytes.Cut(parts[len(parts)-1], []byte("<"))
 	block, _ := pem.Decode([]byte("-----BEGIN CERTIFICATE-----\n" + strings.TrimSpace(string(text)) + "\n-----END CERTIFICATE-----\n"))
 	if block == nil {

@@ -44,7 +44,13 @@ func (l *List) Warn(f ...tee.Failure) { l.warnings = append(l.warnings, f...) }
 
 // Missing records a check that could not be made for want of collateral. cause
 // is normally a *[tee.CollateralError], which says what f leaves out.
-func (l *List) Missing(f tee.Failure, cause error) {
+func (l *List) Missing(f tee.Failure, cause error) { l.lacking(f, cause, l.allowMissing) }
+
+// Essential is Missing for what nothing is known without, such as the
+// certificate of the key that signed: it is never tolerated.
+func (l *List) Essential(f tee.Failure, cause error) { l.lacking(f, cause, false) }
+
+func (l *List) lacking(f tee.Failure, cause error, allowed bool) {
 	if c, ok := errors.AsType[*tee.CollateralError](cause); ok {
 		if f.Expected == "" {
 			f.Expected = c.Item
@@ -58,7 +64,7 @@ func (l *List) Missing(f tee.Failure, cause error) {
 	} else if f.Got == "" && cause != nil {
 		f.Got = cause.Error()
 	}
-	if l.allowMissing {
+	if allowed {
 		l.warnings = append(l.warnings, f)
 		return
 	}

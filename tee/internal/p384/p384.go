@@ -22,15 +22,16 @@ const Size = 48
 // that digest (FIPS 186-5, §6.4.2): at most 48 bytes of digest count. False for
 // keys on other curves, points off the curve, and numbers out of range.
 func Verify(pub *ecdsa.PublicKey, digest []byte, r, s *big.Int) bool {
-	if pub == nil || pub.Curve != elliptic.P384() || pub.X == nil || pub.Y == nil {
+	if pub == nil || pub.Curve != elliptic.P384() {
 		return false
 	}
 	n := elliptic.P384().Params().N
 	if r.Sign() <= 0 || s.Sign() <= 0 || r.Cmp(n) >= 0 || s.Cmp(n) >= 0 {
 		return false
 	}
-	// ECDH refuses points that are not on the curve, and the one at infinity.
-	if _, err := pub.ECDH(); err != nil {
+	// Bytes refuses points that are not on the curve, and the one at infinity.
+	point, err := pub.Bytes()
+	if err != nil || len(point) != 1+2*Size {
 		return false
 	}
 	if len(digest) > Size {
@@ -41,7 +42,8 @@ func Verify(pub *ecdsa.PublicKey, digest []byte, r, s *big.Int) bool {
 	u1.Mod(u1.Mul(u1, w), n)
 	u2 := new(big.Int).Mul(r, w)
 	u2.Mod(u2, n)
-	x, y := p384.P384().CombinedMult(pub.X, pub.Y, u1.Bytes(), u2.Bytes())
+	qx, qy := new(big.Int).SetBytes(point[1:1+Size]), new(big.Int).SetBytes(point[1+Size:])
+	x, y := p384.P384().CombinedMult(qx, qy, u1.Bytes(), u2.Bytes())
 	if x.Sign() == 0 && y.Sign() == 0 {
 		return false
 	}

@@ -68,8 +68,8 @@ func TestSpecialScalars(t *testing.T) {
 	curve := elliptic.P384()
 	n := curve.Params().N
 	for _, d := range []*big.Int{big.NewInt(1), big.NewInt(2), new(big.Int).Sub(n, big.NewInt(1)), new(big.Int).Rsh(n, 1)} {
-		x, y := curve.ScalarBaseMult(d.Bytes()) //nolint:staticcheck // the special keys are what is tested
-		pub := &ecdsa.PublicKey{Curve: curve, X: x, Y: y}
+		x, y := curve.ScalarBaseMult(d.Bytes())           //nolint:staticcheck // the special keys are what is tested
+		pub := &ecdsa.PublicKey{Curve: curve, X: x, Y: y} //nolint:staticcheck // as above
 		for _, k := range []int64{1, 2, 3} {
 			// A signature with a known nonce k: r = (kG).x, s = (e + r d)/k.
 			rx, _ := curve.ScalarBaseMult(big.NewInt(k).Bytes()) //nolint:staticcheck // as above
@@ -95,7 +95,9 @@ func TestKeysAreChecked(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	//nolint:staticcheck // keys that no better way makes
 	off := &ecdsa.PublicKey{Curve: elliptic.P384(), X: key.X, Y: new(big.Int).Xor(key.Y, big.NewInt(1))}
+	//nolint:staticcheck // as above
 	other := &ecdsa.PublicKey{Curve: elliptic.P256(), X: key.X, Y: key.Y}
 	for name, pub := range map[string]*ecdsa.PublicKey{"off the curve": off, "another curve": other, "none": nil, "infinity": {Curve: elliptic.P384(), X: new(big.Int), Y: new(big.Int)}} {
 		if Verify(pub, sum[:], r, s) {

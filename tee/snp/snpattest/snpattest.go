@@ -1,5 +1,9 @@
-// Package snpattest gets SEV-SNP evidence from the kernel, through the report
-// interface that all TEEs share (configfs-tsm, Linux 6.7 and newer).
+// Package snpattest gets SEV-SNP evidence from the kernel: through the report
+// interface that all TEEs share (configfs-tsm, Linux 6.7 and newer), or else
+// through the device /dev/sev-guest (Linux 5.19 and newer).
+//
+// Both are written to the kernel's interface and tested against fakes of it;
+// they have run on no hardware yet.
 package snpattest
 
 import (
@@ -8,45 +12,52 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
-	"github.com/google/go-configfs-tsm/report"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/snp"
 )
 
-const (
-	// provider is what the kernel's SNP driver calls itself.
-	provider = "sev_guest"
-	// maxRaces is how often a request is repeated that another process
-	// disturbed.
-	maxRaces       = 3
-	reportDataSize = 64
-)
+const reportDataSize = 64
+
+// source is one of the kernel's interfaces. One call is under way at a time.
+type source interface {
+	// report returns the processor's report (1184 bytes, or more of which they
+	// are the first) and the host's certificate table, which may be empty.
+	report(ctx context.Context, reportData [reportDataSize]byte) (report, table []byte, err error)
+}
 
 type attester struct {
-	client configfsi.Client
+	source source
 	// turn is held by the one request under way: the kernel serialises them
 	// anyway, and a waiting caller can give up.
 	turn chan struct{}
 }
 
-// New returns the attester of a guest with SNP hardware. It fails where
-// configfs is not mounted or the kernel has no report interface.
-func New() (tee.Attester, error) {
-	client, err := linuxtsm.MakeClient()
-	if err != nil {
-		return nil, fmt.Errorf("snpattest: %w; is configfs mounted on /sys/kernel/config, and the sev-guest module loaded?", err)
+// New returns the attester of a guest with SNP hardware: over configfs-tsm, or
+// over the device where the kernel has no such interface. It fails where there
+// is neither.
+func New() (tee.Attester, error) { return choose(linuxtsm.MakeClient, openDevice) }
+
+func choose(tsm func() (configfsi.Client, error), device func() (tee.Attester, error)) (tee.Attester, error) {
+	client, err := tsm()
+	if err == nil {
+		return NewWithClient(client), nil
 	}
-	return NewWithClient(client), nil
+	a, deviceErr := device()
+	if deviceErr != nil {
+		return nil, fmt.Errorf("snpattest: %w; is this an SNP guest, with configfs mounted on /sys/kernel/config or the sev-guest module loaded?", errors.Join(err, deviceErr))
+	}
+	return a, nil
 }
 
-// NewWithClient is New over another configfs.
-func NewWithClient(client configfsi.Client) tee.Attester {
-	return &attester{client: client, turn: make(chan struct{}, 1)}
+// NewWithClient is an attester over a configfs.
+func NewWithClient(client configfsi.Client) tee.Attester { return newAttester(tsm{client}) }
+
+func newAttester(s source) tee.Attester {
+	return &attester{source: s, turn: make(chan struct{}, 1)}
 }
 
 // TEE implements [tee.Attester].
@@ -58,7 +69,7 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 	if len(reportData) > reportDataSize {
 		return nil, fmt.Errorf("snpattest: report data: expected at most %d bytes, got %d", reportDataSize, len(reportData))
 	}
-	e, err := a.request(ctx, tee.Fit(reportData, reportDataSize))
+	e, err := a.request(ctx, [reportDataSize]byte(tee.Fit(reportData, reportDataSize)))
 	if err != nil {
 		return nil, err
 	}
@@ -67,8 +78,8 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 
 // InitData implements [tee.Attester]: HOST_DATA of a report.
 func (a *attester) InitData(ctx context.Context) ([]byte, error) {
-	fresh := make([]byte, reportDataSize)
-	_, _ = rand.Read(fresh) // never fails
+	var fresh [reportDataSize]byte
+	_, _ = rand.Read(fresh[:]) // never fails
 	e, err := a.request(ctx, fresh)
 	if err != nil {
 		return nil, err
@@ -78,7 +89,7 @@ func (a *attester) InitData(ctx context.Context) ([]byte, error) {
 
 // request gets one report. The kernel's call cannot be interrupted: when ctx
 // ends first, it finishes in the background and its result is dropped.
-func (a *attester) request(ctx context.Context, reportData []byte) (*snp.Evidence, error) {
+func (a *attester) request(ctx context.Context, reportData [reportDataSize]byte) (*snp.Evidence, error) {
 	select {
 	case a.turn <- struct{}{}:
 	case <-ctx.Done():
@@ -91,7 +102,7 @@ func (a *attester) request(ctx context.Context, reportData []byte) (*snp.Evidenc
 	done := make(chan result, 1)
 	go func() {
 		defer func() { <-a.turn }()
-		e, err := a.get(reportData)
+		e, err := a.get(ctx, reportData)
 		done <- result{e, err}
 	}()
 	select {
@@ -102,39 +113,27 @@ func (a *attester) request(ctx context.Context, reportData []byte) (*snp.Evidenc
 	}
 }
 
-func (a *attester) get(reportData []byte) (*snp.Evidence, error) {
-	request := &report.Request{InBlob: reportData, Privilege: &report.Privilege{Level: 0}, GetAuxBlob: true}
-	var response *report.Response
-	var err error
-	for range maxRaces {
-		response, err = report.Get(a.client, request)
-		if _, raced := errors.AsType[*report.GenerationErr](err); !raced {
-			break
-		}
-	}
+func (a *attester) get(ctx context.Context, reportData [reportDataSize]byte) (*snp.Evidence, error) {
+	raw, table, err := a.source.report(ctx, reportData)
 	if err != nil {
 		return nil, fmt.Errorf("snpattest: the kernel's report: %w", err)
 	}
-	if got := strings.TrimSpace(response.Provider); got != provider {
-		return nil, fmt.Errorf("snpattest: report provider: expected %q, got %.40q; this is not an SNP guest", provider, got)
-	}
 	// The report fills the blob, or (in early kernels) begins it.
-	blob := response.OutBlob
-	if len(blob) > snp.ReportSize {
-		blob = blob[:snp.ReportSize]
+	if len(raw) > snp.ReportSize {
+		raw = raw[:snp.ReportSize]
 	}
-	certs, err := snp.ParseCertTable(response.AuxBlob)
+	certs, err := snp.ParseCertTable(table)
 	if err != nil {
 		// The host wrote the table, not the processor. Without it the
 		// verifier finds the certificates itself.
 		certs = nil
 	}
-	e, err := snp.NewEvidence(blob, certs)
+	e, err := snp.NewEvidence(raw, certs)
 	if err != nil {
 		return nil, fmt.Errorf("snpattest: %w", err)
 	}
-	if want := [reportDataSize]byte(reportData); e.AttestationReport.ReportData != want {
-		return nil, fmt.Errorf("snpattest: report_data: expected %x, got %x", want, e.AttestationReport.ReportData)
+	if e.AttestationReport.ReportData != reportData {
+		return nil, fmt.Errorf("snpattest: report_data: expected %x, got %x", reportData, e.AttestationReport.ReportData)
 	}
 	return e, nil
 }

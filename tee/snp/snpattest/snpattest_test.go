@@ -13,6 +13,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/faketsm"
+	"github.com/google/go-configfs-tsm/report"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/snp"
@@ -23,6 +24,7 @@ type kernel struct {
 	provider string
 	outBlob  func(inBlob []byte) ([]byte, error)
 	auxBlob  []byte
+	races    *int // how many more requests another process disturbs
 }
 
 func (k kernel) client(t testing.TB) configfsi.Client {
@@ -42,6 +44,10 @@ func (k kernel) client(t testing.TB) configfsi.Client {
 			case "outblob":
 				if level := string(e.InAttrs["privlevel"].Value); level != "0" {
 					return nil, fmt.Errorf("privilege level %q", level)
+				}
+				if k.races != nil && *k.races > 0 {
+					*k.races--
+					e.WriteGeneration++
 				}
 				return k.outBlob(e.InAttrs["inblob"].Value)
 			}
@@ -73,7 +79,7 @@ func TestEvidence(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := NewWithClient(kernel{"sev_guest\n", processor, tc.aux}.client(t))
+			a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: tc.aux}.client(t))
 			if a.TEE() != tee.SNP {
 				t.Errorf("TEE: got %s", a.TEE())
 			}
@@ -112,11 +118,11 @@ func TestRefuses(t *testing.T) {
 		data   []byte
 		want   string
 	}{
-		"another TEE":      {kernel{"tdx_guest\n", processor, []byte{0}}, nil, "tdx_guest"},
-		"firmware error":   {kernel{"sev_guest\n", func([]byte) ([]byte, error) { return nil, errors.New("throttled") }, []byte{0}}, nil, "throttled"},
-		"no report":        {kernel{"sev_guest\n", fixed(make([]byte, 100)), []byte{0}}, nil, "1184"},
-		"another's report": {kernel{"sev_guest\n", fixed(another), []byte{0}}, []byte("data"), "report_data"},
-		"too much data":    {kernel{"sev_guest\n", processor, []byte{0}}, make([]byte, 65), "64 bytes"},
+		"another TEE":      {kernel{provider: "tdx_guest\n", outBlob: processor, auxBlob: []byte{0}}, nil, "tdx_guest"},
+		"firmware error":   {kernel{provider: "sev_guest\n", outBlob: func([]byte) ([]byte, error) { return nil, errors.New("throttled") }, auxBlob: []byte{0}}, nil, "throttled"},
+		"no report":        {kernel{provider: "sev_guest\n", outBlob: fixed(make([]byte, 100)), auxBlob: []byte{0}}, nil, "1184"},
+		"another's report": {kernel{provider: "sev_guest\n", outBlob: fixed(another), auxBlob: []byte{0}}, []byte("data"), "report_data"},
+		"too much data":    {kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: []byte{0}}, make([]byte, 65), "64 bytes"},
 	} {
 		if raw, err := NewWithClient(tc.kernel.client(t)).Evidence(t.Context(), tc.data); err == nil || raw != nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %s, %v; want an error with %q", name, raw, err, tc.want)
@@ -127,11 +133,11 @@ func TestRefuses(t *testing.T) {
 func TestContextEnds(t *testing.T) {
 	t.Parallel()
 	release, entered := make(chan struct{}), make(chan struct{}, 2)
-	a := NewWithClient(kernel{"sev_guest\n", func(in []byte) ([]byte, error) {
+	a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: func(in []byte) ([]byte, error) {
 		entered <- struct{}{}
 		<-release
 		return processor(in)
-	}, []byte{0}}.client(t))
+	}, auxBlob: []byte{0}}.client(t))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { _, err := a.Evidence(ctx, nil); done <- err }()
@@ -147,5 +153,22 @@ func TestContextEnds(t *testing.T) {
 	close(release)
 	if _, err := a.Evidence(t.Context(), nil); err != nil {
 		t.Errorf("after the busy kernel: %v", err)
+	}
+}
+
+// Another process that writes to the same entry makes the kernel's answer
+// somebody else's: the request is made again, but not for ever.
+func TestRaces(t *testing.T) {
+	t.Parallel()
+	for races, ok := range map[int]bool{0: true, maxRaces - 1: true, maxRaces: false} {
+		left := races
+		a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: []byte{0}, races: &left}.client(t))
+		_, err := a.Evidence(t.Context(), []byte("data"))
+		if (err == nil) != ok || left != 0 {
+			t.Errorf("%d races: got %v, %d left", races, err, left)
+		}
+		if _, raced := errors.AsType[*report.GenerationErr](err); !ok && !raced {
+			t.Errorf("%d races: got %v", races, err)
+		}
 	}
 }

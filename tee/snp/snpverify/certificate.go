@@ -6,6 +6,7 @@ import (
 	"crypto/elliptic"
 	"crypto/x509"
 	"encoding/asn1"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -13,10 +14,10 @@ import (
 )
 
 // chipCertificate is a VCEK or VLEK certificate with what its extensions say
-// (AMD publication 57230, §3.1). go-sev-guest's own reading of the extensions
-// does not know Turin's, hence this one.
+// (AMD publication 57230, §3.1).
 type chipCertificate struct {
 	x509    *x509.Certificate
+	key     *ecdsa.PublicKey
 	product string // for example "Milan-B1"; VLEK: "Milan"
 	tcb     snp.TCB
 	hwid    []byte // VCEK: 64 bytes, on Turin 8
@@ -38,6 +39,9 @@ const (
 
 // parseChipCertificate reads the certificate of the key that signs reports.
 func parseChipCertificate(der []byte, signer snp.Signer) (*chipCertificate, error) {
+	if len(der) > snp.MaxCertificate {
+		return nil, fmt.Errorf("expected at most %d bytes, got %d", snp.MaxCertificate, len(der))
+	}
 	c, err := x509.ParseCertificate(der)
 	if err != nil {
 		return nil, err
@@ -48,8 +52,12 @@ func parseChipCertificate(der []byte, signer snp.Signer) (*chipCertificate, erro
 	if c.SignatureAlgorithm != x509.SHA384WithRSAPSS {
 		return nil, fmt.Errorf("expected a signature by RSASSA-PSS with SHA-384, got %s", c.SignatureAlgorithm)
 	}
-	if key, ok := c.PublicKey.(*ecdsa.PublicKey); !ok || key.Curve != elliptic.P384() {
+	key, ok := c.PublicKey.(*ecdsa.PublicKey)
+	if !ok || key.Curve != elliptic.P384() {
 		return nil, fmt.Errorf("expected an EC P-384 key, got %s", c.PublicKeyAlgorithm)
+	}
+	if c.IsCA || len(c.UnhandledCriticalExtensions) > 0 {
+		return nil, errors.New("expected the certificate of a key that issues no others, without critical extensions")
 	}
 	if want := "SEV-" + signer.String(); c.Subject.CommonName != want {
 		return nil, fmt.Errorf("expected the subject's common name %q, got %.64q", want, c.Subject.CommonName)
@@ -60,7 +68,7 @@ func parseChipCertificate(der []byte, signer snp.Signer) (*chipCertificate, erro
 			values[tail] = e.Value
 		}
 	}
-	out := &chipCertificate{x509: c}
+	out := &chipCertificate{x509: c, key: key}
 	if out.product, err = ia5(values, extProduct); err != nil {
 		return nil, err
 	}
@@ -73,6 +81,14 @@ func parseChipCertificate(der []byte, signer snp.Signer) (*chipCertificate, erro
 	} {
 		if *level.to, err = level8(values, level.extension); err != nil {
 			return nil, err
+		}
+	}
+	for _, reserved := range []string{"3.4", "3.5", "3.6", "3.7"} { // levels without a meaning yet; not all are there
+		if _, ok := values[reserved]; !ok {
+			continue
+		}
+		if level, err := level8(values, reserved); err != nil || level != 0 {
+			return nil, fmt.Errorf("extension %s%s: expected the INTEGER 0, got %.32x", amdArc, reserved, values[reserved])
 		}
 	}
 	if _, ok := values[extFMC]; ok {

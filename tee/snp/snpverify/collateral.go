@@ -1,187 +1,133 @@
 package snpverify
 
 import (
+	"bytes"
 	"context"
 	"crypto/x509"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
-	"net/http"
-	"sync"
-	"time"
 
-	"github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/kds"
-	"golang.org/x/sync/singleflight"
-
-	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/snp"
 )
 
-// Limits on what AMD's key service sends, and on what is kept of it.
-const (
-	maxCollateral      = 1 << 20
-	maxCachedResponses = 4096
-	fetchTimeout       = 30 * time.Second
-)
+// maxCRL bounds a revocation list in bytes; AMD's have less than a thousand.
+const maxCRL = 1 << 20
 
-// Getter fetches collateral. Implementations are safe for concurrent use.
-type Getter interface {
-	// Get returns the body at an https URL of AMD's key service.
-	Get(ctx context.Context, url string) ([]byte, error)
+// Collateral finds what evidence lacks. Implementations are safe for
+// concurrent use, keep what they found, and return *[tee.CollateralError].
+type Collateral interface {
+	// VCEK returns the DER certificate of the chip at that patch level. chipID
+	// is 64 bytes (8 on Turin).
+	VCEK(ctx context.Context, g snp.Generation, chipID []byte, tcb snp.TCB) ([]byte, error)
+	// CRL returns AMD's revocation list (DER) for chips of that generation and
+	// kind of key. It may be stale: the verifier judges its dates.
+	CRL(ctx context.Context, g snp.Generation, s snp.Signer) ([]byte, error)
 }
 
-// NewHTTPGetter fetches over client, whose transport decides proxies and roots.
-// Bodies are at most 1 MiB.
-func NewHTTPGetter(client *http.Client) Getter { return httpGetter{client} }
+// CheckVCEK says whether der is the certificate that AMD issued for the chip at
+// exactly that patch level: for those who keep certificates, so that they keep
+// no other. chipID is 64 bytes (8 on Turin). Dates are not judged. One that a
+// development root issued is taken too.
+func CheckVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB, development ...DevelopmentRoot) error {
+	return anyRoot(g, development, func(r *root) error { return r.checkVCEK(der, g, chipID, tcb) })
+}
 
-type httpGetter struct{ client *http.Client }
-
-func (g httpGetter) Get(ctx context.Context, url string) ([]byte, error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
+// anyRoot returns nil where check passes with AMD's root of the generation or
+// with a development root, and else what it said of AMD's.
+func anyRoot(g snp.Generation, development []DevelopmentRoot, check func(*root) error) error {
+	amd, err := loadAMD(g)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	response, err := g.client.Do(request)
+	refused := check(amd)
+	for _, d := range development {
+		if refused == nil {
+			break
+		}
+		r, err := loadDevelopment(d)
+		if err != nil {
+			return err
+		}
+		if check(r) == nil {
+			return nil
+		}
+	}
+	return refused
+}
+
+func (r *root) checkVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB) error {
+	c, err := parseChipCertificate(der, snp.SignerVCEK)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("snpverify: VCEK certificate: %w", err)
 	}
-	defer func() { _ = response.Body.Close() }()
-	if response.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("%s: expected status 200, got %s", url, response.Status)
+	if err := r.issued(c.x509, snp.SignerVCEK); err != nil {
+		return fmt.Errorf("snpverify: VCEK certificate: not issued by AMD for %s: %w", g, err)
 	}
-	body, err := io.ReadAll(io.LimitReader(response.Body, maxCollateral+1))
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+	if !bytes.Equal(c.hwid, chipID) {
+		return fmt.Errorf("snpverify: VCEK certificate: chip: expected %x, got %x", chipID, c.hwid)
 	}
-	if len(body) > maxCollateral {
-		return nil, fmt.Errorf("%s: expected at most %d bytes", url, maxCollateral)
+	if !c.tcb.Equal(tcb) {
+		return fmt.Errorf("snpverify: VCEK certificate: patch levels: expected %s, got %s", tcb, c.tcb)
 	}
-	return body, nil
+	return nil
 }
 
-// certificateURL is where AMD's key service (publication 57230) has the VCEK
-// certificate of a report, or "" where the report does not tell.
-func certificateURL(r *snp.Report, g snp.Generation) string {
-	if g == "" || r.ChipID == [64]byte{} {
-		return ""
-	}
-	id, fmc := r.ChipID[:], ""
-	if r.ReportedTCB.FMC != nil {
-		id, fmc = id[:8], fmt.Sprintf("fmcSPL=%02d&", *r.ReportedTCB.FMC)
-	}
-	t := r.ReportedTCB
-	return fmt.Sprintf("https://kdsintf.amd.com/vcek/v1/%s/%s?%sblSPL=%02d&teeSPL=%02d&snpSPL=%02d&ucodeSPL=%02d",
-		g, hex.EncodeToString(id), fmc, t.Bootloader, t.TEE, t.SNP, t.Microcode)
-}
-
-// collateral fetches from AMD's key service, which allows few requests: what
-// was fetched is kept, and concurrent requests for one URL become one.
-type collateral struct {
-	get    Getter
-	now    func() time.Time
-	flight singleflight.Group
-
-	mu    sync.Mutex
-	certs map[string][]byte
-	crls  map[string]*x509.RevocationList
-}
-
-// certificate returns the certificate at url. Certificates never change.
-func (c *collateral) certificate(ctx context.Context, url string) ([]byte, error) {
-	c.mu.Lock()
-	der, ok := c.certs[url]
-	c.mu.Unlock()
-	if ok {
-		return der, nil
-	}
-	der, err := c.fetch(ctx, url)
-	if err != nil {
-		return nil, err
-	}
-	// What is no certificate is not kept: the next try may get one.
-	if _, err := x509.ParseCertificate(der); err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
-	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.certs == nil || len(c.certs) >= maxCachedResponses {
-		c.certs = map[string][]byte{}
-	}
-	c.certs[url] = der
-	return der, nil
-}
-
-// fetch gets url once for all that ask at the same time. One who gives up does
-// not end the request for the others.
-func (c *collateral) fetch(ctx context.Context, url string) ([]byte, error) {
-	result := c.flight.DoChan(url, func() (any, error) {
-		ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), fetchTimeout)
-		defer cancel()
-		return c.get.Get(ctx, url)
+// CheckCRL parses a revocation list and says whether AMD's root of the
+// generation, or a development root, signed it. Dates are not judged.
+func CheckCRL(der []byte, g snp.Generation, s snp.Signer, development ...DevelopmentRoot) (list *x509.RevocationList, err error) {
+	err = anyRoot(g, development, func(r *root) (err error) {
+		if r.intermediate(s) == nil {
+			return fmt.Errorf("snpverify: revocation list: signer: expected VCEK or VLEK, got %s", s)
+		}
+		list, err = r.checkCRL(der)
+		return err
 	})
-	select {
-	case r := <-result:
-		if r.Err != nil {
-			return nil, r.Err
-		}
-		body, ok := r.Val.([]byte)
-		if !ok || len(body) > maxCollateral {
-			return nil, fmt.Errorf("%s: expected at most %d bytes", url, maxCollateral)
-		}
-		return body, nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return list, err
 }
 
-// revocations returns the list at url that the root signed and that is current.
-func (c *collateral) revocations(ctx context.Context, url string, root *x509.Certificate) (*x509.RevocationList, error) {
-	c.mu.Lock()
-	list := c.crls[url]
-	c.mu.Unlock()
-	if list != nil && c.now().Before(list.NextUpdate) {
-		return list, nil
-	}
-	body, err := c.fetch(ctx, url)
+// CheckChain says whether chain (PEM) is the intermediate for that kind of key
+// and the root certificate of AMD, in this order, or of a development root.
+func CheckChain(chain []byte, g snp.Generation, s snp.Signer, development ...DevelopmentRoot) error {
+	certs, err := parsePEM(chain)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("snpverify: certificate chain: %w", err)
 	}
-	list, err = x509.ParseRevocationList(body)
+	return anyRoot(g, development, func(r *root) error {
+		if want := r.intermediate(s); want == nil || len(certs) != 2 || !certs[0].Equal(want) || !certs[1].Equal(r.ark) {
+			return fmt.Errorf("snpverify: certificate chain: expected the intermediate of %s and the root of %s, got others", s, r.name)
+		}
+		return nil
+	})
+}
+
+func (r *root) checkCRL(der []byte) (*x509.RevocationList, error) {
+	if len(der) > maxCRL {
+		return nil, fmt.Errorf("snpverify: revocation list: expected at most %d bytes, got %d", maxCRL, len(der))
+	}
+	list, err := x509.ParseRevocationList(der)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+		return nil, fmt.Errorf("snpverify: revocation list: %w", err)
 	}
-	if err := list.CheckSignatureFrom(root); err != nil {
-		return nil, fmt.Errorf("%s: %w", url, err)
+	if list.SignatureAlgorithm != x509.SHA384WithRSAPSS {
+		return nil, fmt.Errorf("snpverify: revocation list: expected a signature by RSASSA-PSS with SHA-384, got %s", list.SignatureAlgorithm)
 	}
-	if now := c.now(); now.Before(list.ThisUpdate) || !now.Before(list.NextUpdate) {
-		return nil, errors.New(url + ": the revocation list is not valid at this time: check the clock")
+	if !bytes.Equal(list.RawIssuer, r.ark.RawSubject) {
+		return nil, fmt.Errorf("snpverify: revocation list: expected the issuer %s, got %s", quoteName(r.ark.Subject), quoteName(list.Issuer))
 	}
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.crls == nil {
-		c.crls = map[string]*x509.RevocationList{}
+	if list.NextUpdate.IsZero() {
+		return nil, errors.New("snpverify: revocation list: expected a time of the next update, got none")
 	}
-	c.crls[url] = list
+	if err := list.CheckSignatureFrom(r.ark); err != nil {
+		return nil, fmt.Errorf("snpverify: revocation list: not signed by %s (%s): %w", r.name, quoteName(r.ark.Subject), err)
+	}
 	return list, nil
 }
 
-// checkRevocation refuses an intermediate that AMD has revoked. AMD does not
-// revoke single chips: patch levels supersede them.
-func (v *verifier) checkRevocation(ctx context.Context, r *root, s snp.Signer, g snp.Generation) ([]tee.Failure, error) {
-	list, err := v.collateral.revocations(ctx, kds.CrlLinkByKey(string(g), abi.ReportSigner(s)), r.certs.ProductCerts.Ark)
-	if err != nil {
-		return nil, fmt.Errorf("snpverify: fetching AMD's revocation list: %w", err)
+// vcekName is a VCEK in words.
+func vcekName(g snp.Generation, chipID []byte, tcb snp.TCB) string {
+	if len(chipID) > 8 {
+		return fmt.Sprintf("VCEK of %s chip %s… at %s", g, hex.EncodeToString(chipID[:8]), tcb)
 	}
-	intermediate := r.intermediate(s)
-	for _, entry := range list.RevokedCertificateEntries {
-		if entry.SerialNumber.Cmp(intermediate.SerialNumber) == 0 {
-			return []tee.Failure{{
-				Check: "snp.revocation", Field: "cert_chain", Expected: "an intermediate that is not revoked",
-				Got: fmt.Sprintf("%s, revoked at %s", quoteName(intermediate.Subject), entry.RevocationTime.Format(time.RFC3339)),
-			}}, nil
-		}
-	}
-	return nil, nil
+	return fmt.Sprintf("VCEK of %s chip %s at %s", g, hex.EncodeToString(chipID), tcb)
 }

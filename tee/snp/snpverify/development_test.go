@@ -109,7 +109,7 @@ func TestDevelopmentRoot(t *testing.T) {
 			t.Parallel()
 			v := newVerifier(t, Options{Now: now, DevelopmentRoots: roots})
 			_, err := v.Verify(t.Context(), evidence, want)
-			if diff := cmp.Diff([]string{"snp.chain"}, checks(t, err)); diff != "" {
+			if diff := cmp.Diff([]string{"snp.chain"}, failed(t, err)); diff != "" {
 				t.Fatalf("%s\n%v", diff, err)
 			}
 			for _, text := range []string{good.Fingerprint(), "DEVELOPMENT, NOT HARDWARE", "development_roots"} {
@@ -123,7 +123,7 @@ func TestDevelopmentRoot(t *testing.T) {
 		t.Parallel()
 		v := newVerifier(t, Options{Now: at("2035-01-01"), DevelopmentRoots: []DevelopmentRoot{goodRoot}})
 		_, err := v.Verify(t.Context(), evidence, want)
-		if diff := cmp.Diff([]string{"snp.chain"}, checks(t, err)); diff != "" || !strings.Contains(err.Error(), "expired") {
+		if diff := cmp.Diff([]string{"snp.chain"}, failed(t, err)); diff != "" || !strings.Contains(err.Error(), "expired") {
 			t.Errorf("%s\n%v", diff, err)
 		}
 	})
@@ -160,15 +160,15 @@ func TestDevelopmentRoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		amd, err := amdRoots()[0].load()
+		amd, err := loadAMD(snp.Milan)
 		if err != nil {
 			t.Fatal(err)
 		}
 		data := evidenceOf(t, raw, e.CertChain[0],
-			snp.Certificate{Type: snp.CertASK, Data: amd.certs.ProductCerts.Ask.Raw},
-			snp.Certificate{Type: snp.CertARK, Data: amd.certs.ProductCerts.Ark.Raw})
+			snp.Certificate{Type: snp.CertASK, Data: amd.ask.Raw},
+			snp.Certificate{Type: snp.CertARK, Data: amd.ark.Raw})
 		_, err = newVerifier(t, Options{Now: now}).Verify(t.Context(), data, want)
-		if diff := cmp.Diff([]string{"snp.chain"}, checks(t, err)); diff != "" {
+		if diff := cmp.Diff([]string{"snp.chain"}, failed(t, err)); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -176,7 +176,7 @@ func TestDevelopmentRoot(t *testing.T) {
 		t.Parallel()
 		v := newVerifier(t, Options{Now: now, DevelopmentRoots: []DevelopmentRoot{goodRoot}})
 		_, err := v.Verify(t.Context(), evidence, tee.Expected{ReportData: []byte("another"), InitData: []byte("another")})
-		if diff := cmp.Diff([]string{"snp.report_data", "snp.host_data"}, checks(t, err)); diff != "" {
+		if diff := cmp.Diff([]string{"snp.report_data", "snp.host_data"}, failed(t, err)); diff != "" {
 			t.Error(diff)
 		}
 	})
@@ -205,7 +205,7 @@ func TestGuestPolicy(t *testing.T) {
 			v := newVerifier(t, Options{Now: at("2026-02-01"), DevelopmentRoots: root, AllowDebug: tc.debug})
 			data := softEvidence(t, launch(t, p, softtee.Policy{GuestPolicy: tc.policy}), []byte("x"))
 			r, err := v.Verify(t.Context(), data, tee.Expected{ReportData: []byte("x")})
-			if diff := cmp.Diff(tc.want, checks(t, err)); diff != "" {
+			if diff := cmp.Diff(tc.want, failed(t, err)); diff != "" {
 				t.Fatalf("%s\n%v", diff, err)
 			}
 			if r != nil && r.Claims["policy_debug_allowed"] != tc.debug {
@@ -221,17 +221,18 @@ func TestMinimumTCB(t *testing.T) {
 	data := softEvidence(t, launch(t, p, softtee.Policy{}), []byte("x"))
 	for _, tc := range []struct {
 		name    string
-		minimum map[snp.Generation]snp.TCB
+		minimum map[snp.Generation]MinimumTCB
 		want    []string
 	}{
 		{"none", nil, nil},
-		{"met", map[snp.Generation]snp.TCB{snp.Milan: {Bootloader: 4, SNP: 24, Microcode: 219}}, nil},
-		{"not met", map[snp.Generation]snp.TCB{snp.Milan: {SNP: 25}}, []string{"snp.minimum_tcb", "snp.minimum_tcb", "snp.minimum_tcb"}},
-		{"another generation only", map[snp.Generation]snp.TCB{snp.Genoa: {}}, []string{"snp.minimum_tcb"}},
+		{"met", map[snp.Generation]MinimumTCB{snp.Milan: EveryTCB(snp.TCB{Bootloader: 4, SNP: 24, Microcode: 219})}, nil},
+		{"not met", map[snp.Generation]MinimumTCB{snp.Milan: EveryTCB(snp.TCB{SNP: 25})}, []string{"snp.minimum_tcb", "snp.minimum_tcb", "snp.minimum_tcb"}},
+		{"committed not met", map[snp.Generation]MinimumTCB{snp.Milan: {Committed: snp.TCB{Microcode: 255}}}, []string{"snp.minimum_tcb"}},
+		{"another generation only", map[snp.Generation]MinimumTCB{snp.Genoa: {}}, []string{"snp.minimum_tcb"}},
 	} {
 		v := newVerifier(t, Options{Now: at("2026-02-01"), DevelopmentRoots: []DevelopmentRoot{{Name: "laptop", PEM: p.RootPEM()}}, MinimumTCB: tc.minimum})
 		_, err := v.Verify(t.Context(), data, tee.Expected{ReportData: []byte("x")})
-		if diff := cmp.Diff(tc.want, checks(t, err)); diff != "" {
+		if diff := cmp.Diff(tc.want, failed(t, err)); diff != "" {
 			t.Errorf("%s: %s", tc.name, diff)
 		}
 	}
@@ -261,7 +262,7 @@ func TestSoftwareTEEAgreesWithLibrary(t *testing.T) {
 	}
 	options := &verify.Options{
 		DisableCertFetching: true, Now: at("2026-02-01")(),
-		TrustedRoots: map[string][]*trust.AMDRootCerts{"Milan": {withLine(r.certs, "Milan")}},
+		TrustedRoots: map[string][]*trust.AMDRootCerts{"Milan": {peerRoot(r)}},
 	}
 	if err := verify.SnpAttestation(a, options); err != nil {
 		t.Errorf("verify: %v", err)
@@ -280,19 +281,31 @@ func TestNewRefuses(t *testing.T) {
 	p := chip(t, 0)
 	amdBundle := trust.AskArkMilanVcekBytes
 	for name, o := range map[string]Options{
-		"revocation without getter": {CheckRevocation: true},
-		"no name":                   {DevelopmentRoots: []DevelopmentRoot{{PEM: p.RootPEM()}}},
-		"no certificates":           {DevelopmentRoots: []DevelopmentRoot{{Name: "x"}}},
-		"not PEM":                   {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: []byte("root")}}},
-		"three certificates":        {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: append(p.RootPEM(), p.RootPEM()...)}}},
-		"two chains":                {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: mix(p.RootPEM(), chip(t, 1).RootPEM())}}},
-		"AMD's root":                {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: amdBundle}}},
-		"unknown generation":        {MinimumTCB: map[snp.Generation]snp.TCB{"Naples": {}}},
+		"no name":                {DevelopmentRoots: []DevelopmentRoot{{PEM: p.RootPEM()}}},
+		"no certificates":        {DevelopmentRoots: []DevelopmentRoot{{Name: "x"}}},
+		"not PEM":                {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: []byte("root")}}},
+		"four certificates":      {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: append(p.RootPEM(), p.RootPEM()...)}}},
+		"two chains":             {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: mix(p.RootPEM(), chip(t, 1).RootPEM())}}},
+		"AMD's root":             {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: amdBundle}}},
+		"another's VLEK issuer":  {DevelopmentRoots: []DevelopmentRoot{{Name: "x", PEM: append(p.RootPEM(), first(chip(t, 1).RootPEM())...)}}},
+		"unknown generation":     {MinimumTCB: map[snp.Generation]MinimumTCB{"Naples": {}}},
+		"FMC on Milan":           {MinimumTCB: map[snp.Generation]MinimumTCB{snp.Milan: {Launch: snp.TCB{FMC: ptr[uint8](1)}}}},
+		"VMPL 4":                 {VMPL: []uint32{0, 4}},
+		"unknown policy flag":    {RequirePolicy: 1 << 40},
+		"reserved policy flag":   {ForbidPolicy: snp.PolicyReserved1},
+		"unknown platform flag":  {ForbidPlatform: 1 << 8},
+		"required and forbidden": {RequirePlatform: snp.PlatformECC, ForbidPlatform: snp.PlatformECC},
 	} {
 		if _, err := New(o); err == nil {
 			t.Errorf("%s: accepted", name)
 		}
 	}
+}
+
+func first(bundle []byte) []byte {
+	const end = "-----END CERTIFICATE-----\n"
+	text, _, _ := strings.Cut(string(bundle), end)
+	return []byte(text + end)
 }
 
 // mix takes the first certificate of a and the second of b.
@@ -334,12 +347,12 @@ func TestHugeIssuerCostsNothing(t *testing.T) {
 	}
 	// As long as the key, so that the check would begin.
 	leaf.Signature = make([]byte, bits/8)
-	e := &snp.Evidence{}
+	var certs []snp.Certificate
 	for range snp.MaxCertificates {
-		e.CertChain = append(e.CertChain, snp.Certificate{Type: snp.CertASK, Data: huge})
+		certs = append(certs, snp.Certificate{Type: snp.CertASK, Data: huge})
 	}
 	start := time.Now()
-	if got := chainEnd(leaf, e); !strings.Contains(got, "is not in the evidence") {
+	if got := chainEnd(leaf, certs); !strings.Contains(got, "is not in the evidence") {
 		t.Error(got)
 	}
 	if took := time.Since(start); took > 2*time.Second {

@@ -2,11 +2,17 @@ package snpverify
 
 import (
 	"context"
+	"encoding/json"
+	"errors"
 	"io"
 	"net"
 	"os"
+	"path/filepath"
 	"testing"
+	"time"
 
+	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/snp"
 	"github.com/coffer-project/coffer/tee/softtee"
 )
 
@@ -38,4 +44,75 @@ func dial(t testing.TB, g *softtee.Guest) func(context.Context) (io.ReadWriteClo
 		}()
 		return guest, nil
 	}
+}
+
+func vector(t testing.TB, name string) []byte {
+	t.Helper()
+	b, err := os.ReadFile(filepath.Join("..", "testdata", name))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return b
+}
+
+func at(s string) func() time.Time {
+	when, err := time.Parse(time.DateOnly, s)
+	if err != nil {
+		panic(err)
+	}
+	return func() time.Time { return when }
+}
+
+// evidenceOf is evidence as an attester would send it.
+func evidenceOf(t testing.TB, report []byte, certs ...snp.Certificate) json.RawMessage {
+	t.Helper()
+	e, err := snp.NewEvidence(report, certs)
+	if err != nil {
+		t.Fatal(err)
+	}
+	data, err := e.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+func newVerifier(t testing.TB, o Options) *Verifier {
+	t.Helper()
+	v, err := New(o)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return v
+}
+
+// failed are the identifiers of the failures in err.
+func failed(t testing.TB, err error) []string {
+	t.Helper()
+	if err == nil {
+		return nil
+	}
+	refusal, ok := errors.AsType[*tee.Error](err)
+	if !ok {
+		t.Fatalf("got error %v, want a *tee.Error", err)
+	}
+	return names(refusal.Failures)
+}
+
+func names(failures []tee.Failure) []string {
+	var out []string
+	for _, f := range failures {
+		out = append(out, f.Check)
+	}
+	return out
+}
+
+// lacking are the identifiers of what err says is missing.
+func lacking(t testing.TB, err error) []string {
+	t.Helper()
+	missing, ok := errors.AsType[*tee.UnavailableError](err)
+	if !ok {
+		t.Fatalf("got error %v, want a *tee.UnavailableError", err)
+	}
+	return names(missing.Failures)
 }

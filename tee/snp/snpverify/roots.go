@@ -4,19 +4,19 @@ import (
 	"bytes"
 	"crypto/sha256"
 	"crypto/x509"
+	"embed"
 	"encoding/hex"
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"slices"
+	"strings"
 	"time"
-
-	"github.com/google/go-sev-guest/abi"
-	"github.com/google/go-sev-guest/verify/trust"
 
 	"github.com/coffer-project/coffer/tee/snp"
 )
 
-// maxRootPEM bounds a configured development root; a real one has about 5 kB.
+// maxRootPEM bounds a configured development root; a real one has about 7 kB.
 const maxRootPEM = 64 << 10
 
 // root is one anchor: a root certificate with the intermediates under it.
@@ -24,80 +24,102 @@ type root struct {
 	name        string // "AMD Milan", or the configured name
 	development bool
 	fingerprint string // SHA-256 of the root certificate, hex
-	certs       *trust.AMDRootCerts
+	ark, ask    *x509.Certificate
+	asvk        *x509.Certificate // nil: no VLEKs
 }
 
-// amdRoot describes the certificates of one generation that go-sev-guest
-// embeds, and the SHA-256 of the root among them. The digest pins the root
-// independently of the library: an update that swaps it is refused.
-type amdRoot struct {
-	generation snp.Generation
-	vcek, vlek []byte
-	ark        string
-}
+//go:embed amd/*.pem
+var amdCertificates embed.FS
 
-func amdRoots() []amdRoot {
-	return []amdRoot{
-		{snp.Milan, trust.AskArkMilanVcekBytes, trust.AskArkMilanVlekBytes, "69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd"},
-		{snp.Genoa, trust.AskArkGenoaVcekBytes, trust.AskArkGenoaVlekBytes, "4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1"},
-		{snp.Turin, trust.AskArkTurinVcekBytes, trust.AskArkTurinVlekBytes, "1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a"},
-	}
-}
+// generations are those whose roots are embedded.
+func generations() []snp.Generation { return []snp.Generation{snp.Milan, snp.Genoa, snp.Turin} }
 
-// load parses the embedded certificates and holds the root against its pin.
-func (a amdRoot) load() (*root, error) {
-	ask, ark, err := parseBundle(a.vcek)
-	if err != nil {
-		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates: %w", a.generation, err)
-	}
-	asvk, ark2, err := parseBundle(a.vlek)
-	if err != nil {
-		return nil, fmt.Errorf("snpverify: AMD's embedded %s certificates for VLEK: %w", a.generation, err)
-	}
-	for _, c := range []*x509.Certificate{ark, ark2} {
-		if got := fingerprint(c); got != a.ark {
-			return nil, fmt.Errorf("snpverify: AMD's embedded %s root: expected sha256 %s, got %s", a.generation, a.ark, got)
+// amdPins are the SHA-256 digests of ASK, ARK and ASVK in the order of the
+// embedded files. The intermediates are pinned as the roots are, so that their
+// signatures need no check at run time.
+func amdPins(g snp.Generation) []string {
+	switch g {
+	case snp.Milan:
+		return []string{
+			"67d303bd3905fd38db8b20e0793699870e7fa612eaad5dec358293fd8c0bac1b",
+			"69d063b45344d26a2e94e1f4210de49ef555308287d4c174445c95639a540bcd",
+			"c5e081f59b7efab1fe2f8b505e159704e72f29cab7ef7cf628a05a42439082f5",
+		}
+	case snp.Genoa:
+		return []string{
+			"5464738c1546aed5f2cecf1dc98c5c960a92e8913238a61711bc90ec6e828521",
+			"4c6598d19c18719c5dfd4a7d335f674e5bfe1d8f800cea2cf270c10d103db2f1",
+			"197e610743a917d6b9bb982a5a9226ccc0a15b611be0619e626aca9151457372",
+		}
+	case snp.Turin:
+		return []string{
+			"5b77ef5fe7a7a004fd9032668fba9d0fda22f88c4442069a479636a6ae3b3185",
+			"1f084161a44bb6d93778a904877d4819cafa5d05ef4193b2ded9dd9c73dd3f6a",
+			"104e10a8bd060a3c20a434261a57d0588fd65a88915b4f65b08bdecaf8df1a3c",
 		}
 	}
-	return &root{
-		name: "AMD " + string(a.generation), fingerprint: a.ark,
-		certs: &trust.AMDRootCerts{ProductCerts: &trust.ProductCerts{Ask: ask, Asvk: asvk, Ark: ark}},
-	}, nil
+	return nil
 }
 
-// parseBundle reads an intermediate and its root from PEM: the form of AMD's
-// cert_chain.
-func parseBundle(data []byte) (intermediate, ark *x509.Certificate, err error) {
-	if len(data) > maxRootPEM {
-		return nil, nil, fmt.Errorf("expected at most %d bytes, got %d", maxRootPEM, len(data))
+// loadAMD parses the embedded certificates of a generation and holds each
+// against its pin.
+func loadAMD(g snp.Generation) (*root, error) {
+	pins := amdPins(g)
+	if pins == nil {
+		return nil, fmt.Errorf("snpverify: generation: expected Milan, Genoa or Turin, got %q", g)
+	}
+	text, err := amdCertificates.ReadFile("amd/" + strings.ToLower(string(g)) + ".pem")
+	if err != nil {
+		return nil, fmt.Errorf("snpverify: AMD's certificates: %w", err)
+	}
+	certs, err := parsePEM(text)
+	if err != nil {
+		return nil, fmt.Errorf("snpverify: AMD's %s certificates: %w", g, err)
+	}
+	return pinned(g, certs, pins)
+}
+
+func pinned(g snp.Generation, certs []*x509.Certificate, pins []string) (*root, error) {
+	if len(certs) != len(pins) {
+		return nil, fmt.Errorf("snpverify: AMD's %s certificates: expected %d, got %d", g, len(pins), len(certs))
+	}
+	for i, c := range certs {
+		if got := fingerprint(c); got != pins[i] {
+			return nil, fmt.Errorf("snpverify: AMD's %s certificate %d: expected sha256 %s, got %s", g, i, pins[i], got)
+		}
+	}
+	return &root{name: "AMD " + string(g), fingerprint: pins[1], ask: certs[0], ark: certs[1], asvk: certs[2]}, nil
+}
+
+// isAMDs says whether a certificate is AMD's root or intermediate of any
+// generation, by its digest.
+func isAMDs(digest string) bool {
+	return slices.ContainsFunc(generations(), func(g snp.Generation) bool { return slices.Contains(amdPins(g), digest) })
+}
+
+func parsePEM(text []byte) ([]*x509.Certificate, error) {
+	if len(text) > maxRootPEM {
+		return nil, fmt.Errorf("expected at most %d bytes, got %d", maxRootPEM, len(text))
 	}
 	var certs []*x509.Certificate
-	for rest := bytes.TrimSpace(data); len(rest) > 0; rest = bytes.TrimSpace(rest) {
+	for rest := bytes.TrimSpace(text); len(rest) > 0; rest = bytes.TrimSpace(rest) {
 		var b *pem.Block
 		if b, rest = pem.Decode(rest); b == nil || b.Type != "CERTIFICATE" {
-			return nil, nil, errors.New("expected CERTIFICATE blocks in PEM and nothing else")
+			return nil, errors.New("expected CERTIFICATE blocks in PEM and nothing else")
 		}
 		c, err := x509.ParseCertificate(b.Bytes)
 		if err != nil {
-			return nil, nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
+			return nil, fmt.Errorf("certificate %d: %w", len(certs)+1, err)
 		}
 		certs = append(certs, c)
 	}
-	if len(certs) != 2 {
-		return nil, nil, fmt.Errorf("expected two certificates, the intermediate and then the root, got %d", len(certs))
-	}
-	intermediate, ark = certs[0], certs[1]
-	if err := ark.CheckSignatureFrom(ark); err != nil {
-		return nil, nil, fmt.Errorf("the second certificate is not a self-signed root: %w", err)
-	}
-	if err := intermediate.CheckSignatureFrom(ark); err != nil {
-		return nil, nil, fmt.Errorf("the first certificate is not issued by the second: %w", err)
-	}
-	return intermediate, ark, nil
+	return certs, nil
 }
 
-func fingerprint(c *x509.Certificate) string {
-	sum := sha256.Sum256(c.Raw)
+func fingerprint(c *x509.Certificate) string { return digestOf(c.Raw) }
+
+func digestOf(der []byte) string {
+	sum := sha256.Sum256(der)
 	return hex.EncodeToString(sum[:])
 }
 
@@ -109,49 +131,60 @@ func loadDevelopment(d DevelopmentRoot) (*root, error) {
 	if d.Name == "" {
 		return fail("name is empty; give each root a name that claims can show")
 	}
-	ask, ark, err := parseBundle(d.PEM)
+	certs, err := parsePEM(d.PEM)
 	if err != nil {
 		return fail("%w", err)
 	}
-	for _, a := range amdRoots() {
-		if fingerprint(ark) == a.ark {
-			return fail("this is AMD's %s root; evidence under it is not simulated, and it needs no configuration", a.generation)
+	if len(certs) != 2 && len(certs) != 3 {
+		return fail("expected the intermediate, the root and perhaps the intermediate of VLEKs, got %d certificates", len(certs))
+	}
+	r := &root{name: d.Name, development: true, fingerprint: fingerprint(certs[1]), ask: certs[0], ark: certs[1]}
+	if isAMDs(r.fingerprint) {
+		return fail("this is AMD's root; evidence under it is not simulated, and it needs no configuration")
+	}
+	if err := r.ark.CheckSignatureFrom(r.ark); err != nil {
+		return fail("the second certificate is not a self-signed root: %w", err)
+	}
+	if err := r.ask.CheckSignatureFrom(r.ark); err != nil {
+		return fail("the first certificate is not issued by the second: %w", err)
+	}
+	if len(certs) == 3 {
+		r.asvk = certs[2]
+		if err := r.asvk.CheckSignatureFrom(r.ark); err != nil {
+			return fail("the third certificate is not issued by the second: %w", err)
 		}
 	}
-	return &root{
-		name: d.Name, development: true, fingerprint: fingerprint(ark),
-		certs: &trust.AMDRootCerts{ProductCerts: &trust.ProductCerts{Ask: ask, Ark: ark}},
-	}, nil
+	return r, nil
 }
 
-// intermediate is the certificate that issues the keys of a signer.
+// intermediate is the certificate that issues the keys of a signer, or nil.
 func (r *root) intermediate(s snp.Signer) *x509.Certificate {
 	switch s {
 	case snp.SignerVCEK:
-		return r.certs.ProductCerts.Ask
+		return r.ask
 	case snp.SignerVLEK:
-		return r.certs.ProductCerts.Asvk
+		return r.asvk
 	}
 	return nil
 }
 
-// verify checks the chain from leaf to r at a time.
-func (r *root) verify(leaf *x509.Certificate, s snp.Signer, now time.Time) error {
-	if r.intermediate(s) == nil {
+// issued checks that the root's intermediate signed leaf. It does not look at
+// dates.
+func (r *root) issued(leaf *x509.Certificate, s snp.Signer) error {
+	issuer := r.intermediate(s)
+	if issuer == nil {
 		return fmt.Errorf("%s has no intermediate for %s", r.name, s)
 	}
-	options := r.certs.X509Options(now, abi.ReportSigner(s))
-	if options == nil {
-		return fmt.Errorf("%s has no chain for %s", r.name, s)
+	if !bytes.Equal(leaf.RawIssuer, issuer.RawSubject) {
+		return fmt.Errorf("expected the issuer %s, got %s", quoteName(issuer.Subject), quoteName(leaf.Issuer))
 	}
-	_, err := leaf.Verify(*options)
-	return err
+	return issuer.CheckSignature(leaf.SignatureAlgorithm, leaf.RawTBSCertificate, leaf.Signature)
 }
 
 // window is the time in which the whole chain from leaf is valid.
 func (r *root) window(leaf *x509.Certificate, s snp.Signer) (from, to time.Time) {
 	from, to = leaf.NotBefore, leaf.NotAfter
-	for _, c := range []*x509.Certificate{r.intermediate(s), r.certs.ProductCerts.Ark} {
+	for _, c := range []*x509.Certificate{r.intermediate(s), r.ark} {
 		if c.NotBefore.After(from) {
 			from = c.NotBefore
 		}

@@ -1,4 +1,4 @@
-package provenance
+package rim
 
 import (
 	"bytes"
@@ -23,6 +23,8 @@ const (
 	maxXMLDepth    = 16
 	maxXMLElements = 8192
 	maxXMLAttrs    = 128
+	// maxCertificates bounds how many certificates a document may bring.
+	maxCertificates = 8
 )
 
 // algorithms are the methods an XML signature may name (RFC 9231, XML Signature
@@ -42,59 +44,52 @@ func algorithms() map[string][]string {
 	}
 }
 
-// signedXML is an XML document's content and who signed it.
-type signedXML struct {
-	// root is the signed element as it was canonicalised: nothing else may be
-	// read. Without a signature it is the document's.
-	root *etree.Element
-	by   *Signer
-	cert *x509.Certificate
-}
-
-// readXML parses a document and verifies its enveloped signature, where it has
-// one and any signer has roots to verify it with.
-func readXML(o *Options, data []byte) (*signedXML, error) {
+// readXML parses a document. With trust it has to have an enveloped signature,
+// and what is returned is the root element as it was canonicalised and signed:
+// nothing else may be read. Without trust it is the document's.
+func readXML(data []byte, trust Trust) (*etree.Element, []*x509.Certificate, error) {
 	if err := precheckXML(data); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	doc := etree.NewDocument()
 	doc.ReadSettings.MaxDepth = maxXMLDepth
 	if err := doc.ReadFromBytes(data); err != nil {
-		return nil, fmt.Errorf("XML: %w", err)
+		return nil, nil, fmt.Errorf("XML: %w", err)
 	}
 	root := doc.Root()
 	if root == nil {
-		return nil, errors.New("XML: expected an element, got none")
+		return nil, nil, errors.New("XML: expected an element, got none")
 	}
 	sig, err := findSignature(root)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	canVerify := slices.ContainsFunc(o.Signers, func(s Signer) bool { return len(s.Roots) > 0 })
-	if sig == nil || !canVerify {
-		return &signedXML{root: root}, nil
+	if trust == nil {
+		return root, nil, nil
+	}
+	if sig == nil {
+		return nil, nil, ErrUnsigned
 	}
 	certs, err := xmlCertificates(sig)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	by, err := o.chain(certs)
-	if err != nil {
-		return nil, err
+	if err := trust(certs); err != nil {
+		return nil, nil, err
 	}
 	if err := toDER(sig, certs[0]); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	ctx := &dsig.ValidationContext{
 		CertificateStore: &dsig.MemoryX509CertificateStore{Roots: certs[:1]},
-		// The certificate has been verified, as of the time that counts.
+		// The certificate has been judged, as of the time that counts.
 		Clock: dsig.NewFakeClockAt(certs[0].NotBefore),
 	}
 	verified, err := ctx.Validate(root)
 	if err != nil {
-		return nil, fmt.Errorf("XML signature by %q: is not that of the document: %w: %w", subject(certs[0]), err, ErrUntrusted)
+		return nil, nil, fmt.Errorf("%w (signer %.128q: %w)", ErrSignature, certs[0].Subject.CommonName, err)
 	}
-	return &signedXML{root: verified, by: by, cert: certs[0]}, nil
+	return verified, certs, nil
 }
 
 // precheckXML bounds a document before a tree is made of it, and refuses what
@@ -205,8 +200,8 @@ func findSignature(root *etree.Element) (*etree.Element, error) {
 func xmlCertificates(sig *etree.Element) ([]*x509.Certificate, error) {
 	var out []*x509.Certificate
 	for _, e := range sig.FindElements("./KeyInfo/X509Data/X509Certificate") {
-		if len(out) == maxChain {
-			return nil, fmt.Errorf("XML signature: expected at most %d certificates", maxChain)
+		if len(out) == maxCertificates {
+			return nil, fmt.Errorf("XML signature: expected at most %d certificates", maxCertificates)
 		}
 		der, err := base64.StdEncoding.DecodeString(strings.Join(strings.Fields(e.Text()), ""))
 		if err != nil {

@@ -1,0 +1,94 @@
+package measure
+
+import (
+	"cmp"
+	"encoding/binary"
+	"fmt"
+	"slices"
+)
+
+// Where QEMU's q35 machine splits memory around the PCI hole: a machine with
+// lowSplit bytes or more has lowLimit of them below 4 GiB (QEMU,
+// hw/i386/pc_q35.c, pc_q35_init).
+const (
+	lowSplit = 0xb0000000
+	lowLimit = 0x80000000
+)
+
+// MaxMemory bounds the memory of a machine in bytes.
+const MaxMemory = 1 << 46
+
+// belowFourGiB is how much of a machine's memory lies there.
+func belowFourGiB(memory uint64) uint64 {
+	if memory >= lowSplit {
+		return lowLimit
+	}
+	return memory
+}
+
+// Constants of hand-off blocks (UEFI Platform Initialization Specification,
+// volume 3, §5; the attributes are those that QEMU sets, hw/i386/tdvf-hob.c).
+const (
+	hobHandoff       = 1
+	hobResource      = 3
+	hobVersion       = 9
+	resourceMemory   = 0 // EFI_RESOURCE_SYSTEM_MEMORY
+	resourceUnaccept = 7 // EFI_RESOURCE_MEMORY_UNACCEPTED
+	resourceFlags    = 7 // present, initialized, tested
+	hobEndSize       = 8
+)
+
+// tdHOB is the hand-off block that QEMU writes for a machine with that much
+// memory, as the firmware measures it: without the block that ends the list.
+// Memory in the firmware's sections is accepted, all else is not.
+func tdHOB(sections []TDVFSection, memory uint64) ([]byte, error) {
+	var accepted []TDVFSection
+	var base uint64
+	for _, s := range sections {
+		if s.Kind == TDVFHOB {
+			base = s.Address
+		}
+		if s.MemorySize != 0 && (s.Kind == TDVFHOB || s.Kind == TDVFTempMem || s.Kind == TDVFPermMem) {
+			accepted = append(accepted, s)
+		}
+	}
+	if base == 0 {
+		return nil, fmt.Errorf("measure: firmware: TDX metadata: expected a TD_HOB section, got none; its measurement cannot be predicted")
+	}
+	slices.SortFunc(accepted, func(a, b TDVFSection) int { return cmp.Compare(a.Address, b.Address) })
+
+	le := binary.LittleEndian
+	list := make([]byte, 56)
+	resource := func(kind uint32, from, to uint64) {
+		if to <= from {
+			return
+		}
+		b := make([]byte, 48)
+		le.PutUint16(b[0:], hobResource)
+		le.PutUint16(b[2:], uint16(len(b)))
+		// 8: the owner's GUID, zero.
+		le.PutUint32(b[24:], kind)
+		le.PutUint32(b[28:], resourceFlags)
+		le.PutUint64(b[32:], from)
+		le.PutUint64(b[40:], to-from)
+		list = append(list, b...)
+	}
+	low := belowFourGiB(memory)
+	next := uint64(0)
+	for _, s := range accepted {
+		if s.Address+s.MemorySize > low {
+			return nil, fmt.Errorf("measure: memory: expected more than %#x bytes below 4 GiB for the firmware's %v section, got %#x", s.Address+s.MemorySize, s.Kind, low)
+		}
+		resource(resourceUnaccept, next, s.Address)
+		resource(resourceMemory, s.Address, s.Address+s.MemorySize)
+		next = s.Address + s.MemorySize
+	}
+	resource(resourceUnaccept, next, low)
+	resource(resourceUnaccept, fourGiB, fourGiB+memory-low)
+
+	le.PutUint16(list[0:], hobHandoff)
+	le.PutUint16(list[2:], 56)
+	le.PutUint32(list[8:], hobVersion)
+	le.PutUint64(list[48:], base+uint64(len(list))+hobEndSize)
+	return list, nil
+}
