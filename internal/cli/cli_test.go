@@ -55,10 +55,16 @@ func TestScripts(t *testing.T) {
 			e.Setenv("TMPDIR", filepath.Join(e.WorkDir, ".tmp"))
 			return nil
 		},
-		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
-		},
+		Cmds: scriptCommands(),
 	})
+}
+
+// scriptCommands are what scripts can call beside the tool.
+func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
+	return map[string]func(*testscript.TestScript, bool, []string){
+		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
+		"mkfirmware": mkfirmware, "mkkernel": mkkernel, "mkkey384": mkkey384, "mksigstruct": mksigstruct,
+	}
 }
 
 // exits runs a command that has to end with a code: exits CODE coffer ….

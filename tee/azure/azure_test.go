@@ -275,8 +275,9 @@ func TestAllocation(t *testing.T) {
 
 func TestPrefixes(t *testing.T) {
 	t.Parallel()
-	teetest.EachPrefix(file(t, "snp-v2.json"), func(cut []byte) {
-		if _, err := azure.ParseEvidence(tee.AzureSNPVTPM, cut); err == nil && len(bytes.TrimSpace(file(t, "snp-v2.json"))) > len(cut) {
+	whole := bytes.TrimSpace(file(t, "snp-v2.json"))
+	teetest.EachPrefix(whole, func(cut []byte) {
+		if _, err := azure.ParseEvidence(tee.AzureSNPVTPM, cut); err == nil {
 			t.Errorf("%d bytes: accepted", len(cut))
 		}
 	})

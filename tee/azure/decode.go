@@ -1,7 +1,6 @@
 package azure
 
 import (
-	"bytes"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
@@ -10,6 +9,7 @@ import (
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
+	"github.com/coffer-project/coffer/tee/internal/numbers"
 )
 
 // decoder reads the three encodings of byte strings and collects what is wrong.
@@ -62,42 +62,17 @@ func (d *decoder) hex(field, s string, limit int) []byte {
 	return out
 }
 
-// numbers reads 1 to limit bytes from an array of numbers. It is known to be
-// valid JSON; there are thousands of numbers, so reflection is not for them.
+// numbers reads 1 to limit bytes from an array of numbers, which is known to be
+// valid JSON.
 func (d *decoder) numbers(field string, array json.RawMessage, limit int) []byte {
-	inner, opened := bytes.CutPrefix(bytes.TrimSpace(array), []byte("["))
-	inner, closed := bytes.CutSuffix(inner, []byte("]"))
-	if !opened || !closed {
-		d.fail(field, "expected an array of numbers, got %.20q", array)
-		return nil
+	out, err := numbers.Parse(array, limit)
+	switch {
+	case err != nil:
+		d.fail(field, "%v", err)
+	case len(out) == 0:
+		d.fail(field, "expected 1 to %d numbers, got none", limit)
+	default:
+		return out
 	}
-	n := bytes.Count(inner, []byte(",")) + 1
-	if n > limit || len(bytes.TrimSpace(inner)) == 0 {
-		d.fail(field, "expected 1 to %d numbers, got another count", limit)
-		return nil
-	}
-	out := make([]byte, 0, n)
-	for item := range bytes.SplitSeq(inner, []byte(",")) {
-		b, ok := octet(bytes.TrimSpace(item))
-		if !ok {
-			d.fail(field, "[%d]: expected a number from 0 to 255, got %.20q", len(out), item)
-			return nil
-		}
-		out = append(out, b)
-	}
-	return out
-}
-
-func octet(digits []byte) (byte, bool) {
-	if len(digits) == 0 || len(digits) > 3 {
-		return 0, false
-	}
-	n := 0
-	for _, c := range digits {
-		if c < '0' || c > '9' {
-			return 0, false
-		}
-		n = 10*n + int(c-'0')
-	}
-	return byte(n), n <= 0xFF
+	return nil
 }

@@ -77,9 +77,9 @@ func (l TDXLaunch) patchedHeader() ([]byte, error) {
 func initrdAddress(head []byte, protocol uint16, size, memory uint64) (uint32, error) {
 	le, limit := binary.LittleEndian, uint64(0x37ffffff)
 	switch {
-	case protocol >= 0x20c && le.Uint16(head[0x236:])&0x40 != 0: // xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
+	case protocol >= 0x20c && le.Uint16(head[0x236:])&2 != 0: // xloadflags: XLF_CAN_BE_LOADED_ABOVE_4G
 		limit = 1<<32 - 1
-	case protocol < 0x20c && le.Uint32(head[0x22c:]) != 0:
+	case protocol >= 0x203:
 		limit = uint64(le.Uint32(head[0x22c:])) // initrd_addr_max
 	}
 	low := belowFourGiB(memory)
@@ -104,10 +104,9 @@ func utf16le(s string) []byte {
 
 // loadOptions is the command line as OVMF hands it to the kernel's EFI stub,
 // which measures it with its terminator.
-func (l TDXLaunch) loadOptions() []byte {
-	line := l.Cmdline
+func (l TDXLaunch) loadOptions() string {
 	if len(l.Initrd) > 0 && !l.NoInitrdOption {
-		line += " initrd=initrd"
+		return l.Cmdline + " initrd=initrd"
 	}
-	return append(utf16le(line), 0, 0)
+	return l.Cmdline
 }

@@ -58,7 +58,7 @@ func tdHOB(sections []TDVFSection, memory uint64) ([]byte, error) {
 	slices.SortFunc(accepted, func(a, b TDVFSection) int { return cmp.Compare(a.Address, b.Address) })
 
 	le := binary.LittleEndian
-	list := make([]byte, 56)
+	var resources []byte
 	resource := func(kind uint32, from, to uint64) {
 		if to <= from {
 			return
@@ -71,7 +71,7 @@ func tdHOB(sections []TDVFSection, memory uint64) ([]byte, error) {
 		le.PutUint32(b[28:], resourceFlags)
 		le.PutUint64(b[32:], from)
 		le.PutUint64(b[40:], to-from)
-		list = append(list, b...)
+		resources = append(resources, b...)
 	}
 	low := belowFourGiB(memory)
 	next := uint64(0)
@@ -86,9 +86,10 @@ func tdHOB(sections []TDVFSection, memory uint64) ([]byte, error) {
 	resource(resourceUnaccept, next, low)
 	resource(resourceUnaccept, fourGiB, fourGiB+memory-low)
 
-	le.PutUint16(list[0:], hobHandoff)
-	le.PutUint16(list[2:], 56)
-	le.PutUint32(list[8:], hobVersion)
-	le.PutUint64(list[48:], base+uint64(len(list))+hobEndSize)
-	return list, nil
+	var head [56]byte
+	le.PutUint16(head[0:], hobHandoff)
+	le.PutUint16(head[2:], uint16(len(head)))
+	le.PutUint32(head[8:], hobVersion)
+	le.PutUint64(head[48:], base+uint64(len(head)+len(resources)+hobEndSize))
+	return append(head[:], resources...), nil
 }

@@ -187,8 +187,9 @@ func (p *TDXPlatform) check(profile TDXProfile) (errs []error) {
 			errs = append(errs, fmt.Errorf("measure: acpi: %s is missing: give the file or its SHA-384", b.name))
 		}
 	}
-	if p.BootOrder == nil && p.Boot != nil || len(p.BootOrder)%2 != 0 {
-		errs = append(errs, fmt.Errorf("measure: boot_order: expected 16-bit numbers beside %d boot options, got %d bytes", len(p.Boot), len(p.BootOrder)))
+	// A number without a variable is skipped by the firmware.
+	if len(p.BootOrder)%2 != 0 || len(p.BootOrder) < 2*len(p.Boot) {
+		errs = append(errs, fmt.Errorf("measure: boot_order: expected 16-bit numbers for %d boot options, got %d bytes", len(p.Boot), len(p.BootOrder)))
 	}
 	if profile == ProfileOVMF2025 && p.VariableAuthority == ([48]byte{}) {
 		errs = append(errs, fmt.Errorf("measure: variable_authority: profile %q measures it and it is not derived from anything; give its digest from an event log", profile))

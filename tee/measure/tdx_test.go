@@ -177,9 +177,10 @@ func TestHandOffBlocks(t *testing.T) {
 	}
 }
 
-// Debian's OVMF (package ovmf 2022.11-6+deb12u2) as google/gce-tcb-verifier
-// v0.3.1 measures it: MRTD with interleaved pages, and the SNP launch digests of
-// GCE with one and four CPUs of the Milan generation.
+// Debian's OVMF (package ovmf 2022.11-6+deb12u2) as other tools measure it:
+// google/gce-tcb-verifier v0.3.1 MRTD with interleaved pages, and the SNP launch
+// digests of GCE (on Milan); virtee/sev-snp-measure 0.0.13 those of QEMU and EC2,
+// for EPYC-Milan and SEV_FEATURES 0x21.
 func TestDebianOVMF(t *testing.T) {
 	t.Parallel()
 	firmware, err := os.ReadFile("/usr/share/ovmf/OVMF.fd")
@@ -196,20 +197,22 @@ func TestDebianOVMF(t *testing.T) {
 	if got, want := hex.EncodeToString(r.MRTD[:]), "4c7206f0f483c524f12c366c711e9049030a8d47c471ee5aa9c4999a08de4057fb887fed0744d5631a212967fb231c47"; got != want {
 		t.Errorf("MRTD: got %s, want %s", got, want)
 	}
-	seed, err := NewSeed(Launch{Firmware: firmware, VCPUs: 1, VMM: VMMGCE})
-	if err != nil {
-		t.Fatal(err)
-	}
-	all, err := seed.Digests(4)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for n, want := range map[int]string{
-		1: "6c5ed8d7d566801c36cf93c1e735e111d212d71892755cc9967a50c67f72e387909cfd3a3961b10d2799f7779f3beac6",
-		4: "dc9e0c41c8b0ca2000043e749d6fd77737d0ef146b3c9eaaaf693f50dd5ce57fbcb379cb4af9918c94d265a7e0bd8317",
+	for _, tc := range []struct {
+		launch Launch
+		cpus   int
+		want   string
+	}{
+		{Launch{VMM: VMMGCE}, 1, "6c5ed8d7d566801c36cf93c1e735e111d212d71892755cc9967a50c67f72e387909cfd3a3961b10d2799f7779f3beac6"},
+		{Launch{VMM: VMMGCE}, 4, "dc9e0c41c8b0ca2000043e749d6fd77737d0ef146b3c9eaaaf693f50dd5ce57fbcb379cb4af9918c94d265a7e0bd8317"},
+		{Launch{VMM: VMMQEMU, VCPUModel: "EPYC-Milan", GuestFeatures: 0x21}, 1, "179c6ad39ad318c8c8d18444634df7217b63695830f1cde0b2f01fe53d2cd2f4d39207f50bf659554e2f5ec4ee0f72b6"},
+		{Launch{VMM: VMMQEMU, VCPUModel: "EPYC-Milan", GuestFeatures: 0x21}, 3, "91a010c577dd03d3c50658db806fbf9395c43820acd3a5626c3a22d1fc2d26174e75c0a9dea33ada784f2f21ef07a2c5"},
+		{Launch{VMM: VMMEC2, GuestFeatures: 0x21}, 1, "0381842f22891da83270bda56fa82bb1c48285a474b5b99391ad21ef7cdf5827ddd7cf65e9713db0bffa90b4e5328e0b"},
+		{Launch{VMM: VMMEC2, GuestFeatures: 0x21}, 3, "55a74f0b1ee578e1cd27bb17cf9975e5cfede361abb11eb3054da93f39f0f88eb7103c962acf27f5be8c6c5615d739de"},
 	} {
-		if got := hex.EncodeToString(all[n-1][:]); got != want {
-			t.Errorf("SNP on GCE with %d CPUs: got %s, want %s", n, got, want)
+		l := tc.launch
+		l.Firmware, l.VCPUs = firmware, tc.cpus
+		if got, err := SNP(l); err != nil || hex.EncodeToString(got[:]) != tc.want {
+			t.Errorf("SNP on %s with %d CPUs: got %x, %v; want %s", l.VMM, tc.cpus, got, err, tc.want)
 		}
 	}
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
-	"strings"
 )
 
 // GUIDs of what OVMF measures.
@@ -14,7 +13,7 @@ var (
 	guidTdxTable       = mustGUID(0x93bb96af, 0xb9f2, 0x4eb8, 0x9462e0ba74564236) // edk2, gUefiOvmfPkgTdTdxHobGuid
 	guidKernelFiles    = mustGUID(0x1428f772, 0xb64a, 0x441e, 0xb8c39ebdd7f893c7) // edk2, QemuKernelLoaderFs
 	guidDXEVolume      = mustGUID(0x7cb8bdc9, 0xf8eb, 0x4f34, 0xaaea3ee4af6516a1) // OvmfPkgX64.fdf, DXEFV
-	guidUiApp          = mustGUID(0x462caa21, 0x7614, 0x4503, 0x836e8ab6f4662331) // MdeModulePkg, UiApp
+	guidUIApp          = mustGUID(0x462caa21, 0x7614, 0x4503, 0x836e8ab6f4662331) // MdeModulePkg, UiApp
 	guidBootMenuApp    = mustGUID(0xeec25bdc, 0x67f2, 0x4d95, 0xb1d5f81b2039d11d) // MdeModulePkg, BootManagerMenuApp
 )
 
@@ -95,7 +94,7 @@ func (l TDXLaunch) events(sections []TDVFSection, unknown *[4]string) ([]Event, 
 	} else {
 		e.separator(1, "before the boot")
 	}
-	l.stubEvents(&e, l.loadOptions(), "UTF-16 with NUL: ")
+	l.stubEvents(&e, append(utf16le(l.loadOptions()), 0, 0), fmt.Sprintf("UTF-16 with NUL: %q", l.loadOptions()))
 	e.action("Exit Boot Services Invocation")
 	e.action("Exit Boot Services Returned with Success")
 	return e, nil
@@ -167,26 +166,23 @@ func (l TDXLaunch) bootEvents(e *eventList) {
 	if order == nil {
 		// What OVMF registers where there is nothing to boot from but QEMU's
 		// kernel. 1: active, 8: hidden, 0x100: an application.
-		order, boot = []byte{0, 0}, [][]byte{loadOption(0x109, "UiApp", guidUiApp)}
+		order, boot = []byte{0, 0}, [][]byte{loadOption(0x109, "UiApp", guidUIApp)}
 		if l.Profile == ProfileOVMF2025 {
 			order = []byte{0, 0, 1, 0}
-			boot = [][]byte{loadOption(0x109, "BootManagerMenuApp", guidBootMenuApp), loadOption(0x101, "EFI Firmware Setup", guidUiApp)}
+			boot = [][]byte{loadOption(0x109, "BootManagerMenuApp", guidBootMenuApp), loadOption(0x101, "EFI Firmware Setup", guidUIApp)}
 		}
 	}
 	// Of boot variables the content alone is measured.
 	e.add(0, EvEFIVariableBoot, order, variable(guidGlobalVariable, "BootOrder", order), "UEFI variable BootOrder %x", order)
 	for i, b := range boot {
-		name := fmt.Sprintf("Boot%04X", i)
-		if 2*i+2 <= len(order) {
-			name = fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
-		}
+		name := fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:]))
 		e.add(0, EvEFIVariableBoot, b, variable(guidGlobalVariable, name, b), "UEFI variable %s, %d bytes", name, len(b))
 	}
 }
 
 // stubEvents are those of the kernel's EFI stub.
 func (l TDXLaunch) stubEvents(e *eventList, cmdline []byte, note string) {
-	e.add(2, EvEventTag, cmdline, taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"), "command line, %s%q", note, strings.TrimRight(l.Cmdline, "\n"))
+	e.add(2, EvEventTag, cmdline, taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"), "command line, %s", note)
 	if len(l.Initrd) > 0 {
 		e.add(2, EvEventTag, l.Initrd, taggedEvent(tagInitrd, "Linux initrd"), "initrd, %d bytes", len(l.Initrd))
 	}
@@ -205,7 +201,7 @@ func (l TDXLaunch) software() TDXResult {
 	e.add(0, EvPlatformConfigFlags, config, config, "%s", config)
 	if l.Kernel != nil {
 		e.add(1, EvEFIApplication, l.Kernel, imageLoadEvent(len(l.Kernel)), "kernel, %d bytes", len(l.Kernel))
-		l.stubEvents(&e, []byte(l.Cmdline), "")
+		l.stubEvents(&e, []byte(l.Cmdline), fmt.Sprintf("%q", l.Cmdline))
 	}
 	r.Events = e
 	r.finish(l)

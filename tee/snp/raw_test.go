@@ -132,12 +132,12 @@ func TestBits(t *testing.T) {
 	if got := good.BitProblems(); got != nil {
 		t.Errorf("got %v", got)
 	}
-	bad := Report{Version: 3, Policy: 1<<26 | 1<<63, PlatInfo: 1<<6 | 1<<40, KeyInfo: 1 << 5}
+	bad := Report{Version: 3, Policy: 1<<26 | 1<<63, PlatInfo: 1<<9 | 1<<40, KeyInfo: 1 << 5}
 	var text []string
 	for _, p := range bad.BitProblems() {
 		text = append(text, p.Field+" "+p.Got)
 	}
-	want := []string{"policy 0x8000000004000000", "policy 0x8000000004000000 with bit 26, bit 63", "plat_info 0x10000000040 with bit 6, bit 40", "key_info 0x20 with bit 5"}
+	want := []string{"policy 0x8000000004000000", "policy 0x8000000004000000 with bit 26, bit 63", "plat_info 0x10000000200 with bit 9, bit 40", "key_info 0x20 with bit 5"}
 	if !slices.Equal(text, want) {
 		t.Errorf("got %q", text)
 	}

@@ -111,7 +111,7 @@ func TestRoundTrip(t *testing.T) {
 
 func TestVectorsRoundTrip(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin"} {
+	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin", "azure-genoa-report.bin", "genoa-v5-report.bin", "turin-report.bin"} {
 		raw := vector(t, name)
 		e, err := NewEvidence(raw, nil)
 		if err != nil {
@@ -430,6 +430,7 @@ func FuzzParseEvidence(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	f.Add(vector(f, "test-report.bin"))
 	f.Add(vector(f, "test-vlek-report.bin"))
+	f.Add(vector(f, "turin-report.bin"))
 	raw, err := filled(5, true).Bytes()
 	if err != nil {
 		f.Fatal(err)

@@ -49,14 +49,10 @@ import (
 	"context"
 	"crypto"
 	"crypto/ecdsa"
-	"crypto/elliptic"
 	"encoding/hex"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"time"
-
-	"github.com/veraison/go-cose"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/cca"
@@ -216,36 +212,6 @@ func checkSignature(l *checks.List, name string, s *cca.Signed, key *ecdsa.Publi
 		return false
 	}
 	return true
-}
-
-// algorithmOf is the one algorithm that a key signs with.
-func algorithmOf(key *ecdsa.PublicKey) (cca.Algorithm, error) {
-	switch key.Curve {
-	case elliptic.P256():
-		return cca.ES256, nil
-	case elliptic.P384():
-		return cca.ES384, nil
-	case elliptic.P521():
-		return cca.ES512, nil
-	}
-	return 0, errors.New("pkey: expected a key on P-256, P-384 or P-521")
-}
-
-// verifySign1 has go-cose check the message, and makes sure that it reads the
-// same payload out of it.
-func verifySign1(s *cca.Signed, key *ecdsa.PublicKey) error {
-	var m cose.Sign1Message
-	if err := m.UnmarshalCBOR(s.Raw); err != nil {
-		return err
-	}
-	if !bytes.Equal(m.Payload, s.Payload) {
-		return errors.New("the message can be read in two ways")
-	}
-	check, err := cose.NewVerifier(cose.Algorithm(s.Algorithm), key)
-	if err != nil {
-		return err
-	}
-	return m.Verify(nil, check)
 }
 
 // checkLifecycle judges the platform's state: what is open for debugging

@@ -117,10 +117,9 @@ func TestUpstreamClaims(t *testing.T) {
 	p := newPlatform(t, elliptic.P384(), elliptic.P384())
 	p.platform = map[any]any{
 		265: cca.ProfileLegacy, 2396: b64(golden.Platform["cca-platform-implementation-id"]), 256: b64(golden.Platform["cca-platform-instance-id"]), 2401: b64(golden.Platform["cca-platform-config"]),
-		2395: golden.Platform["cca-platform-lifecycle"], 2402: "sha-256", 2400: golden.Platform["cca-platform-service-indicator"],
+		2395: 12288, 2402: "sha-256", 2400: golden.Platform["cca-platform-service-indicator"],
 		2399: []any{map[any]any{1: "BL", 2: filled(32, 3), 4: "3.4.2", 5: filled(32, 4)}},
 	}
-	p.platform[2395] = 12288
 	p.realm = map[any]any{
 		10: b64(golden.Realm["cca-realm-challenge"]), 44235: b64(golden.Realm["cca-realm-personalization-value"]), 44236: "sha-256",
 		44238: b64(golden.Realm["cca-realm-initial-measurement"]), 44239: []any{filled(64, 'C'), filled(64, 'C'), filled(64, 'C'), filled(64, 'C')},

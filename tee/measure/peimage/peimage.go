@@ -134,7 +134,7 @@ func parseHeader(head []byte) (header, error) {
 	hd := header{sections: int(le.Uint16(head[coff+2:])), checksum: opt + offChecksum}
 	optSize := int(le.Uint16(head[coff+16:]))
 	hd.table = opt + optSize
-	directories := 0
+	var directories int
 	switch magic := le.Uint16(head[opt:]); magic {
 	case magicPE32:
 		directories = 92

@@ -1,6 +1,7 @@
 package vtpm
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 
@@ -12,21 +13,46 @@ import (
 var uiApp = eventlog.GUID{0x21, 0xaa, 0x2c, 0x46, 0x14, 0x76, 0x03, 0x45, 0x83, 0x6e, 0x8a, 0xb6, 0xf4, 0x66, 0x23, 0x31}
 
 // bootOptions is what Tcg2Dxe measures of the boot options: BootOrder and what it
-// names. With direct kernel boot OVMF starts the kernel before it looks for
-// devices to boot from; all it has registered by then is its own menu.
+// names, their data alone. With direct kernel boot OVMF starts the kernel before it
+// looks for devices to boot from; all it has registered by then is its own menu,
+// which a store may have already.
 func (p *predictor) bootOptions() error {
-	order := p.vars.get(efiGlobal, "BootOrder")
-	if order != nil {
-		p.unpredicted(1, "the variable store has a BootOrder already, to which the firmware may add")
-		return nil
-	}
 	option, err := menuOption(p.volumes[1])
 	if err != nil {
 		return err
 	}
-	p.measure(1, eventlog.EFIVariableBoot, "BootOrder", []byte{0, 0})
-	p.measure(1, eventlog.EFIVariableBoot, "Boot0000", option)
+	order, options := []byte{0, 0}, [][]byte{option}
+	if stored := p.vars.get(efiGlobal, "BootOrder"); stored != nil {
+		if options = p.storedOptions(stored, option); options == nil {
+			p.unpredicted(1, "the variable store has boot options, and the firmware's own is not among them")
+			return nil
+		}
+		order = stored
+	}
+	p.measure(1, eventlog.EFIVariableBoot, "BootOrder", order)
+	for i, o := range options {
+		p.measure(1, eventlog.EFIVariableBoot, fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[2*i:])), o)
+	}
 	return nil
+}
+
+// storedOptions are the options that an order names, nil where one is missing or
+// none is the menu.
+func (p *predictor) storedOptions(order, menu []byte) [][]byte {
+	var out [][]byte
+	found := false
+	for at := 0; at+1 < len(order); at += 2 {
+		o := p.vars.get(efiGlobal, fmt.Sprintf("Boot%04X", binary.LittleEndian.Uint16(order[at:])))
+		if o == nil {
+			return nil
+		}
+		found = found || bytes.Equal(o, menu)
+		out = append(out, o)
+	}
+	if !found || len(order)%2 != 0 {
+		return nil
+	}
+	return out
 }
 
 // menuOption is the EFI_LOAD_OPTION (UEFI 2.10, section 3.1.3) of the menu:

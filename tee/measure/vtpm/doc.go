@@ -21,7 +21,9 @@
 //	5   the end of boot services.
 //	6   a separator.
 //	7   secure boot: SecureBoot, PK, KEK, db, dbx. With secure boot on, the
-//	    certificate that let the kernel pass is measured too, which is not predicted.
+//	    certificate that let the kernel pass is measured too, and OVMF starts a kernel
+//	    that did not pass in another way, without measuring it: 4, 7 and 9 are not
+//	    predicted then.
 //	9   command line and initrd, measured by the kernel's EFI stub (Linux 6.9 and
 //	    newer measure both).
 //	10  is Linux's own (IMA), 8 and 11 to 15 are left to the system.

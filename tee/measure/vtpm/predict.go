@@ -157,7 +157,9 @@ func (p *predictor) secureBoot() error {
 	enable := p.vars.get(secureBootEnable, "SecureBootEnable")
 	if len(pk) > 0 && (len(enable) == 0 || enable[0] == 1) {
 		on = 1
-		p.unpredicted(7, "secure boot is on: which certificate of db let the kernel pass is not predicted")
+		for _, pcr := range []int{4, 7, 9} {
+			p.unpredicted(pcr, "secure boot is on: whether a certificate of db lets the kernel pass, and which, is not predicted")
+		}
 	}
 	for _, v := range []struct {
 		vendor eventlog.GUID
@@ -208,13 +210,17 @@ func (p *predictor) readyToBoot() error {
 
 // stub is what the EFI stub of Linux measures (linux 6.12,
 // drivers/firmware/efi/libstub/efi-stub-helper.c). OVMF names the initrd on the
-// command line and ends it with a zero.
+// command line, makes each byte a character of UTF-16, and ends it with a zero.
 func (p *predictor) stub() error {
 	cmdline := p.l.Cmdline
 	if len(p.l.Initrd) > 0 {
 		cmdline += " initrd=initrd"
 	}
-	p.measure(9, eventlog.EventTag, "command line", append(eventlog.LoadOptions(cmdline), 0, 0))
+	options := make([]byte, 2*len(cmdline)+2)
+	for i := range len(cmdline) {
+		options[2*i] = cmdline[i]
+	}
+	p.measure(9, eventlog.EventTag, "command line", options)
 	if len(p.l.Initrd) > 0 {
 		p.measure(9, eventlog.EventTag, "initrd", p.l.Initrd)
 	}
