@@ -232,7 +232,10 @@ func (r *reader) judge(checks Checks) *Files {
 			continue
 		}
 		e.Source, e.Fetched = c.source, c.fetched
-		if old, ok := out.entries[c.item]; ok && newer(old, e) {
+		if old, ok := out.entries[c.item]; ok && bytes.Equal(old.Body, e.Body) {
+			r.found(c.file, &c.item, Accepted, "the same as another file")
+			continue
+		} else if ok && newer(old, e) {
 			r.found(c.file, &c.item, Kept, "there is a newer one")
 			continue
 		}
