@@ -2,6 +2,9 @@ package tdxverify_test
 
 import (
 	"context"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -11,6 +14,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-tdx-guest/verify"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/dcap"
@@ -363,7 +367,7 @@ func TestRootsDoNotMix(t *testing.T) {
 	// An unknown root is named.
 	v = newVerifier(t, tdxverify.Options{Now: at(w.Now), DevelopmentRoots: []dcap.DevelopmentRoot{second}})
 	_, err = v.Verify(t.Context(), data, anyReportDataOf("x"))
-	if diff := cmp.Diff([]string{"tdx.chain certification_data"}, failedChecks(t, err)); diff != "" || !strings.Contains(err.Error(), "Test Root") {
+	if diff := cmp.Diff([]string{"tdx.chain certification_data"}, failedChecks(t, err)); diff != "" || !strings.Contains(err.Error(), "O=Test") {
 		t.Errorf("%s%v", diff, err)
 	}
 	// A real quote does not become simulated by a development root.
@@ -376,6 +380,84 @@ func TestRootsDoNotMix(t *testing.T) {
 }
 
 func anyReportDataOf(s string) tee.Expected { return tee.Expected{ReportData: []byte(s)} }
+
+// A root certificate that was issued again for the same key and name is as good;
+// one for another key is not.
+func TestReissuedRoot(t *testing.T) {
+	t.Parallel()
+	w := dcaptest.New(t, dcap.TDX)
+	v := newVerifier(t, ofWorld(t, w))
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, tc := range map[string]struct {
+		key  *ecdsa.PrivateKey
+		want []string
+	}{"same key": {w.Authority.Root.Key, nil}, "another key": {key, []string{"tdx.chain certification_data"}}} {
+		template := *w.Authority.Root.Certificate
+		template.SerialNumber, template.NotAfter, template.PublicKey = big.NewInt(5), w.Now.AddDate(5, 0, 0), &tc.key.PublicKey
+		der, err := x509.CreateCertificate(rand.Reader, &template, &template, &tc.key.PublicKey, tc.key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := w.Quoter(t)
+		p.Chain = pemOf(p.PCK.Certificate, w.Authority.Platform.Certificate, &x509.Certificate{Raw: der})
+		_, err = v.Verify(t.Context(), evidence(t, dcaptest.TDQuote(t, p, nil), nil), anyReportDataOf("x"))
+		if diff := cmp.Diff(tc.want, failedChecks(t, err)); diff != "" {
+			t.Errorf("%s: %s%v", name, diff, err)
+		}
+	}
+}
+
+// A list by another intermediate of the same name says nothing.
+func TestListOfAnotherIntermediate(t *testing.T) {
+	t.Parallel()
+	w := dcaptest.New(t, dcap.TDX)
+	p := w.Quoter(t)
+	old := w.Authority.Platform
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	template := *old.Certificate
+	template.SerialNumber = big.NewInt(6)
+	der, err := x509.CreateCertificate(rand.Reader, &template, w.Authority.Root.Certificate, &key.PublicKey, w.Authority.Root.Key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := x509.ParseCertificate(der)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w.Authority.Platform = dcapmint.Holder{Certificate: c, Key: key}
+	v := newVerifier(t, ofWorld(t, w))
+	_, err = v.Verify(t.Context(), evidence(t, dcaptest.TDQuote(t, p, nil), nil), anyReportDataOf("x"))
+	if diff := cmp.Diff([]string{"tdx.collateral pck_crl.issuer_chain"}, failedChecks(t, err)); diff != "" {
+		t.Errorf("%s%v", diff, err)
+	}
+}
+
+// What is minted has the real shape: go-tdx-guest accepts it whole, once it is
+// told to trust the root.
+func TestMintedQuotesAgreeWithLibrary(t *testing.T) {
+	t.Parallel()
+	w := dcaptest.New(t, dcap.TDX)
+	p := w.Quoter(t)
+	trusted := x509.NewCertPool()
+	trusted.AddCert(w.Authority.Root.Certificate)
+	times := &verify.TimeSet{PckCertChain: w.Now, TcbInfo: w.Now, QeIdentity: w.Now, PckCrl: w.Now, RootCaCrl: w.Now}
+	for name, edit := range map[string]func(*tdx.Quote){"version 5": nil, "version 5, TD 1.0": body10(5, [16]byte{5, 0, 6}), "version 4": body10(4, [16]byte{5, 0, 6})} {
+		quote := dcaptest.TDQuote(t, p, edit)
+		if err := verify.RawTdxQuote(quote, &verify.Options{Now: times, TrustedRoots: trusted}); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		quote[100] ^= 1
+		if err := verify.RawTdxQuote(quote, &verify.Options{Now: times, TrustedRoots: trusted}); err == nil {
+			t.Errorf("%s: the library accepts a changed quote", name)
+		}
+	}
+}
 
 // The roles in the hierarchy cannot be swapped.
 func TestWrongChains(t *testing.T) {
