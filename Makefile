@@ -58,6 +58,12 @@ bin/coffer-trustee-pkcs11: $(SOURCES) build/sources | check-go
 	@CGO_ENABLED=1 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/coffer-trustee >&2
 	@touch $@
 
+# NVIDIA's library is a shared one too, and comes with the driver. What loads it
+# is a program of its own, linked to the machine's C library but made without cgo,
+# by the rule above; the guest's agent runs it.
+.PHONY: build-nvidia-attester
+build-nvidia-attester: bin/coffer-nvidia-attester ## Build bin/coffer-nvidia-attester, which makes evidence of NVIDIA's GPUs
+
 # The list of them, written anew only when it changes: a file that is gone is no
 # prerequisite any more, but makes another program.
 build/sources: FORCE

@@ -147,8 +147,11 @@ func (a *app) rootCommand() *cobra.Command {
 		a.imageCommand(),
 		a.policyCommand(),
 		a.initdataCommand(),
+		a.evidenceCommand(),
 		a.eventlogCommand(),
+		a.measureCommand(),
 		a.explainCommand(),
+		a.collateralCommand(),
 		a.trusteeCommand(),
 	)
 	return root

@@ -26,6 +26,8 @@ import (
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/build"
 	"github.com/coffer-project/coffer/oci/layout"
+	"github.com/coffer-project/coffer/tee/collateral/collateraltest"
+	"github.com/coffer-project/coffer/tee/snp"
 )
 
 func TestMain(m *testing.M) {
@@ -54,7 +56,7 @@ func TestScripts(t *testing.T) {
 			return nil
 		},
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
-			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
+			"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
 		},
 	})
 }
@@ -173,5 +175,33 @@ func empty(ts *testscript.TestScript, _ bool, args []string) {
 func isJSON(ts *testscript.TestScript, _ bool, _ []string) {
 	if out := ts.ReadFile("stdout"); !json.Valid([]byte(out)) {
 		ts.Fatalf("standard output is not one JSON document: %s", out)
+	}
+}
+
+// mkcollateral starts a service of collateral, whose URL it puts into $SERVICE,
+// and writes its roots, and evidence of SNP and TDX: mkcollateral. With an
+// argument the service lies: mkcollateral 'a page for browsers'.
+func mkcollateral(ts *testscript.TestScript, _ bool, args []string) {
+	s, err := collateraltest.New(nil)
+	ts.Check(err)
+	s.SetHygon("TEST0001", []byte("not Hygon's"))
+	if len(args) == 1 {
+		s.Set(collateraltest.Behaviour{Lie: collateraltest.Lie(args[0])})
+	}
+	server := httptest.NewServer(s)
+	ts.Defer(server.Close)
+	ts.Setenv("SERVICE", server.URL)
+	amd, err := s.AMDChain(snp.Milan)
+	ts.Check(err)
+	write := func(name string, data []byte) { ts.Check(os.WriteFile(ts.MkAbs(name), data, 0o600)) }
+	write("amd.pem", amd)
+	write("intel.pem", s.IntelRoot())
+	for name, file := range map[string]string{
+		"report.bin": "../../tee/snp/testdata/test-report.bin", "tcbInfo.json": "../../tee/collateral/testdata/tcbInfo.json",
+		"enclaveIdentity.json": "../../tee/collateral/testdata/enclaveIdentity.json",
+	} {
+		data, err := os.ReadFile(file)
+		ts.Check(err)
+		write(name, data)
 	}
 }

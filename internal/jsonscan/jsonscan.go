@@ -93,6 +93,9 @@ func (r *Reader) take(c byte) bool {
 // Null takes a null.
 func (r *Reader) Null() bool { return r.next() == 'n' && r.word("null") }
 
+// AtObject reports whether an object begins here. It takes nothing.
+func (r *Reader) AtObject() bool { return r.next() == '{' }
+
 func (r *Reader) word(s string) bool {
 	if !bytes.HasPrefix(r.doc[r.at:], []byte(s)) {
 		return false

@@ -10,6 +10,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
 	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/internal/trustee/verifiers"
 )
 
 // Check tries what a configuration names, and reports every problem at once:
@@ -31,6 +32,9 @@ func Check(ctx context.Context, o Options) error {
 	note("admin", err)
 	_, err = t.trusted()
 	note("token.trusted", err)
+	if o.Verifiers == nil {
+		note("verifiers", verifiers.Check(c.TEE, c.Collateral, o.Now))
+	}
 	_, err = openSigners(c.References)
 	note("reference_values", err)
 	_, err = listener.ParsePrefixes(c.Proxy.Trusted)

@@ -40,6 +40,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/verifiers"
 	"github.com/coffer-project/coffer/internal/trustee/webhook"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/collateral"
 )
 
 // Options of [New].
@@ -79,11 +80,7 @@ func (o *Options) defaults() error {
 	if o.Build == "" {
 		o.Build = "coffer-trustee devel"
 	}
-	var err error
-	if o.Verifiers == nil {
-		o.Verifiers, err = verifiers.New(o.Config.TEE, o.Now)
-	}
-	return err
+	return nil
 }
 
 // Trustee is a relying party. It listens from [New] on and answers from
@@ -139,7 +136,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 			err = errors.Join(fmt.Errorf("trustee: %w", err), t.Close())
 		}
 	}()
-	steps := []func(context.Context) error{t.openState, t.observe, t.assemble, t.listen}
+	steps := []func(context.Context) error{t.openState, t.openVerifiers, t.observe, t.assemble, t.listen}
 	for _, step := range steps {
 		if err := step(ctx); err != nil {
 			return nil, err
@@ -150,6 +147,23 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 	}
 	o.Logger.InfoContext(ctx, "trustee listens", "address", t.Addr(), "service", t.ServiceAddr(), "state", o.Config.StateDir, "database", t.store.Kind())
 	return t, nil
+}
+
+// openVerifiers builds the verifiers of the configuration, with the collateral
+// that they share.
+func (t *Trustee) openVerifiers(context.Context) error {
+	if t.o.Verifiers != nil {
+		return nil
+	}
+	c, err := verifiers.OpenCollateral(t.o.Config.Collateral, t.o.Config.StateDir, t.o.Now, t.o.Logger, func(e collateral.Event) {
+		t.metrics.Collateral(e.Item.Kind.Vendor(), string(e.Type))
+	})
+	if err != nil {
+		return err
+	}
+	t.closers = append(t.closers, c.Close)
+	t.o.Verifiers, err = verifiers.New(verifiers.Options{TEE: t.o.Config.TEE, Collateral: c, Now: t.o.Now})
+	return err
 }
 
 // Addr is the address it listens on, host:port.

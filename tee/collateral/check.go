@@ -45,7 +45,7 @@ type Checks struct {
 	RootCRL func(der []byte) (*x509.RevocationList, error)
 	// RIM checks the manifest's signature.
 	RIM func(id string, body []byte) error
-	// HSKCEK checks that Hygon signed the certificates of that chip.
+	// HSKCEK checks that Hygon signed the certificates.
 	HSKCEK func(serial string, body []byte) error
 }
 
@@ -226,6 +226,10 @@ func errOr(err error) error {
 	return err
 }
 
+// undatedOCSP is how long a response counts that does not say so; nvidiaverify
+// thinks the same.
+const undatedOCSP = 24 * time.Hour
+
 // parseOCSP checks a response (RFC 6960, §3.2): signed by the issuer, or by a
 // responder that the issuer certified for it.
 func parseOCSP(der []byte, cert, issuer *x509.Certificate) (*ocsp.Response, error) {
@@ -236,7 +240,10 @@ func parseOCSP(der []byte, cert, issuer *x509.Certificate) (*ocsp.Response, erro
 	if r.SerialNumber.Cmp(cert.SerialNumber) != 0 {
 		return nil, fmt.Errorf("serial number: expected %x, got %x", cert.SerialNumber, r.SerialNumber)
 	}
-	if r.NextUpdate.IsZero() || r.NextUpdate.Before(r.ThisUpdate) {
+	if r.NextUpdate.IsZero() { // a responder need not say (RFC 6960, §2.4)
+		r.NextUpdate = r.ThisUpdate.Add(undatedOCSP)
+	}
+	if r.NextUpdate.Before(r.ThisUpdate) {
 		return nil, fmt.Errorf("nextUpdate: expected a time after thisUpdate %s, got %s", r.ThisUpdate, r.NextUpdate)
 	}
 	if responder := r.Certificate; responder != nil && !responder.Equal(issuer) {

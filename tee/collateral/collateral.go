@@ -225,6 +225,24 @@ func (c *Client) Get(ctx context.Context, i Item) (*Entry, error) {
 	return c.get(ctx, query{item: i, url: url})
 }
 
+// Fetch is [Client.Get] for those who fetch beforehand: where it is time to fetch
+// the item anew, it waits for that, and fails where that fails. fresh is false
+// where what is known will do.
+func (c *Client) Fetch(ctx context.Context, i Item) (e *Entry, fresh bool, err error) {
+	url, err := c.endpoints.url(i)
+	if err != nil || i.Kind == OCSP || c.offline {
+		e, err = c.Get(ctx, i)
+		return e, false, err
+	}
+	q := query{item: i, url: url}
+	if e := c.known(q); e != nil && !c.due(e, c.now()) {
+		c.event(Event{Type: EventHit, Item: i, Source: e.Source})
+		return e, false, nil
+	}
+	e, err = c.fetch(ctx, q)
+	return e, err == nil, err
+}
+
 // get answers a query.
 func (c *Client) get(ctx context.Context, q query) (*Entry, error) {
 	now := c.now()

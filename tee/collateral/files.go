@@ -246,13 +246,16 @@ var signing2018 []byte
 //go:embed intel_tcb_signing_2025.pem
 var signing2025 []byte
 
+//go:embed intel_pck_platform_ca.pem
+var platformCA []byte
+
 // knownIssuers are the certificates that Intel's service sends with TCB info, of
-// 2018 and of 2025, with Intel's root: people keep the documents without the
-// header that has them. They are trusted no more than others; the checks say
+// 2018 and of 2025, and with the platform CA's list, with Intel's root: people
+// keep the documents without the header that has them. They are trusted no more than others; the checks say
 // whose signature counts.
 func knownIssuers() []*x509.Certificate {
 	var out []*x509.Certificate
-	for _, text := range [][]byte{signing2025, signing2018} {
+	for _, text := range [][]byte{signing2025, signing2018, platformCA} {
 		if certs, err := pemchain.Parse(text); err == nil {
 			out = append(out, certs...)
 		}

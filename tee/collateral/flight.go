@@ -187,14 +187,20 @@ func (c *Client) accept(q query, a answer) (*Entry, error) {
 		return nil, fmt.Errorf("the document is of %s, older than the one of %s that is known", e.Issued.UTC().Format(time.RFC3339), old.Issued.UTC().Format(time.RFC3339))
 	}
 	c.remember(e)
+	c.keep(e)
+	return e, nil
+}
+
+// keep writes an item to the directory. That it cannot is no reason not to use
+// it.
+func (c *Client) keep(e *Entry) {
+	kind, err := EventStored, error(nil)
 	if c.store != nil {
-		if err := c.store.save(e); err != nil {
-			c.event(Event{Type: EventNotStored, Item: e.Item, Source: e.Source, Err: err})
-			return e, nil
+		if err = c.store.save(e); err != nil {
+			kind = EventNotStored
 		}
 	}
-	c.event(Event{Type: EventStored, Item: e.Item, Source: e.Source})
-	return e, nil
+	c.event(Event{Type: kind, Item: e.Item, Source: e.Source, Err: err})
 }
 
 // dated reports whether a later document replaces an earlier one.

@@ -33,17 +33,17 @@ func TestRefresh(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			time.Sleep(23 * time.Hour)
+			pass(23 * time.Hour)
 			if _, err := c.Get(t.Context(), i); err != nil || s.Requests("") != 1 {
 				t.Errorf("%s: fetched again too early: %v", i, err)
 			}
-			time.Sleep(2 * time.Hour)
+			pass(2 * time.Hour)
 			start := time.Now()
 			second, err := c.Get(t.Context(), i)
 			if err != nil || !bytes.Equal(first.Body, second.Body) || time.Since(start) != 0 {
 				t.Errorf("%s: waited %s, %v", i, time.Since(start), err)
 			}
-			time.Sleep(2 * time.Second)
+			pass(2 * time.Second)
 			third, err := c.Get(t.Context(), i)
 			if err != nil {
 				t.Fatal(err)
@@ -86,29 +86,29 @@ func TestStale(t *testing.T) {
 			return e
 		}
 		first := get()
-		time.Sleep(61 * time.Minute)
+		pass(61 * time.Minute)
 		get()
 		synctest.Wait()
 		if s.Requests("") != 2 {
 			t.Error("not fetched anew after half of its life")
 		}
 		s.Set(collateraltest.Behaviour{Lie: collateraltest.Silent})
-		time.Sleep(3 * time.Hour)
+		pass(3 * time.Hour)
 		start := time.Now()
 		stale := get()
 		if !stale.Stale(time.Now()) || ev.count(collateral.EventStale) != 1 || time.Since(start) > 11*time.Second || !stale.Issued.After(first.Issued) {
 			t.Errorf("got %+v after %s", stale, time.Since(start))
 		}
-		time.Sleep(31 * time.Second) // the silent request ends
+		pass(31 * time.Second) // the silent request ends
 		for l, older := range map[collateraltest.Lie]bool{collateraltest.Old: true, collateraltest.Garbage: false, collateraltest.NotFound: false} {
 			s.Set(collateraltest.Behaviour{Lie: l})
-			time.Sleep(2 * time.Minute)
+			pass(2 * time.Minute)
 			if e := get(); !e.Issued.Equal(stale.Issued) {
 				t.Errorf("%s replaced what is known (older: %v)", l, older)
 			}
 		}
 		s.Set(collateraltest.Behaviour{})
-		time.Sleep(2 * time.Minute)
+		pass(2 * time.Minute)
 		if e := get(); e.Stale(time.Now()) {
 			t.Error("stale although the service is back")
 		}
@@ -134,7 +134,7 @@ func TestRollback(t *testing.T) {
 			s.Set(collateraltest.Behaviour{Lie: collateraltest.Old})
 			var ev events
 			c = newClient(t, s, func(o *collateral.Options) { o.Dir, o.MaxAge, o.OnEvent = dir, time.Minute, ev.on })
-			time.Sleep(2 * time.Minute)
+			pass(2 * time.Minute)
 			for range 3 {
 				e, err := c.Get(t.Context(), i)
 				if err != nil || !e.Issued.Equal(first.Issued) {
@@ -329,7 +329,7 @@ func TestSeveralStores(t *testing.T) {
 		if _, err := a.Get(t.Context(), i); err != nil {
 			t.Fatal(err)
 		}
-		time.Sleep(25 * time.Hour)
+		pass(25 * time.Hour)
 		b := newClient(t, s, func(o *collateral.Options) { o.Dir = two })
 		newest, err := b.Get(t.Context(), i)
 		if err != nil {

@@ -174,7 +174,7 @@ func TestAbandoned(t *testing.T) {
 			})
 		}
 		work.Wait()
-		time.Sleep(time.Minute)
+		pass(time.Minute)
 		if n := s.Requests("blSPL"); n != 1 {
 			t.Errorf("%d requests although nobody waits", n)
 		}

@@ -57,8 +57,8 @@ func signedBy(inner json.RawMessage, signature string, chain []byte, roots *Root
 		return nil, nil, fmt.Errorf("issuer chain: %w", err)
 	}
 	raw, err := hex.DecodeString(signature)
-	if err != nil || len(raw) != 64 {
-		return nil, nil, errors.New("signature: expected 64 bytes in hexadecimal digits")
+	if err != nil || len(raw) != 64 || hex.EncodeToString(raw) != signature {
+		return nil, nil, errors.New("signature: expected 64 bytes in lower-case hexadecimal digits")
 	}
 	sum := sha256.Sum256(inner)
 	if !verifyRaw(key, sum[:], raw) {

@@ -95,3 +95,33 @@ func Diff(want, got Inputs) []Change {
 	}
 	return out
 }
+
+// TDXInputs is [Inputs] of a trust domain.
+type TDXInputs struct {
+	// Firmware, Kernel and Initrd are SHA-256 digests in lower-case hex; Kernel is
+	// empty where the firmware finds its own.
+	Firmware string `json:"firmware"`
+	Kernel   string `json:"kernel,omitempty"`
+	Initrd   string `json:"initrd,omitempty"`
+	Cmdline  string `json:"cmdline"`
+	// Memory is in bytes.
+	Memory uint64 `json:"memory"`
+	VCPUs  int    `json:"vcpus"`
+	// Order and Profile are empty in LayoutSoftware.
+	Order          PageOrder  `json:"page_order,omitempty"`
+	Profile        TDXProfile `json:"profile,omitempty"`
+	RawKernel      bool       `json:"raw_kernel,omitempty"`
+	NoInitrdOption bool       `json:"no_initrd_option,omitempty"`
+}
+
+// Inputs describes l.
+func (l TDXLaunch) Inputs() TDXInputs {
+	in := TDXInputs{
+		Firmware: hexSHA256(l.Firmware), Cmdline: l.Cmdline, Memory: l.Memory, VCPUs: l.VCPUs,
+		Order: l.Order, Profile: l.Profile, RawKernel: l.RawKernel, NoInitrdOption: l.NoInitrdOption,
+	}
+	if l.Kernel != nil {
+		in.Kernel, in.Initrd = hexSHA256(l.Kernel), hexSHA256(l.Initrd)
+	}
+	return in
+}

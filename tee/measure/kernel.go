@@ -104,10 +104,9 @@ func utf16le(s string) []byte {
 
 // loadOptions is the command line as OVMF hands it to the kernel's EFI stub,
 // which measures it with its terminator.
-func (l TDXLaunch) loadOptions() []byte {
-	line := l.Cmdline
+func (l TDXLaunch) loadOptions() string {
 	if len(l.Initrd) > 0 && !l.NoInitrdOption {
-		line += " initrd=initrd"
+		return l.Cmdline + " initrd=initrd"
 	}
-	return append(utf16le(line), 0, 0)
+	return l.Cmdline
 }

@@ -4,7 +4,6 @@ import (
 	"crypto/sha512"
 	"encoding/binary"
 	"fmt"
-	"strings"
 )
 
 // GUIDs of what OVMF measures.
@@ -95,7 +94,7 @@ func (l TDXLaunch) events(sections []TDVFSection, unknown *[4]string) ([]Event, 
 	} else {
 		e.separator(1, "before the boot")
 	}
-	l.stubEvents(&e, l.loadOptions(), "UTF-16 with NUL: ")
+	l.stubEvents(&e, append(utf16le(l.loadOptions()), 0, 0), fmt.Sprintf("UTF-16 with NUL: %q", l.loadOptions()))
 	e.action("Exit Boot Services Invocation")
 	e.action("Exit Boot Services Returned with Success")
 	return e, nil
@@ -186,7 +185,7 @@ func (l TDXLaunch) bootEvents(e *eventList) {
 
 // stubEvents are those of the kernel's EFI stub.
 func (l TDXLaunch) stubEvents(e *eventList, cmdline []byte, note string) {
-	e.add(2, EvEventTag, cmdline, taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"), "command line, %s%q", note, strings.TrimRight(l.Cmdline, "\n"))
+	e.add(2, EvEventTag, cmdline, taggedEvent(tagLoadOptions, "LOADED_IMAGE::LoadOptions"), "command line, %s", note)
 	if len(l.Initrd) > 0 {
 		e.add(2, EvEventTag, l.Initrd, taggedEvent(tagInitrd, "Linux initrd"), "initrd, %d bytes", len(l.Initrd))
 	}
@@ -205,7 +204,7 @@ func (l TDXLaunch) software() TDXResult {
 	e.add(0, EvPlatformConfigFlags, config, config, "%s", config)
 	if l.Kernel != nil {
 		e.add(1, EvEFIApplication, l.Kernel, imageLoadEvent(len(l.Kernel)), "kernel, %d bytes", len(l.Kernel))
-		l.stubEvents(&e, []byte(l.Cmdline), "")
+		l.stubEvents(&e, []byte(l.Cmdline), fmt.Sprintf("%q", l.Cmdline))
 	}
 	r.Events = e
 	r.finish(l)

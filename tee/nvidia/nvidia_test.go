@@ -208,6 +208,15 @@ func TestEvidenceRefused(t *testing.T) {
 	}
 }
 
+func TestEvidenceCut(t *testing.T) {
+	t.Parallel()
+	teetest.EachPrefix(evidence(t), func(cut []byte) {
+		if _, err := ParseEvidence(cut); err == nil {
+			t.Errorf("accepted, cut at %d", len(cut))
+		}
+	})
+}
+
 func TestReportRefused(t *testing.T) {
 	t.Parallel()
 	good := report(t, "hopperAttestationReport.txt")

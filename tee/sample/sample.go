@@ -14,6 +14,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/strictjson"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/internal/checks"
 )
 
 // maxEvidence bounds evidence from the other side in bytes.
@@ -66,9 +67,6 @@ func (verifier) TEE() tee.Name { return tee.Sample }
 
 // Verify implements [tee.Verifier].
 func (verifier) Verify(ctx context.Context, raw json.RawMessage, want tee.Expected) (*tee.Result, error) {
-	if want.ReportData == nil {
-		return nil, errors.New("sample: the expected report data is nil; evidence that is bound to nothing proves nothing")
-	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
@@ -76,24 +74,29 @@ func (verifier) Verify(ctx context.Context, raw json.RawMessage, want tee.Expect
 	if err := strictjson.Decode(raw, &e, strictjson.Limits{Bytes: maxEvidence, Depth: 2}); err != nil {
 		return nil, &tee.Error{TEE: tee.Sample, Failures: []tee.Failure{{Check: "sample.format", Field: "evidence", Got: err.Error()}}}
 	}
-	var failures []tee.Failure
+	l := checks.New(tee.Sample, false)
 	compare := func(check, field string, expected, got []byte) {
 		if subtle.ConstantTimeCompare(expected, got) != 1 {
-			failures = append(failures, tee.Failure{Check: check, Field: field, Expected: hex.EncodeToString(expected), Got: hex.EncodeToString(got)})
+			l.Fail(tee.Failure{Check: check, Field: field, Expected: hex.EncodeToString(expected), Got: hex.EncodeToString(got)})
 		}
 	}
 	if e.SVN != svn {
-		failures = append(failures, tee.Failure{Check: "sample.svn", Field: "svn", Expected: svn, Got: e.SVN})
+		l.Fail(tee.Failure{Check: "sample.svn", Field: "svn", Expected: svn, Got: e.SVN})
 	}
-	compare("sample.report_data", "report_data", want.ReportData, e.ReportData)
+	// The format carries both digests as they are: nothing is fitted.
+	if want.ReportData == nil {
+		l.ReportData("sample", "report_data", e.ReportData, want)
+	} else {
+		compare("sample.report_data", "report_data", want.ReportData, e.ReportData)
+	}
 	if want.InitData != nil {
 		compare("sample.init_data", "init_data", want.InitData, e.InitData)
 	}
-	if len(failures) > 0 {
-		return nil, &tee.Error{TEE: tee.Sample, Failures: failures}
+	if err := l.Err(); err != nil {
+		return nil, err
 	}
 	return &tee.Result{
-		TEE: tee.Sample, Class: tee.CPU, ReportData: e.ReportData, InitData: e.InitData, Simulated: true,
+		TEE: tee.Sample, Class: tee.CPU, ReportData: e.ReportData, InitData: e.InitData, Simulated: true, Warnings: l.Warnings(),
 		Claims: map[string]any{
 			"svn":              e.SVN,
 			"report_data":      hex.EncodeToString(e.ReportData),
@@ -104,4 +107,26 @@ func (verifier) Verify(ctx context.Context, raw json.RawMessage, want tee.Expect
 			"simulated":        true,
 		},
 	}, nil
+}
+
+// FromRaw refuses everything: the evidence is JSON and nothing else.
+func FromRaw([]byte) (json.RawMessage, error) {
+	return nil, errors.New("sample evidence is JSON: it has no binary form")
+}
+
+// Inspect decodes evidence JSON without trust, which is all that one can do.
+func Inspect(data []byte) (*tee.Inspection, error) {
+	var e evidence
+	if err := strictjson.Decode(data, &e, strictjson.Limits{Bytes: maxEvidence, Depth: 2}); err != nil {
+		return nil, err
+	}
+	if e.SVN == "" || e.ReportData == nil {
+		return nil, errors.New("sample evidence has svn and report_data")
+	}
+	x := &tee.Inspection{TEE: tee.Sample, Format: "sample evidence", Fields: map[string]any{"svn": e.SVN, "report_data": hex.EncodeToString(e.ReportData), "init_data": hex.EncodeToString(e.InitData)}}
+	x.Odd = append(x.Odd, "anybody can write sample evidence")
+	if e.SVN != svn {
+		x.Odd = append(x.Odd, "svn is not "+svn)
+	}
+	return x, nil
 }

@@ -31,6 +31,7 @@ const (
 	PlatformRAPLDisabled     = 1 << 3 // power measurement (RAPL) is off
 	PlatformCiphertextHiding = 1 << 4 // ciphertext hiding is on for DRAM
 	PlatformAliasCheck       = 1 << 5 // memory was found to have no aliases since the last reset (AMD-SB-3015)
+	PlatformIOMMUWriteSafe   = 1 << 6 // IOMMU_WRITE_SAFE; Turin sets it (tinfoilsh/tinfoil-go, pull request 115)
 	PlatformTIO              = 1 << 7 // SEV-TIO is on
 )
 
@@ -73,6 +74,7 @@ func PlatformBits() []Bit {
 		{PlatformRAPLDisabled, "platform_rapl_disabled"},
 		{PlatformCiphertextHiding, "platform_ciphertext_hiding_enabled"},
 		{PlatformAliasCheck, "platform_alias_check_complete"},
+		{PlatformIOMMUWriteSafe, "platform_iommu_write_safe"},
 		{PlatformTIO, "platform_tio_enabled"},
 	}
 }

@@ -132,12 +132,12 @@ func TestBits(t *testing.T) {
 	if got := good.BitProblems(); got != nil {
 		t.Errorf("got %v", got)
 	}
-	bad := Report{Version: 3, Policy: 1<<26 | 1<<63, PlatInfo: 1<<6 | 1<<40, KeyInfo: 1 << 5}
+	bad := Report{Version: 3, Policy: 1<<26 | 1<<63, PlatInfo: 1<<9 | 1<<40, KeyInfo: 1 << 5}
 	var text []string
 	for _, p := range bad.BitProblems() {
 		text = append(text, p.Field+" "+p.Got)
 	}
-	want := []string{"policy 0x8000000004000000", "policy 0x8000000004000000 with bit 26, bit 63", "plat_info 0x10000000040 with bit 6, bit 40", "key_info 0x20 with bit 5"}
+	want := []string{"policy 0x8000000004000000", "policy 0x8000000004000000 with bit 26, bit 63", "plat_info 0x10000000200 with bit 9, bit 40", "key_info 0x20 with bit 5"}
 	if !slices.Equal(text, want) {
 		t.Errorf("got %q", text)
 	}
@@ -165,6 +165,11 @@ func TestParsingAllocates(t *testing.T) {
 	}
 	small.CertChain[0] = Certificate{Type: CertVCEK, Data: make([]byte, MaxCertificate)}
 	if vectors["one large"], err = small.JSON(); err != nil {
+		t.Fatal(err)
+	}
+	other := Certificate{Type: CertOther, GUID: "00112233-4455-6677-8899-aabbccddeeff", Data: make([]byte, 3000)}
+	small.CertChain = []Certificate{other, other, {Type: CertOther, GUID: other.GUID, Data: []byte{1}}}
+	if vectors["others"], err = small.JSON(); err != nil {
 		t.Fatal(err)
 	}
 	for name, data := range vectors {

@@ -45,14 +45,7 @@ func scanCertificate(r *jsonscan.Reader, c *Certificate, room *[]byte) bool {
 	return r.Object(func(name []byte) (ok bool) {
 		switch string(name) {
 		case "cert_type":
-			var text []byte
-			text, ok = r.Text()
-			switch t := CertType(text); t {
-			case CertVCEK, CertVLEK, CertASK, CertARK, CertCRL, CertEmpty:
-				c.Type = t
-			default:
-				ok = false
-			}
+			ok = scanType(r, c)
 		case "data":
 			before := len(*room)
 			if *room, ok = r.Bytes(*room, MaxCertificate); ok {
@@ -61,6 +54,37 @@ func scanCertificate(r *jsonscan.Reader, c *Certificate, room *[]byte) bool {
 		}
 		return ok
 	}) && c.Type != "" && c.Data != nil
+}
+
+func scanType(r *jsonscan.Reader, c *Certificate) bool {
+	if r.AtObject() {
+		c.Type = CertOther
+		return r.Object(func(name []byte) bool {
+			text, ok := r.Text()
+			c.GUID = string(text)
+			return ok && string(name) == "OTHER" && isGUID(text)
+		}) && c.GUID != ""
+	}
+	text, ok := r.Text()
+	switch t := CertType(text); t {
+	case CertVCEK, CertVLEK, CertASK, CertARK, CertCRL, CertEmpty:
+		c.Type = t
+		return ok
+	}
+	return false
+}
+
+// isGUID is stricter than the long way: a GUID as everybody writes them.
+func isGUID(text []byte) bool {
+	if len(text) != len("00112233-4455-6677-8899-aabbccddeeff") {
+		return false
+	}
+	for _, c := range text {
+		if (c < '0' || c > '9') && (c < 'a' || c > 'f') && c != '-' {
+			return false
+		}
+	}
+	return true
 }
 
 func scanReport(r *jsonscan.Reader, p *Report) bool {

@@ -111,7 +111,7 @@ func TestRoundTrip(t *testing.T) {
 
 func TestVectorsRoundTrip(t *testing.T) {
 	t.Parallel()
-	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin"} {
+	for _, name := range []string{"test-report.bin", "test-vlek-report.bin", "azure-report.bin", "azure-genoa-report.bin", "genoa-v5-report.bin", "turin-report.bin"} {
 		raw := vector(t, name)
 		e, err := NewEvidence(raw, nil)
 		if err != nil {
@@ -342,7 +342,7 @@ func change(b []byte, at int, value byte) []byte {
 func TestScanEvidence(t *testing.T) {
 	t.Parallel()
 	for _, r := range []*Report{filled(2, false), filled(3, false), filled(5, false), filled(5, true)} {
-		certs := []Certificate{{Type: CertVCEK, Data: []byte{0, 1, 255}}, {Type: CertASK, Data: []byte{}}, {Type: CertCRL, Data: make([]byte, 5000)}}
+		certs := []Certificate{{Type: CertVCEK, Data: []byte{0, 1, 255}}, {Type: CertASK, Data: []byte{}}, {Type: CertCRL, Data: make([]byte, 5000)}, {Type: CertOther, GUID: "00112233-4455-6677-8899-aabbccddeeff", Data: []byte{3}}}
 		doc, err := json.Marshal(Evidence{AttestationReport: *r, CertChain: certs})
 		if err != nil {
 			t.Fatal(err)
@@ -367,7 +367,7 @@ func TestScanEvidence(t *testing.T) {
 		{`"version":3`, `"version":-3`}, {`"version":3`, `"version":4294967296`}, {`"version":3`, `"version":null`}, {`"version":3`, `"version":3,"version":3`},
 		{`"version"`, `"Version"`}, {`"version":3`, `"cpuid_step":256`}, {`"version":3`, `"current_tcb":null`}, {`"version":3`, `"current_tcb":{"snp":1,"snp":1}`},
 		{`"r":[0,`, `"r":[0,0,`}, {`"r":[0,`, `"r":[`}, {`"data":[1]`, `"data":[256]`}, {`"data":[1]`, `"data":"AQ=="`}, {`,"data":[1]`, ``},
-		{`"VCEK"`, `"vcek"`}, {`"VCEK"`, `{"OTHER":""}`}, {`"cert_type":"VCEK",`, ``}, {`}]}`, `}]} x`}, {`"data":[1]`, `"data":[1],"x":1`}, {`"cert_chain":[`, `"cert_chain":[[],`},
+		{`"VCEK"`, `"vcek"`}, {`"VCEK"`, `{"OTHER":""}`}, {`"VCEK"`, `{}`}, {`"VCEK"`, `{"x""VCEK"`}, {`"VCEK"`, `{"OTHER":"00112233-4455-6677-8899-AABBCCDDEEFF"}`}, {`"VCEK"`, `{"other":"00112233-4455-6677-8899-aabbccddeeff"}`}, {`"cert_type":"VCEK",`, ``}, {`}]}`, `}]} x`}, {`"data":[1]`, `"data":[1],"x":1`}, {`"cert_chain":[`, `"cert_chain":[[],`},
 	} {
 		doc := strings.Replace(good, change[0], change[1], 1)
 		if doc == good {
@@ -430,6 +430,7 @@ func FuzzParseEvidence(f *testing.F) {
 func FuzzDecodeReport(f *testing.F) {
 	f.Add(vector(f, "test-report.bin"))
 	f.Add(vector(f, "test-vlek-report.bin"))
+	f.Add(vector(f, "turin-report.bin"))
 	raw, err := filled(5, true).Bytes()
 	if err != nil {
 		f.Fatal(err)

@@ -81,6 +81,25 @@ const remoteSwitch = `{
  "x-nvidia-switch-bios-rim-signature-verified": true, "x-nvidia-switch-bios-rim-version-match": true,
  "x-nvidia-switch-bios-version": "96.10.57.00.01"}`
 
+// localGPU and localSwitch are what the trustee's own verifier says of good devices.
+const localGPU = `{
+ "arch": "Hopper", "uuid": "unknown", "measurements": {"1": "aa"}, "config": {"vbios_version": "96.00.9f.00.01", "driver_version": "550.90.07"},
+ "measres": "success", "secboot": true, "dbgstat": "disabled", "simulated": false,
+ "x-nvidia-gpu-attestation-report-cert-chain": {"x-nvidia-cert-status": "valid", "x-nvidia-cert-ocsp-status": "good"},
+ "x-nvidia-gpu-attestation-report-cert-chain-fwid-match": true, "x-nvidia-gpu-attestation-report-signature-verified": true,
+ "x-nvidia-gpu-attestation-report-nonce-match": true,
+ "x-nvidia-gpu-driver-rim-signature-verified": true, "x-nvidia-gpu-driver-rim-version-match": true,
+ "x-nvidia-gpu-vbios-rim-signature-verified": true, "x-nvidia-gpu-vbios-rim-version-match": true,
+ "x-nvidia-gpu-driver-version": "550.90.07", "x-nvidia-gpu-vbios-version": "96.00.9F.00.01"}`
+
+const localSwitch = `{
+ "arch": "LS10", "uuid": "unknown", "measurements": {"1": "aa"}, "config": {"vbios_version": "96.10.57.00.01"},
+ "measres": "success", "secboot": true, "dbgstat": "disabled", "simulated": false,
+ "x-nvidia-switch-attestation-report-cert-chain": {"x-nvidia-cert-status": "valid"},
+ "x-nvidia-switch-attestation-report-signature-verified": true, "x-nvidia-switch-attestation-report-nonce-match": true,
+ "x-nvidia-switch-bios-rim-signature-verified": true, "x-nvidia-switch-bios-rim-version-match": true,
+ "x-nvidia-switch-bios-version": "96.10.57.00.01"}`
+
 // Every value of this one is a string, as its verifier writes them.
 const azureSNP = `{
  "measurement": "m6Y/zA==", "policy_debug_allowed": "false", "policy_migrate_ma": "false", "policy_smt_allowed": "true",
@@ -232,6 +251,32 @@ func TestBuiltInPolicies(t *testing.T) {
 			want: hec{2, 33, 3}, findings: []string{"nvidia.measurements"}},
 		{name: "gpu here, other measurement", tee: tee.NVIDIA, class: tee.GPU, claims: "nvidia-hopper-claims.json", refs: with(gpuRefs, "nvidia_gpu_measurement_7", list(`"00"`)),
 			want: hec{2, 33, 3}, findings: []string{"nvidia.nvidia_gpu_measurement_7"}},
+		{name: "gpu here, compared", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{}, want: hec{2, 3, 3}},
+		{name: "gpu here, compared, versions", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU,
+			refs: fakeReferences{"allowed_vbios_versions": list(`"96.00.9F.00.01"`), "allowed_driver_versions": list(`"550.90.07"`)}, want: hec{2, 3, 2}},
+		{name: "gpu here, compared, registered too", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{"nvidia_gpu_measurement_1": list(`"bb"`)},
+			want: hec{2, 33, 3}, findings: []string{"nvidia.nvidia_gpu_measurement_1"}},
+		{name: "gpu here, other firmware", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("measres", "fail")},
+			refs: fakeReferences{"nvidia_gpu_measurement_1": list(`"aa"`)}, want: hec{2, 33, 3}, findings: []string{"nvidia.measres"}},
+		{name: "gpu here, not compared", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("measres", nil)}, refs: fakeReferences{},
+			want: hec{2, 33, 3}, findings: []string{"nvidia.measurements"}},
+		{name: "gpu here, not compared, registered", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("measres", nil)},
+			refs: fakeReferences{"nvidia_gpu_measurement_1": list(`"aa"`)}, want: hec{2, 3, 3}},
+		{name: "gpu here, revoked", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{},
+			change: []func(map[string]any){set("x-nvidia-gpu-attestation-report-cert-chain/x-nvidia-cert-ocsp-status", "revoked")},
+			want:   hec{97, 3, 3}, findings: []string{"nvidia.x-nvidia-gpu-attestation-report-cert-chain.x-nvidia-cert-ocsp-status"}},
+		{name: "gpu here, revocation not checked", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{},
+			change: []func(map[string]any){set("x-nvidia-gpu-attestation-report-cert-chain/x-nvidia-cert-ocsp-status", nil)}, want: hec{2, 3, 3}},
+		{name: "switch here", tee: tee.NVIDIA, class: Switch, claims: localSwitch, refs: fakeReferences{}, want: hec{2, 3, 3}},
+		{name: "switch here, other firmware", tee: tee.NVIDIA, class: Switch, claims: localSwitch, change: []func(map[string]any){set("measres", "fail")}, refs: fakeReferences{},
+			want: hec{2, 33, 3}, findings: []string{"nvidia.measres"}},
+		{name: "switch here, not compared", tee: tee.NVIDIA, class: Switch, claims: localSwitch, change: []func(map[string]any){set("measres", nil)}, refs: fakeReferences{},
+			want: hec{2, 33, 3}, findings: []string{"nvidia.measurements"}},
+		{name: "switch here, not compared, registered", tee: tee.NVIDIA, class: Switch, claims: localSwitch, change: []func(map[string]any){set("measres", nil)},
+			refs: fakeReferences{"nvidia_switch_measurement_1": list(`"aa"`)}, want: hec{2, 3, 3}},
+		{name: "switch here, other nonce", tee: tee.NVIDIA, class: Switch, claims: localSwitch, refs: fakeReferences{},
+			change: []func(map[string]any){set("x-nvidia-switch-attestation-report-nonce-match", false)},
+			want:   hec{97, 3, 3}, findings: []string{"nvidia.x-nvidia-switch-attestation-report-nonce-match"}},
 
 		{name: "switch", tee: tee.NVIDIA, class: Switch, claims: remoteSwitch, refs: fakeReferences{}, want: hec{2, 3, 3}},
 		{name: "switch version", tee: tee.NVIDIA, class: Switch, claims: remoteSwitch, refs: fakeReferences{"allowed_switch_bios_versions": list(`"96.10.57.00.01"`)}, want: hec{2, 3, 2}},

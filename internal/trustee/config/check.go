@@ -162,15 +162,7 @@ func (c *Config) attestationProblems(p *problems) {
 	for _, f := range c.References.Unsigned {
 		p.oneOf("reference_values.unsigned", f, "sample", "corim", "swid")
 	}
-	if !c.TEE.SNP.Enabled && !c.TEE.Sample.Enabled {
-		p.add("tee", "at least one enabled environment", "none")
-	}
-	if c.TEE.SNP.CheckRevocation && !c.TEE.SNP.KDS {
-		p.add("tee.snp.check_revocation", "tee.snp.kds = true beside it", "false")
-	}
-	for g := range c.TEE.SNP.MinimumTCB {
-		p.oneOf("tee.snp.minimum_tcb", g, "Milan", "Genoa", "Turin")
-	}
+	c.teeProblems(p)
 	if pki := c.Plugins.PKI; pki.Enabled {
 		p.notEmpty("plugins.pki.trust_domain", pki.TrustDomain)
 		for name, r := range pki.Roles {
@@ -252,15 +244,7 @@ func (c *Config) Warnings() []string {
 	if c.Policy.AllowSimulated {
 		w = append(w, "policy.allow_simulated: the built-in resource policy releases secrets to software TEEs, which protect nothing from their host; for development only")
 	}
-	if n := len(c.TEE.SNP.DevelopmentRoots); n > 0 {
-		w = append(w, fmt.Sprintf("tee.snp.development_roots: evidence under %d root(s) that are not AMD's is accepted as simulated", n))
-	}
-	if c.TEE.SNP.AllowDebug {
-		w = append(w, "tee.snp.allow_debug: guests whose memory the host can read are accepted as genuine")
-	}
-	if c.TEE.Sample.Enabled {
-		w = append(w, "tee.sample: evidence that anyone can write is accepted as simulated; for interoperability tests only")
-	}
+	w = append(w, c.teeWarnings()...)
 	if extra := slices.DeleteFunc(slices.Clone(c.References.Unsigned), func(f string) bool { return f == "sample" }); len(extra) > 0 {
 		w = append(w, fmt.Sprintf("reference_values.unsigned: %s documents are believed without a signature", strings.Join(extra, " and ")))
 	}
@@ -320,6 +304,13 @@ func (p *problems) reach(key, v string) {
 }
 
 // secureURL checks for https, or http to a loopback address.
+// url takes plain http too: for what is signed anyway.
+func (p *problems) url(key, v string) {
+	if u, err := url.Parse(v); err != nil || u.Scheme != "https" && u.Scheme != "http" || u.Host == "" {
+		p.add(key, "an http or https URL", v)
+	}
+}
+
 func (p *problems) secureURL(key, v string) {
 	u, err := url.Parse(v)
 	if err == nil && u.Host != "" && u.User == nil {

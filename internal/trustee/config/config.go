@@ -38,6 +38,7 @@ type Config struct {
 	Metrics     Metrics     `toml:"metrics"`
 	Tracing     Tracing     `toml:"tracing"`
 	TEE         TEE         `toml:"tee"`
+	Collateral  Collateral  `toml:"collateral"`
 }
 
 // Log configures logging to stderr.
@@ -197,41 +198,6 @@ type Tracing struct {
 	HeadersFile string `toml:"headers_file"`
 }
 
-// TEE configures the verifiers.
-type TEE struct {
-	SNP    SNP    `toml:"snp"`
-	Sample Sample `toml:"sample"`
-}
-
-// SNP configures the SEV-SNP verifier.
-type SNP struct {
-	Enabled bool `toml:"enabled"`
-	// DevelopmentRoots are PEM files (ASK, then ARK) of software TEEs. Their
-	// evidence is accepted as simulated.
-	DevelopmentRoots []string `toml:"development_roots"`
-	AllowDebug       bool     `toml:"allow_debug"`
-	// KDS fetches missing certificates from AMD's key service.
-	KDS bool `toml:"kds"`
-	// CheckRevocation demands AMD's revocation list; needs KDS.
-	CheckRevocation bool `toml:"check_revocation"`
-	// MinimumTCB is by generation: Milan, Genoa, Turin.
-	MinimumTCB map[string]TCB `toml:"minimum_tcb"`
-}
-
-// TCB is a set of least patch levels.
-type TCB struct {
-	FMC        uint8 `toml:"fmc"`
-	Bootloader uint8 `toml:"bootloader"`
-	TEE        uint8 `toml:"tee"`
-	SNP        uint8 `toml:"snp"`
-	Microcode  uint8 `toml:"microcode"`
-}
-
-// Sample configures the sample TEE, which proves nothing.
-type Sample struct {
-	Enabled bool `toml:"enabled"`
-}
-
 // Duration is a time.Duration written as "5m".
 type Duration time.Duration
 
@@ -269,12 +235,13 @@ func Default() Config {
 			Body: 2 << 20, Header: 1 << 20, Resource: 1 << 20, RequestTimeout: Duration(time.Minute),
 			Rate: 50, Burst: 200, Concurrent: 64, Clients: 100_000, Connections: 4096, Drain: Duration(10 * time.Second),
 		},
-		Storage:   Storage{KEK: KEK{Kind: "file", Transit: Transit{Mount: "transit", Vault: Vault{Timeout: Duration(5 * time.Second)}}}, Database: Database{MaxConnections: 16, RetryFor: Duration(20 * time.Second)}},
-		Resources: Resources{Backend: "database", Vault: VaultKV{Vault: Vault{Timeout: Duration(5 * time.Second)}, Mount: "secret", Prefix: "coffer", Field: "data", Encoding: "base64"}},
-		Plugins:   Plugins{PKI: PKI{TrustDomain: "coffer.internal"}},
-		Audit:     Audit{Checkpoint: Duration(time.Minute)},
-		Metrics:   Metrics{Enabled: true},
-		Tracing:   Tracing{SampleRatio: 1},
-		TEE:       TEE{SNP: SNP{Enabled: true}},
+		Storage:    Storage{KEK: KEK{Kind: "file", Transit: Transit{Mount: "transit", Vault: Vault{Timeout: Duration(5 * time.Second)}}}, Database: Database{MaxConnections: 16, RetryFor: Duration(20 * time.Second)}},
+		Resources:  Resources{Backend: "database", Vault: VaultKV{Vault: Vault{Timeout: Duration(5 * time.Second)}, Mount: "secret", Prefix: "coffer", Field: "data", Encoding: "base64"}},
+		Plugins:    Plugins{PKI: PKI{TrustDomain: "coffer.internal"}},
+		Audit:      Audit{Checkpoint: Duration(time.Minute)},
+		Metrics:    Metrics{Enabled: true},
+		Tracing:    Tracing{SampleRatio: 1},
+		TEE:        defaultTEE(),
+		Collateral: Collateral{Update: "standard", MaxAge: Duration(24 * time.Hour), Timeout: Duration(30 * time.Second)},
 	}
 }

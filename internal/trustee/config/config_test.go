@@ -40,7 +40,12 @@ timeout = "-5m"
 body = 1
 surprise = true
 [tee.snp]
-check_revocation = true
+id_key_digests = ["00"]
+[tee.cca]
+enabled = true
+[collateral]
+tcb_update = "late"
+intel_pcs = "ftp://x"
 [tee.snp.minimum_tcb.Naples]
 snp = 1
 [attestation.selectors]
@@ -75,7 +80,7 @@ name = "builder"
 		t.Fatal("want an error")
 	}
 	for _, want := range []string{"listen: expected", "unknown: unknown key", "log.level", "both or neither", "session.timeout", "limits.body: expected 65536 to 67108864, got 1",
-		"limits.surprise: unknown key", "check_revocation", "minimum_tcb", "attestation.selectors.x",
+		"limits.surprise: unknown key", "tee.snp.id_key_digests", "tee.cca.trust_anchors", "collateral.tcb_update", "collateral.intel_pcs", "minimum_tcb", "attestation.selectors.x",
 		"proxy.trusted: expected networks", "admin.key[0].roles: expected one of admin, policy-author", "admin.key[0].tenant", "admin.oidc[0].issuer: expected an https URL",
 		"admin.oidc[0].roles", "storage.kek.pkcs11.module", "storage.kek.pkcs11.key_label", "resources.vault.address", "webhook[0].url", "webhook[0].events", "plugins.pki.roles.web.usages",
 		"plugins.pki.roles.web.lifetime", "token.trusted[0].issuer: expected another issuer", "token.trusted[0].jwks and", "reference_values.signer[0].keys and"} {
@@ -92,7 +97,7 @@ func TestParseRefuses(t *testing.T) {
 		"type":          "listen = 5",
 		"duration":      "[session]\ntimeout = \"five\"",
 		"number":        "[session]\ntimeout = 5",
-		"no TEE":        "[tee.snp]\nenabled = false",
+		"no TEE":        "[tee]\n" + strings.Join([]string{"snp", "tdx", "sgx", "az-snp-vtpm", "az-tdx-vtpm", "csv", "nvidia"}, ".enabled = false\n") + ".enabled = false",
 		"plain http":    "listen = \"0.0.0.0:80\"\n[tls]\ninsecure_http = true",
 		"plain by name": "listen = \"localhost:80\"\n[tls]\ninsecure_http = true",
 		"duplicate":     "listen = \"127.0.0.1:1\"\nlisten = \"127.0.0.1:2\"",

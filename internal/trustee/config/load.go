@@ -83,7 +83,8 @@ func (c *Config) resolve(dir string) {
 		&c.Storage.Database.URLFile, &c.Resources.Directory, &c.Resources.Vault.Roots, &c.Resources.Vault.TokenFile, &c.Resources.Vault.SecretIDFile,
 		&c.Resources.PKCS11.Module, &c.Resources.PKCS11.PINFile,
 	}
-	for _, list := range [][]string{c.Admin.PublicKeys, c.TEE.SNP.DevelopmentRoots} {
+	paths = append(paths, c.teePaths()...)
+	for _, list := range [][]string{c.Admin.PublicKeys} {
 		for i := range list {
 			paths = append(paths, &list[i])
 		}

@@ -7,6 +7,7 @@ package evaluation
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -22,6 +23,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/tpm"
 )
 
 // MaxWait is how long an evaluation waits for its turn where [Options] say
@@ -182,7 +184,7 @@ func (r Request) individuals() []Individual {
 func checkInitData(parts []appraisal.Part, presented []*InitData) *problem.Error {
 	for i, p := range presented {
 		field := parts[i].Result.InitData
-		if p == nil || initdata.MatchesField(p.Digest, field) {
+		if p == nil || initdata.MatchesField(p.Digest, field) || extended(parts[i].Result, p.Digest) {
 			continue
 		}
 		got := hex.EncodeToString(field)
@@ -195,6 +197,16 @@ func checkInitData(parts []appraisal.Part, presented []*InitData) *problem.Error
 		})
 	}
 	return nil
+}
+
+// extended compares with the register of a TPM, which holds not the digest but
+// what became of it when the register was extended.
+func extended(r *tee.Result, digest []byte) bool {
+	switch r.TEE {
+	case tee.TPM, tee.AzureSNPVTPM, tee.AzureTDXVTPM:
+		return len(digest) == sha256.Size && r.InitData != nil && tpm.Extended([sha256.Size]byte(digest)) == [sha256.Size]byte(tee.Fit(r.InitData, sha256.Size))
+	}
+	return false
 }
 
 func (e *Engine) tees() []tee.Name { return slices.Sorted(maps.Keys(e.o.Verifiers)) }

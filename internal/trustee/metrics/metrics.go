@@ -85,6 +85,7 @@ type Metrics struct {
 	webhook     webhookMetrics
 	ratelimit   ratelimitMetrics
 	store       storeMetrics
+	collateral  collateralMetrics
 }
 
 // New makes the metrics and registers them in a registry of their own.
@@ -120,6 +121,7 @@ func New(o Options) *Metrics {
 	m.webhook = newWebhook(f)
 	m.ratelimit = newRatelimit(f)
 	m.store = newStore(f)
+	m.collateral = newCollateral(f)
 	return m
 }
 

@@ -70,4 +70,4 @@ func lie(w http.ResponseWriter, r *http.Request, l Lie, body []byte) (status int
 }
 
 // abort ends the connection, as net/http wants it.
-func abort() { panic(http.ErrAbortHandler) } //nolint:forbidigo // net/http's way to cut a connection; this package is for tests
+func abort() { panic(http.ErrAbortHandler) }

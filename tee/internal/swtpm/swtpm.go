@@ -24,7 +24,7 @@ type TPM struct {
 	mu     sync.Mutex
 	conn   net.Conn
 	cmd    *exec.Cmd
-	exited chan error
+	exited chan struct{}
 }
 
 // Start runs a TPM whose state is in dir, which has to exist. It is started up
@@ -52,8 +52,11 @@ func Start(ctx context.Context, dir string) (*TPM, error) {
 		_ = conn.Close()
 		return nil, fmt.Errorf("swtpm: %w", err)
 	}
-	t := &TPM{conn: conn, cmd: cmd, exited: make(chan error, 1)}
-	go func() { t.exited <- cmd.Wait() }()
+	t := &TPM{conn: conn, cmd: cmd, exited: make(chan struct{})}
+	go func() {
+		_ = cmd.Wait() // how it ended does not matter
+		close(t.exited)
+	}()
 	return t, nil
 }
 

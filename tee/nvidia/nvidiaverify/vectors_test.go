@@ -143,14 +143,18 @@ func TestEachBit(t *testing.T) {
 		}
 		if name == "hopper" {
 			teetest.EachBit(t, name+": report", d.Report, report)
-		} else { // the layout is the same: a bit of each byte
-			for i := range d.Report {
+		} else { // the layout is the same, so that a sample will do
+			end := len(d.Report) - nvidia.SignatureSize
+			for i := 0; i < end; i += 7 {
 				b := bytes.Clone(d.Report)
 				b[i] ^= 1 << (i % 8)
 				if report(b) {
 					t.Errorf("%s: genuine with bit %d of byte %d flipped", name, i%8, i)
 				}
 			}
+			teetest.EachBit(t, name+": signature", d.Report[end:], func(s []byte) bool {
+				return report(append(bytes.Clone(d.Report[:end]), s...))
+			})
 		}
 		certs := split(t, d.Chain)
 		for i := range certs {

@@ -104,7 +104,7 @@ func TestNotVerified(t *testing.T) {
 	}
 }
 
-// Every part of the document that NVIDIA signed counts, and every bit of the
+// What NVIDIA signed counts, of which this is a sample, and every bit of the
 // signature.
 func TestMutated(t *testing.T) {
 	t.Parallel()
@@ -115,11 +115,7 @@ func TestMutated(t *testing.T) {
 		return err == nil
 	}
 	end := bytes.Index(doc, []byte("<ds:KeyInfo>"))
-	step := 29
-	if testing.Short() {
-		step = 211
-	}
-	for i := 0; i < end; i += step {
+	for i := 0; i < end; i += 101 {
 		b := bytes.Clone(doc)
 		b[i] ^= 1 << (i % 7)
 		if genuine(b) {

@@ -83,6 +83,14 @@ func parseChipCertificate(der []byte, signer snp.Signer) (*chipCertificate, erro
 			return nil, err
 		}
 	}
+	for _, reserved := range []string{"3.4", "3.5", "3.6", "3.7"} { // levels without a meaning yet; not all are there
+		if _, ok := values[reserved]; !ok {
+			continue
+		}
+		if level, err := level8(values, reserved); err != nil || level != 0 {
+			return nil, fmt.Errorf("extension %s%s: expected the INTEGER 0, got %.32x", amdArc, reserved, values[reserved])
+		}
+	}
 	if _, ok := values[extFMC]; ok {
 		fmc, err := level8(values, extFMC)
 		if err != nil {

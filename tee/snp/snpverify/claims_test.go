@@ -27,7 +27,7 @@ func TestClaims(t *testing.T) {
 		"policy_debug_allowed": false, "policy_single_socket": false, "policy_cxl_allowed": false, "policy_mem_aes_256_xts": false,
 		"policy_rapl_disabled": false, "policy_ciphertext_hiding": false, "policy_page_swap_disabled": false,
 		"platform_tsme_enabled": false, "platform_smt_enabled": true, "platform_ecc_enabled": false, "platform_rapl_disabled": false,
-		"platform_ciphertext_hiding_enabled": false, "platform_alias_check_complete": false, "platform_tio_enabled": false,
+		"platform_ciphertext_hiding_enabled": false, "platform_alias_check_complete": false, "platform_iommu_write_safe": false, "platform_tio_enabled": false,
 		"author_key_enabled": false, "mask_chip_key": false,
 		"measurement": field(0x90, 0xC0), "report_data": field(0x50, 0x90), "init_data": field(0xC0, 0xE0), "chip_id": field(0x1A0, 0x1E0),
 		"reported_tcb_bootloader": 3, "reported_tcb_tee": 0, "reported_tcb_snp": 8, "reported_tcb_microcode": 0x73,
@@ -90,5 +90,38 @@ func TestVLEKClaims(t *testing.T) {
 	}
 	if id, ok := r.Claims["csp_id"].(string); !ok || id == "" {
 		t.Errorf("claim csp_id: got %v", r.Claims["csp_id"])
+	}
+}
+
+// Reports of version 5 by real chips.
+func TestVersion5Claims(t *testing.T) {
+	t.Parallel()
+	for _, tc := range []struct {
+		name string
+		want map[string]any
+	}{
+		{"turin", map[string]any{
+			"generation": "Turin", "version": 5, "reported_tcb_fmc": 0, "reported_tcb_bootloader": 1, "reported_tcb_tee": 0, "reported_tcb_snp": 2,
+			"reported_tcb_microcode": 0x47, "chip_id": "3b42092f69c656d3" + strings.Repeat("0", 112), "platform_iommu_write_safe": true,
+			"platform_smt_enabled": true, "platform_tsme_enabled": true, "launch_mit_vector": "0000000000000000",
+		}},
+		{"genoa-v5", map[string]any{
+			"generation": "Genoa", "version": 5, "reported_tcb_bootloader": 10, "reported_tcb_snp": 25, "reported_tcb_microcode": 84,
+			"reported_tcb_fmc": nil, "launch_mit_vector": "0000000000000001", "current_mit_vector": "0000000000000001",
+		}},
+	} {
+		report := vector(t, tc.name+"-report.bin")
+		v := newVerifier(t, Options{Now: at("2025-12-01")})
+		data := evidenceOf(t, report, snp.Certificate{Type: snp.CertVCEK, Data: vector(t, tc.name+"-vcek.der")})
+		r, err := v.Verify(t.Context(), data, tee.Expected{ReportData: report[0x50:0x90]})
+		if err != nil {
+			t.Errorf("%s: %v", tc.name, err)
+			continue
+		}
+		for claim, want := range tc.want {
+			if diff := cmp.Diff(want, r.Claims[claim]); diff != "" {
+				t.Errorf("%s: claim %s: %s", tc.name, claim, diff)
+			}
+		}
 	}
 }

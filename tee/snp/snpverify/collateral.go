@@ -27,12 +27,36 @@ type Collateral interface {
 
 // CheckVCEK says whether der is the certificate that AMD issued for the chip at
 // exactly that patch level: for those who keep certificates, so that they keep
-// no other. chipID is 64 bytes (8 on Turin). Dates are not judged.
-func CheckVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB) error {
-	r, err := loadAMD(g)
+// no other. chipID is 64 bytes (8 on Turin). Dates are not judged. One that a
+// development root issued is taken too.
+func CheckVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB, development ...DevelopmentRoot) error {
+	return anyRoot(g, development, func(r *root) error { return r.checkVCEK(der, g, chipID, tcb) })
+}
+
+// anyRoot returns nil where check passes with AMD's root of the generation or
+// with a development root, and else what it said of AMD's.
+func anyRoot(g snp.Generation, development []DevelopmentRoot, check func(*root) error) error {
+	amd, err := loadAMD(g)
 	if err != nil {
 		return err
 	}
+	refused := check(amd)
+	for _, d := range development {
+		if refused == nil {
+			break
+		}
+		r, err := loadDevelopment(d)
+		if err != nil {
+			return err
+		}
+		if check(r) == nil {
+			return nil
+		}
+	}
+	return refused
+}
+
+func (r *root) checkVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB) error {
 	c, err := parseChipCertificate(der, snp.SignerVCEK)
 	if err != nil {
 		return fmt.Errorf("snpverify: VCEK certificate: %w", err)
@@ -50,16 +74,31 @@ func CheckVCEK(der []byte, g snp.Generation, chipID []byte, tcb snp.TCB) error {
 }
 
 // CheckCRL parses a revocation list and says whether AMD's root of the
-// generation signed it. Dates are not judged.
-func CheckCRL(der []byte, g snp.Generation, s snp.Signer) (*x509.RevocationList, error) {
-	r, err := loadAMD(g)
+// generation, or a development root, signed it. Dates are not judged.
+func CheckCRL(der []byte, g snp.Generation, s snp.Signer, development ...DevelopmentRoot) (list *x509.RevocationList, err error) {
+	err = anyRoot(g, development, func(r *root) (err error) {
+		if r.intermediate(s) == nil {
+			return fmt.Errorf("snpverify: revocation list: signer: expected VCEK or VLEK, got %s", s)
+		}
+		list, err = r.checkCRL(der)
+		return err
+	})
+	return list, err
+}
+
+// CheckChain says whether chain (PEM) is the intermediate for that kind of key
+// and the root certificate of AMD, in this order, or of a development root.
+func CheckChain(chain []byte, g snp.Generation, s snp.Signer, development ...DevelopmentRoot) error {
+	certs, err := parsePEM(chain)
 	if err != nil {
-		return nil, err
+		return fmt.Errorf("snpverify: certificate chain: %w", err)
 	}
-	if r.intermediate(s) == nil {
-		return nil, fmt.Errorf("snpverify: revocation list: signer: expected VCEK or VLEK, got %s", s)
-	}
-	return r.checkCRL(der)
+	return anyRoot(g, development, func(r *root) error {
+		if want := r.intermediate(s); want == nil || len(certs) != 2 || !certs[0].Equal(want) || !certs[1].Equal(r.ark) {
+			return fmt.Errorf("snpverify: certificate chain: expected the intermediate of %s and the root of %s, got others", s, r.name)
+		}
+		return nil
+	})
 }
 
 func (r *root) checkCRL(der []byte) (*x509.RevocationList, error) {

@@ -128,7 +128,7 @@ func TestFetchedForVersion2(t *testing.T) {
 
 func TestCheckVCEK(t *testing.T) {
 	t.Parallel()
-	der := vector(t, "turin-vcek.der")
+	der := vector(t, "turin-other-vcek.der")
 	c, err := parseChipCertificate(der, snp.SignerVCEK)
 	if err != nil {
 		t.Fatal(err)
@@ -158,12 +158,16 @@ func TestCheckVCEK(t *testing.T) {
 			t.Errorf("%s: accepted", name)
 		}
 	}
-	for _, name := range []string{"test", "azure", "google"} {
+	for name, g := range map[string]snp.Generation{"test": snp.Milan, "azure": snp.Milan, "google": snp.Milan, "azure-genoa": snp.Genoa, "genoa-v5": snp.Genoa, "turin": snp.Turin} {
 		report, err := snp.DecodeReport(vector(t, name+"-report.bin"))
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := CheckVCEK(vector(t, name+"-vcek.der"), snp.Milan, report.ChipID[:], report.ReportedTCB); err != nil {
+		id := report.ChipID[:]
+		if g == snp.Turin {
+			id = id[:8]
+		}
+		if err := CheckVCEK(vector(t, name+"-vcek.der"), g, id, report.ReportedTCB); err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
 	}

@@ -293,7 +293,7 @@ func TestNewRefuses(t *testing.T) {
 		"VMPL 4":                 {VMPL: []uint32{0, 4}},
 		"unknown policy flag":    {RequirePolicy: 1 << 40},
 		"reserved policy flag":   {ForbidPolicy: snp.PolicyReserved1},
-		"unknown platform flag":  {ForbidPlatform: 1 << 6},
+		"unknown platform flag":  {ForbidPlatform: 1 << 8},
 		"required and forbidden": {RequirePlatform: snp.PlatformECC, ForbidPlatform: snp.PlatformECC},
 	} {
 		if _, err := New(o); err == nil {

@@ -15,9 +15,10 @@
 // verifier itself fetches nothing: what evidence lacks comes from a
 // [Collateral].
 //
-// Tested with published evidence of Milan and Genoa chips and a published VCEK
-// of a Turin chip. No published report of a Turin chip or of version 4 or 5 was
-// at hand: those are tested with evidence that the tests sign themselves.
+// Tested with published evidence of Milan chips (version 2, and 3 with a VLEK),
+// Genoa chips (versions 3 and 5) and a Turin chip (version 5). No published
+// report of version 4, or with an ID block, was at hand: those are tested with
+// evidence that the tests sign themselves.
 //
 // # Checks
 //
@@ -65,8 +66,8 @@
 //   - policy_cxl_allowed, policy_mem_aes_256_xts, policy_rapl_disabled,
 //     policy_ciphertext_hiding, policy_page_swap_disabled, platform_ecc_enabled,
 //     platform_rapl_disabled, platform_ciphertext_hiding_enabled,
-//     platform_alias_check_complete, platform_tio_enabled, author_key_enabled,
-//     mask_chip_key (booleans)
+//     platform_alias_check_complete, platform_iommu_write_safe,
+//     platform_tio_enabled, author_key_enabled, mask_chip_key (booleans)
 //   - host_data, family_id, image_id, id_key_digest, author_key_digest,
 //     report_id, report_id_ma (hex)
 //   - current_version, committed_version ("1.55.40")

@@ -63,8 +63,8 @@ func TestFlippedBits(t *testing.T) {
 	}{
 		{"Milan VCEK", vector(t, "test-report.bin"), vector(t, "test-vcek.der"), snp.CertVCEK, Options{Now: at("2024-06-01")}},
 		{"Milan VLEK", vector(t, "test-vlek-report.bin"), vector(t, "test-vlek.der"), snp.CertVLEK, Options{Now: at("2025-02-01"), VMPL: []uint32{1}}},
-		{"Genoa VCEK", vector(t, "azure-genoa-report.bin"), vector(t, "azure-genoa-vcek.der"), snp.CertVCEK, Options{Now: at("2025-12-01")}},
-		{"Turin, version 5", minted, cert.Raw, snp.CertVCEK, Options{Now: at("2026-02-01"), DevelopmentRoots: []DevelopmentRoot{authority.root()}}},
+		{"Turin VCEK", vector(t, "turin-report.bin"), vector(t, "turin-vcek.der"), snp.CertVCEK, Options{Now: at("2025-12-01")}},
+		{"Turin, with mitigation vectors", minted, cert.Raw, snp.CertVCEK, Options{Now: at("2026-02-01"), DevelopmentRoots: []DevelopmentRoot{authority.root()}}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			t.Parallel()
@@ -281,5 +281,25 @@ func TestBrokenDocuments(t *testing.T) {
 	}
 	if _, err := v.Verify(t.Context(), indented.Bytes(), tee.Expected{ReportData: e.AttestationReport.ReportData[:]}); err != nil {
 		t.Errorf("white space: %v", err)
+	}
+}
+
+// Issuers that issue each other lead nowhere, in finite time.
+func TestIssuersInACircle(t *testing.T) {
+	t.Parallel()
+	r, authority, cert, key := turin(t)
+	round, err := sign(&x509.Certificate{
+		SerialNumber: big.NewInt(9), Subject: amdName("ARK-Milan"), NotBefore: cert.NotBefore, NotAfter: cert.NotAfter,
+		SignatureAlgorithm: x509.SHA384WithRSAPSS, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign,
+	}, authority.ask, &authority.key.PublicKey, authority.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	v := newVerifier(t, Options{Now: at("2026-02-01")})
+	data := signReport(t, r, key, snp.Certificate{Type: snp.CertVCEK, Data: cert.Raw},
+		snp.Certificate{Type: snp.CertASK, Data: authority.ask.Raw}, snp.Certificate{Type: snp.CertARK, Data: round.Raw})
+	_, err = v.Verify(t.Context(), data, tee.Expected{ReportData: []byte("bound")})
+	if diff := cmp.Diff([]string{"snp.chain"}, failed(t, err)); diff != "" {
+		t.Errorf("%s\n%v", diff, err)
 	}
 }

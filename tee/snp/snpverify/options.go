@@ -78,6 +78,10 @@ type Options struct {
 	// RequirePlatform and ForbidPlatform are flags of PLATFORM_INFO, likewise:
 	// snp.PlatformAliasCheck and so on.
 	RequirePlatform, ForbidPlatform uint64
+	// AllowUnknownPlatform accepts flags of PLATFORM_INFO that are not known
+	// here, with a warning: newer firmware may set one. Unknown flags of the
+	// guest's policy are never accepted.
+	AllowUnknownPlatform bool
 	// IDBlock is what is demanded of the launch. Nil: nothing.
 	IDBlock *IDBlock
 }

@@ -38,7 +38,9 @@ func TestOptions(t *testing.T) {
 		{"flags missing", func(r *snp.Report) { r.Policy |= snp.PolicySingleSocket }, Options{
 			RequirePolicy: snp.PolicySingleSocket | snp.PolicyMemAES256XTS | snp.PolicyRAPLDisable, RequirePlatform: snp.PlatformAliasCheck,
 		}, []string{"snp.platform", "snp.policy"}, nil},
-		{"unknown bits", func(r *snp.Report) { r.Policy |= 1 << 30; r.PlatInfo |= 1 << 6; r.KeyInfo |= 1 << 9 }, Options{}, []string{"snp.format", "snp.format", "snp.format"}, nil},
+		{"unknown bits", func(r *snp.Report) { r.Policy |= 1 << 30; r.PlatInfo |= 1 << 8; r.KeyInfo |= 1 << 9 }, Options{}, []string{"snp.format", "snp.format", "snp.format"}, nil},
+		{"unknown platform allowed", func(r *snp.Report) { r.PlatInfo |= 1 << 8 }, Options{AllowUnknownPlatform: true}, nil, []string{"snp.format"}},
+		{"unknown policy not allowed", func(r *snp.Report) { r.Policy |= 1 << 30 }, Options{AllowUnknownPlatform: true}, []string{"snp.format"}, nil},
 		{"key masked", func(r *snp.Report) { r.KeyInfo |= snp.KeyInfoMaskChipKey }, Options{}, nil, nil},
 		{"firmware new enough", func(r *snp.Report) { r.Current = snp.FirmwareVersion{Major: 1, Minor: 58}; r.Committed = r.Current }, Options{MinimumFirmware: snp.FirmwareVersion{Major: 1, Minor: 57, Build: 200}}, nil, nil},
 		{"firmware too old", func(r *snp.Report) {

@@ -92,9 +92,8 @@ func TestAgreesWithLibrary(t *testing.T) {
 	}
 }
 
-// Whatever is changed, what this package accepts the library accepts too:
-// changes that the signer did not sign, and reports and certificates of any
-// content that are signed in order.
+// What this package accepts the library accepts too: reports of any content
+// that the chip signed, and reports and certificates changed afterwards.
 func TestDifferential(t *testing.T) {
 	t.Parallel()
 	authority, err := testCA()

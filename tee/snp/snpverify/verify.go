@@ -116,7 +116,7 @@ func (v *Verifier) VerifyReport(ctx context.Context, l *checks.List, report []by
 		return nil, nil, false
 	}
 	for _, p := range r.BitProblems() {
-		l.Fail(tee.Failure{Check: "snp.format", Field: p.Field, Expected: p.Expected, Got: p.Got, Help: "the report has fields that this verifier does not understand"})
+		l.FailUnless(p.Field == "plat_info" && v.options.AllowUnknownPlatform, tee.Failure{Check: "snp.format", Field: p.Field, Expected: p.Expected, Got: p.Got, Help: "the report has fields that this verifier does not understand"})
 	}
 	e := v.endorse(ctx, l, r, certs)
 	if e.certificate != nil {

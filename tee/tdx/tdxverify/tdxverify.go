@@ -40,7 +40,8 @@
 //   - those of the platform and of Intel's collateral, see
 //     [dcap.Verifier.Verify]; among them tcb_status, advisory_ids, simulated
 //
-// In addition td_attributes.{migratable, lass, icssd, tpa, profiling}.
+// In addition td_attributes.{migratable, lass, icssd, tpa, profiling}, and boot,
+// what the event log says was booted (see eventlog.Boot), where there is one.
 package tdxverify
 
 import (

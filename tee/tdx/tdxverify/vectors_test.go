@@ -7,7 +7,9 @@ import (
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -142,7 +144,7 @@ func TestGoldenClaims(t *testing.T) {
 	if err := json.Unmarshal(dcaptest.File(t, "tdx_quote_v4_debug_claims.json"), &want); err != nil {
 		t.Fatal(err)
 	}
-	delete(want, "uefi_event_logs")
+	delete(want, "uefi_event_logs") // package eventlog has that; see TestEventLogs
 	v := newVerifier(t, tdxverify.Options{Now: at(dcaptest.At2023()), Collateral: dcaptest.Intel2023(t), AllowDebug: true})
 	digest, err := hex.DecodeString("7c71fe2c86eff65a7cf8dbc22b3275689fd0464a267baced1bf94fc1324656aeb755da3d44d098c0c87382f3a5f85b45c8a28fee1d3bdb38342bf96671501429")
 	if err != nil {
@@ -202,4 +204,76 @@ func pemOf(certs ...*x509.Certificate) []byte {
 		out = append(out, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})...)
 	}
 	return out
+}
+
+// eventLog is a file of package eventlog.
+func eventLog(t testing.TB, name string) []byte {
+	t.Helper()
+	data, err := os.ReadFile("../../eventlog/testdata/" + name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
+// The log of a guest in Google's cloud is that of its quote; a log that is not
+// names the register, and no change goes unnoticed.
+func TestEventLogs(t *testing.T) {
+	t.Parallel()
+	now := time.Date(2024, 9, 1, 0, 0, 0, 0, time.UTC)
+	v := newVerifier(t, tdxverify.Options{Now: at(now), AllowMissingCollateral: true})
+	quote, log := tdx.Trim(eventLog(t, "cos113_quote.dat")), eventLog(t, "cos113_ccel.bin")
+	r, err := v.Verify(t.Context(), evidence(t, quote, log), anyReportData())
+	if err != nil {
+		t.Fatal(err)
+	}
+	logs, ok := r.Claims["uefi_event_logs"].([]any)
+	if !ok || len(logs) < 40 {
+		t.Fatalf("got %v", r.Claims["uefi_event_logs"])
+	}
+	if boot, ok := r.Claims["boot"].(map[string]any); !ok || boot["kernel"] == nil {
+		t.Errorf("got %v", r.Claims["boot"])
+	}
+	place := func(event int) int {
+		e, ok := logs[event].(map[string]any)
+		digests, ok2 := e["digests"].([]any)
+		if !ok || !ok2 {
+			t.Fatal("no digests")
+		}
+		d, ok := digests[0].(map[string]any)
+		text, ok2 := d["digest"].(string)
+		raw, err := hex.DecodeString(text)
+		if !ok || !ok2 || err != nil || bytes.Count(log, raw) == 0 {
+			t.Fatalf("no digest %s", text)
+		}
+		return bytes.Index(log, raw)
+	}
+	flip := func(at int) []byte {
+		out := bytes.Clone(log)
+		out[at] ^= 1
+		return out
+	}
+	for name, tc := range map[string]struct {
+		log  []byte
+		want string
+	}{
+		"another TD's": {eventLog(t, "CCEL_data_ovmf"), "rtmr_0"}, "a digest of register 1": {flip(place(0)), "rtmr_0"}, "a digest of register 2": {flip(place(41)), "rtmr_1"},
+		"cut in an event": {log[:place(41)], "cc_eventlog"}, "cut behind an event": {log[:place(41)-14], ""}, "no log": {[]byte("hello"), "cc_eventlog"}, "empty": {[]byte{}, "cc_eventlog"},
+	} {
+		_, err := v.Verify(t.Context(), evidence(t, quote, tc.log), anyReportData())
+		got := failedChecks(t, err)
+		if len(got) != 1 || !strings.HasPrefix(got[0], "tdx.event_log "+tc.want) {
+			t.Errorf("%s: expected tdx.event_log %s, got %v: %v", name, tc.want, got, err)
+		}
+	}
+}
+
+// The log that is published beside the debug TD's quote is that of another boot.
+func TestEventLogOfAnotherBoot(t *testing.T) {
+	t.Parallel()
+	v := newVerifier(t, tdxverify.Options{Now: at(dcaptest.At2023()), Collateral: dcaptest.Intel2023(t), AllowDebug: true})
+	_, err := v.Verify(t.Context(), evidence(t, dcaptest.File(t, "tdx_quote_v4_debug.bin"), eventLog(t, "ccel_for_quote_v4.bin")), anyReportData())
+	if diff := cmp.Diff([]string{"tdx.event_log rtmr_0"}, failedChecks(t, err)); diff != "" {
+		t.Errorf("%s%v", diff, err)
+	}
 }

@@ -9,10 +9,10 @@ import (
 	"os"
 	"testing"
 
-	"github.com/google/go-tpm/tpm2"
 	"github.com/google/go-tpm/tpm2/transport"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/eventlog"
 	"github.com/coffer-project/coffer/tee/internal/swtpm"
 	"github.com/coffer-project/coffer/tee/internal/teetest"
 	"github.com/coffer-project/coffer/tee/tpm"
@@ -259,81 +259,58 @@ func (r *racing) Send(command []byte) ([]byte, error) {
 	return out, err
 }
 
-func TestKeys(t *testing.T) {
+// TestEventLog sends a log of what was measured, and logs of something else.
+func TestEventLog(t *testing.T) {
 	t.Parallel()
 	s := start(t)
-	if _, err := tpmattest.New(tpmattest.Options{TPM: s}); !errors.Is(err, tpm2.TPMRCHandle) {
-		t.Errorf("without a key: expected an error that says so, got %v", err)
-	}
-	first := attester(t, tpmattest.Options{TPM: s, CreateAK: true})
-	again := attester(t, tpmattest.Options{TPM: s})
-	if !bytes.Equal(first.AKPublic(), again.AKPublic()) {
-		t.Error("the key at the handle is not the one that was made")
-	}
-	if _, err := tpmattest.New(tpmattest.Options{TPM: s, AK: 0x81010077, CreateAK: true, Kind: "des"}); err == nil {
-		t.Error("a key of unknown kind was made")
-	}
-	// A storage key signs nothing.
-	storage, err := tpm2.CreatePrimary{PrimaryHandle: tpm2.TPMRHOwner, InPublic: tpm2.New2B(tpm2.ECCSRKTemplate)}.Execute(s)
+	w, err := eventlog.NewWriter(eventlog.TCG2, []eventlog.Alg{eventlog.SHA256})
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, err = tpm2.EvictControl{Auth: tpm2.TPMRHOwner, ObjectHandle: &tpm2.NamedHandle{Handle: storage.ObjectHandle, Name: storage.Name}, PersistentHandle: 0x81000001}.Execute(s)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tpmattest.New(tpmattest.Options{TPM: s, AK: 0x81000001}); err == nil {
-		t.Error("a storage key was taken for an attestation key")
-	}
-	if _, err := first.Evidence(t.Context(), make([]byte, 65)); err == nil {
-		t.Error("65 bytes of report data were accepted")
-	}
-	ended, cancel := context.WithCancel(t.Context())
-	cancel()
-	if _, err := first.Evidence(ended, nil); !errors.Is(err, context.Canceled) {
-		t.Errorf("with an ended context: got %v", err)
-	}
-}
-
-func TestNV(t *testing.T) {
-	t.Parallel()
-	s := start(t)
-	const index = 0x01400002
-	if _, err := tpmattest.ReadNV(s, index); !errors.Is(err, tpm2.TPMRCHandle) {
-		t.Errorf("an index that does not exist: got %v", err)
-	}
-	for _, size := range []int{48, 48, 64, 1, 1500, 2000} {
-		data := make([]byte, size)
-		_, _ = rand.Read(data)
-		if err := tpmattest.WriteNV(s, index, data); err != nil {
-			t.Fatalf("%d bytes: %v", size, err)
+	for i, text := range []string{"firmware", "configuration", "loader", "kernel"} {
+		register := []int{0, 1, 4, 9}[i]
+		digests, err := w.Measure(register, eventlog.IPL, []byte(text), []byte(text))
+		if err != nil {
+			t.Fatal(err)
 		}
-		got, err := tpmattest.ReadNV(s, index)
-		if err != nil || !bytes.Equal(got, data) {
-			t.Fatalf("%d bytes: %v, got %d bytes", size, err, len(got))
+		if err := tpmattest.ExtendPCR(s, register, [32]byte(digests[0].Value)); err != nil {
+			t.Fatal(err)
 		}
 	}
-	if err := tpmattest.WriteNV(s, index, nil); err == nil {
-		t.Error("nothing was written")
+	log := bytes.Clone(w.Bytes())
+	a := attester(t, tpmattest.Options{TPM: s, CreateAK: true, EventLog: func() ([]byte, error) { return log, nil }})
+	v, data := verifier(t, tpmverify.Options{}), reportData()
+	verify := func() (*tee.Result, error) {
+		return v.Verify(t.Context(), evidence(t, a, data), tee.Expected{ReportData: data})
 	}
-	if err := tpmattest.UndefineNV(s, index); err != nil {
+	events := func(r *tee.Result) int {
+		list, ok := r.Claims["uefi_event_logs"].([]any)
+		if !ok {
+			t.Fatalf("uefi_event_logs: %T", r.Claims["uefi_event_logs"])
+		}
+		return len(list)
+	}
+	got, err := verify()
+	if err != nil || events(got) != 4 || len(got.Warnings) != 0 {
+		t.Fatalf("%v, %+v", err, got)
+	}
+	// The system extends a register without the firmware's knowledge.
+	if err := tpmattest.ExtendPCR(s, 9, [32]byte{1}); err != nil {
 		t.Fatal(err)
 	}
-	if err := tpmattest.UndefineNV(s, index); !errors.Is(err, tpm2.TPMRCHandle) {
-		t.Errorf("undefined twice: got %v", err)
+	if got, err = verify(); err != nil || events(got) != 3 || len(got.Warnings) != 1 {
+		t.Errorf("register 9 extended behind the log: %v, %+v", err, got)
 	}
-}
-
-func TestOpen(t *testing.T) {
-	t.Parallel()
-	dir := t.TempDir()
-	if _, err := tpmattest.Open(dir+"/tpmrm0", dir+"/tpm0"); !errors.Is(err, tpmattest.ErrNoTPM) {
-		t.Errorf("expected ErrNoTPM, got %v", err)
+	for name, bad := range map[string][]byte{
+		"cut": log[:len(log)-3], "no log": []byte("no log"), "an event less": log[:bytes.Index(log, []byte("configuration"))+len("configuration")],
+	} {
+		log = bad
+		if got, err := verify(); err == nil {
+			t.Errorf("%s: accepted, %+v", name, got)
+		}
 	}
-	if err := os.WriteFile(dir+"/tpm0", nil, 0o600); err != nil {
-		t.Fatal(err)
-	}
-	if _, err := tpmattest.Open(dir+"/tpmrm0", dir+"/tpm0"); err == nil || errors.Is(err, tpmattest.ErrNoTPM) {
-		t.Errorf("a file that is no device: got %v", err)
+	a = attester(t, tpmattest.Options{TPM: s, EventLog: func() ([]byte, error) { return nil, os.ErrPermission }})
+	if _, err := a.Evidence(t.Context(), data); !errors.Is(err, os.ErrPermission) {
+		t.Errorf("a log that cannot be read: %v", err)
 	}
 }

@@ -19,7 +19,8 @@
 //
 // A [tee.Failure] names one of: tpm.format, tpm.key, tpm.ak (not a trusted key),
 // tpm.ak_certificate, tpm.signature, tpm.quote, tpm.pcr_selection,
-// tpm.pcr_digest, tpm.report_data, tpm.init_data.
+// tpm.pcr_digest, tpm.report_data, tpm.init_data, tpm.event_log (also a warning:
+// of registers 8 and above, which others than the firmware extend).
 //
 // # Binding
 //
@@ -39,8 +40,10 @@
 // Options.TrustedAKs, or certified), ak_certified (boolean: a certificate under
 // Options.AKRoots), ak_certificate_subject (only then), signature_scheme
 // ("RSASSA-SHA256"), qualified_signer (hex), clock (milliseconds), clock_safe
-// (boolean), reset_count, restart_count (numbers) and firmware_version (hex,
-// 8 bytes).
+// (boolean), reset_count, restart_count (numbers), firmware_version (hex,
+// 8 bytes), and, where the evidence has an event log, uefi_event_logs: those of
+// its events that were measured into registers whose value they account for, in
+// the form of tee/eventlog.
 package tpmverify
 
 import (
@@ -161,10 +164,17 @@ func (v *Verifier) Verify(ctx context.Context, raw json.RawMessage, want tee.Exp
 		l.ReportData("tpm", "extraData", a.ExtraData, want)
 	}
 	CheckInitData(l, "tpm.init_data", a, &e.Quote.PCRs, want)
+	var events []any
+	if e.EventLog != nil {
+		events = checkEventLog(l, e.EventLog, a, &e.Quote.PCRs)
+	}
 	if err := l.Err(); err != nil {
 		return nil, err
 	}
 	claims := v.claims(e, a, sig, sum)
+	if e.EventLog != nil {
+		claims["uefi_event_logs"] = events
+	}
 	claims["ak_certified"] = certified != nil
 	claims["ak_trusted"] = certified != nil || v.trusted[sum]
 	if certified != nil {

@@ -12,10 +12,24 @@ nvidia_configuration := 2 if {
 	count(required("nvidia", "configuration", nvidia_versions, input.nvidia, "")) == 0
 }
 
-# NVIDIA's service writes EAT claims; the trustee's own verifier lists registers.
-remote if input.nvidia["x-nvidia-gpu-attestation-report-cert-chain"]
+# NVIDIA's service writes EAT claims; the trustee's own verifier lists what was
+# measured, and makes the same claims of what it has checked.
+local if is_object(input.nvidia.measurements)
 
-remote if input.nvidia.measres
+remote if {
+	not local
+	input.nvidia["x-nvidia-gpu-attestation-report-cert-chain"]
+}
+
+remote if {
+	not local
+	input.nvidia.measres
+}
+
+# The measurements were compared with NVIDIA's published ones, by either.
+compared if remote
+
+compared if input.nvidia.measres
 
 nvidia_versions := {
 	"x-nvidia-gpu-vbios-version": "allowed_vbios_versions",
@@ -49,7 +63,7 @@ findings contains finding if {
 }
 
 findings contains finding if {
-	remote
+	compared
 	some finding in demanded("nvidia", "executables", {
 		"measres": "success",
 		"x-nvidia-gpu-driver-rim-signature-verified": true,
@@ -65,9 +79,25 @@ findings contains finding if {
 }
 
 # --- by the trustee ---------------------------------------------------------
-# Signature, chain and firmware identity were checked by the verifier. There is no
-# comparison with NVIDIA's published measurements: the operator registers those
-# of a device that is known to be good.
+# Signature, chain and firmware identity were checked by the verifier. Revocation
+# and firmware identity have claims only where they could be checked. Where the
+# verifier has not compared the measurements with NVIDIA's published ones, the
+# operator registers those of a device that is known to be good.
+
+findings contains finding if {
+	local
+	checked := {claim: want |
+		some claim, want in {
+			"x-nvidia-gpu-attestation-report-cert-chain/x-nvidia-cert-status": "valid",
+			"x-nvidia-gpu-attestation-report-cert-chain/x-nvidia-cert-ocsp-status": "good",
+			"x-nvidia-gpu-attestation-report-cert-chain-fwid-match": true,
+			"x-nvidia-gpu-attestation-report-signature-verified": true,
+			"x-nvidia-gpu-attestation-report-nonce-match": true,
+		}
+		not is_null(claim_of(input.nvidia, claim))
+	}
+	some finding in demanded("nvidia", "hardware", checked, input.nvidia, "the device's certificates or its report are not in order")
+}
 
 findings contains finding if {
 	input.nvidia
@@ -82,10 +112,10 @@ findings contains {
 	"claim": "measurements",
 	"expected": "reference values nvidia_gpu_measurement_1, nvidia_gpu_measurement_2, …, one for each measurement that matters",
 	"got": "none is registered",
-	"help": "nothing says which firmware and driver are good: register measurements, or have NVIDIA's service judge the device",
+	"help": "nothing says which firmware and driver are good: register measurements, or let the trustee compare them with NVIDIA's manifests",
 } if {
 	input.nvidia
-	not remote
+	not compared
 	not nvidia_registered
 }
 
