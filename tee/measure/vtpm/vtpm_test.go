@@ -37,7 +37,7 @@ func ffs(name eventlog.GUID, typ byte, sections ...[]byte) []byte {
 
 // fv is a firmware volume with an extended header.
 func fv(name eventlog.GUID, files ...[]byte) []byte {
-	b := make([]byte, 72)
+	b := bytes.Repeat([]byte{0}, 72)
 	copy(b[40:], "_FVH")
 	binary.LittleEndian.PutUint16(b[48:], 72)
 	binary.LittleEndian.PutUint16(b[52:], 72)
@@ -72,7 +72,7 @@ func firmware() []byte {
 
 // pe is a PE32+ image with two sections, out of order, and a certificate.
 func pe() []byte {
-	b := make([]byte, 0x400)
+	b := bytes.Repeat([]byte{0}, 0x400)
 	copy(b, "MZ")
 	copy(b[headerMagic:], "HdrS")
 	binary.LittleEndian.PutUint16(b[headerVersion:], 0x20f)
@@ -100,7 +100,7 @@ func pe() []byte {
 
 // store is a variable store with the records given.
 func store(records ...[]byte) []byte {
-	b := make([]byte, 72)
+	b := bytes.Repeat([]byte{0}, 72)
 	copy(b[40:], "_FVH")
 	binary.LittleEndian.PutUint16(b[48:], 72)
 	b = append(b, authenticatedStore[:]...)
@@ -293,7 +293,7 @@ func TestPEIVolume(t *testing.T) {
 	}
 	l.PEIVolume = []eventlog.Digest{{Alg: eventlog.SHA256, Value: make([]byte, 32)}}
 	p := predict(t, l)
-	value := make([]byte, 32)
+	value := bytes.Repeat([]byte{0}, 32)
 	dxe := sha256.Sum256(mustVolumes(t, l.Firmware)[1].raw)
 	version, separator := sha256.Sum256([]byte{0, 0}), sha256.Sum256(zeros)
 	for _, d := range [][]byte{version[:], make([]byte, 32), dxe[:], separator[:]} {
