@@ -82,6 +82,7 @@ func New(o Options) (map[tee.Name]tee.Verifier, error) {
 	add(c.SE.Enabled, tee.SE, o.se)
 	add(c.CSV.Enabled, tee.CSV, o.csv)
 	add(c.NVIDIA.Enabled, tee.NVIDIA, o.nvidia)
+	add(c.Sample.Enabled, tee.SampleDevice, func() (tee.Verifier, error) { return sample.NewDeviceVerifier(), nil })
 	add(c.Sample.Enabled, tee.Sample, func() (tee.Verifier, error) { return sample.NewVerifier(), nil })
 	return out, errors.Join(problems...)
 }
