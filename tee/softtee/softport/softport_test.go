@@ -256,7 +256,7 @@ func FuzzReadResponse(f *testing.F) {
 	f.Add(refusal.Bytes())
 	f.Add(head(version, kindReport, 1, 1<<31))
 	f.Fuzz(func(t *testing.T, data []byte) {
-		resp, err := readResponse(bytes.NewReader(data))
+		resp, err := readResponse(bytes.NewReader(data), SNP)
 		if err != nil && (resp.report != nil || resp.refusal != "") {
 			t.Fatal("both a response and an error")
 		}
