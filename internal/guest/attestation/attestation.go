@@ -40,10 +40,10 @@ type Options struct {
 	// Hardware returns the attester of a hardware TEE, or nil when the
 	// machine has none. Nil: never.
 	Hardware func(ctx context.Context) (tee.Attester, error)
-	// HasSoft tells whether the software TEE's port is there, Soft returns
-	// its attester.
-	HasSoft func() bool
-	Soft    func() tee.Attester
+	// HasSoft tells whether the software TEE's port is there. Soft and SoftTDX
+	// return its attesters: for SEV-SNP reports, and for TDX quotes.
+	HasSoft       func() bool
+	Soft, SoftTDX func() tee.Attester
 }
 
 // Source is the guest's environment. It is found when first asked for; it is
@@ -95,7 +95,6 @@ func (s *Source) Facts(ctx context.Context) (Facts, error) {
 }
 
 func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err error) {
-	soft := s.o.HasSoft != nil && s.o.Soft != nil && s.o.HasSoft()
 	switch s.o.Cmdline.TEE {
 	case boot.TEENone:
 		if !s.o.Cmdline.Development {
@@ -103,10 +102,11 @@ func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err 
 		}
 		return nil, true, nil
 	case boot.TEESoft:
-		if !soft {
-			return nil, false, errors.New("coffer.tee=soft: the software TEE's port is not there; start the machine with it, or with another kernel command line")
-		}
-		return s.o.Soft(), true, nil
+		attester, err := s.soft(s.o.Soft)
+		return attester, true, err
+	case boot.TEESoftTDX:
+		attester, err := s.soft(s.o.SoftTDX)
+		return attester, true, err
 	case boot.TEEAuto:
 		if s.o.Hardware != nil {
 			attester, err := s.o.Hardware(ctx)
@@ -117,9 +117,17 @@ func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err 
 		// The port may be there: a host can always offer it. It counts only
 		// where the measured command line asks for it.
 		return nil, false, errors.New("no hardware TEE found (configfs-tsm offers no report); a guest of the software TEE needs coffer.tee=soft " +
-			"on its kernel command line, one without any coffer.tee=none coffer.development")
+			"or coffer.tee=soft-tdx on its kernel command line, one without any coffer.tee=none coffer.development")
 	}
 	return nil, false, fmt.Errorf("unknown TEE choice %q", s.o.Cmdline.TEE)
+}
+
+// soft returns an attester of the software TEE.
+func (s *Source) soft(attester func() tee.Attester) (tee.Attester, error) {
+	if attester == nil || s.o.HasSoft == nil || !s.o.HasSoft() {
+		return nil, fmt.Errorf("coffer.tee=%s: the software TEE's port is not there; start the machine with it, or with another kernel command line", s.o.Cmdline.TEE)
+	}
+	return attester(), nil
 }
 
 // Attester returns the attester, or an attester that fails with [ErrNone].

@@ -15,8 +15,10 @@ type TEE string
 const (
 	// TEEAuto takes the hardware's environment, and nothing else.
 	TEEAuto TEE = "auto"
-	// TEESoft takes the software TEE's port.
+	// TEESoft takes the software TEE's port, for SEV-SNP reports.
 	TEESoft TEE = "soft"
+	// TEESoftTDX takes the software TEE's port, for TDX quotes.
+	TEESoftTDX TEE = "soft-tdx"
 	// TEENone runs without evidence: development only.
 	TEENone TEE = "none"
 )
@@ -53,10 +55,10 @@ func ParseCmdline(s string) (Cmdline, error) {
 		switch name {
 		case "coffer.tee":
 			switch t := TEE(value); t {
-			case TEEAuto, TEESoft, TEENone:
+			case TEEAuto, TEESoft, TEESoftTDX, TEENone:
 				c.TEE = t
 			default:
-				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, soft or none, got %q", value)
+				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, soft, soft-tdx or none, got %q", value)
 			}
 		case "coffer.development", "coffer.debug":
 			if hasValue {

@@ -109,6 +109,13 @@ func build(p parts) (*agent.Agent, error) {
 // TEE at its port.
 func newAttestation(cmdline boot.Cmdline) *attestation.Source {
 	finder := serial.System()
+	open := func(ctx context.Context) (io.ReadWriteCloser, error) {
+		port, err := finder.Open(ctx, softport.PortName)
+		if err != nil {
+			return nil, err
+		}
+		return &wholePort{port.Conn(), port}, nil
+	}
 	return attestation.New(attestation.Options{
 		Cmdline: cmdline,
 		Hardware: func(context.Context) (tee.Attester, error) {
@@ -118,15 +125,8 @@ func newAttestation(cmdline boot.Cmdline) *attestation.Source {
 			return snpattest.New()
 		},
 		HasSoft: func() bool { return finder.Has(softport.PortName) },
-		Soft: func() tee.Attester {
-			return softport.New(func(ctx context.Context) (io.ReadWriteCloser, error) {
-				port, err := finder.Open(ctx, softport.PortName)
-				if err != nil {
-					return nil, err
-				}
-				return &wholePort{port.Conn(), port}, nil
-			})
-		},
+		Soft:    func() tee.Attester { return softport.New(open) },
+		SoftTDX: func() tee.Attester { return softport.NewTDX(open) },
 	})
 }
 
