@@ -82,7 +82,7 @@ func newPlatform(random io.Reader, now time.Time) (*platform, error) {
 	}
 	start := now.Add(-time.Hour).UTC().Truncate(time.Second)
 	name := "Coffer software TEE TDX root " + hex.EncodeToString(pck.PPID[:4]) + " (" + Warning + ")"
-	a, err := dcapmint.NewAuthority(name, Warning, start, start.AddDate(caYears, 0, 0))
+	a, err := dcapmint.NewAuthority(dcapmint.Profile{RootName: name, Organization: Warning, From: start, To: start.AddDate(caYears, 0, 0)})
 	if err != nil {
 		return nil, fmt.Errorf("softtee: %w", err)
 	}
@@ -218,7 +218,7 @@ func (p *platform) save(dir string) error {
 }
 
 func parsePlatform(data []byte) (*platform, error) {
-	p := &platform{authority: &dcapmint.Authority{Organization: Warning}, machine: new(dcapmint.Platform)}
+	p := &platform{authority: &dcapmint.Authority{Profile: dcapmint.Profile{Organization: Warning}}, machine: new(dcapmint.Platform)}
 	next := func(kind string) ([]byte, error) {
 		var b *pem.Block
 		if b, data = pem.Decode(data); b == nil || b.Type != kind {

@@ -50,7 +50,7 @@ func TestNew(t *testing.T) {
 	c.Sample.Enabled, c.TPM.Enabled, c.SGX.Enabled = true, true, false
 	c.SNP.MinimumTCB = map[string]config.TCB{"Milan": {Levels: config.Levels{SNP: 8}}, "Turin": {Levels: config.Levels{FMC: 1}}}
 	c.SNP.IDKeyDigests, c.SNP.ForbidSMT = []string{strings.Repeat("ab", 48)}, true
-	if v, err = New(Options{TEE: c, Collateral: offline(t), Now: time.Now}); err != nil || names(v) != "az-snp-vtpm az-tdx-vtpm csv nvidia sample snp tdx tpm" {
+	if v, err = New(Options{TEE: c, Collateral: offline(t), Now: time.Now}); err != nil || names(v) != "az-snp-vtpm az-tdx-vtpm csv nvidia sample sampledevice snp tdx tpm" {
 		t.Errorf("%s, %v", names(v), err)
 	}
 }
