@@ -216,7 +216,9 @@ func EncodeDevelopmentRoot(root *x509.Certificate, s *Static) ([]byte, error) {
 			}
 		}
 	}
-	byFamily := func(a, b Family) int { return cmp.Or(cmp.Compare(a.Kind, b.Kind), bytes.Compare(a.FMSPC[:], b.FMSPC[:])) }
+	byFamily := func(a, b Family) int {
+		return cmp.Or(cmp.Compare(a.Kind, b.Kind), bytes.Compare(a.FMSPC[:], b.FMSPC[:]))
+	}
 	for _, k := range slices.SortedFunc(maps.Keys(s.TCBInfos), byFamily) {
 		add(blockTCBInfo, s.TCBInfos[k])
 	}

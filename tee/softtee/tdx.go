@@ -130,7 +130,9 @@ func (g *TDXGuest) Quote(reportData [64]byte) ([]byte, error) {
 }
 
 // Serve is [Guest.Serve] for a TD.
-func (g *TDXGuest) Serve(ctx context.Context, rw io.ReadWriter) error { return serve(ctx, rw, g.answer) }
+func (g *TDXGuest) Serve(ctx context.Context, rw io.ReadWriter) error {
+	return serve(ctx, rw, g.answer)
+}
 
 // answer serves one request; io.EOF means that there are no more.
 func (g *TDXGuest) answer(rw io.ReadWriter) error {
