@@ -132,6 +132,26 @@ func TestMissingCollateral(t *testing.T) {
 	}
 }
 
+// Nothing in a configuration makes genuine what could not be checked: a report of
+// Hygon CSV without its chip's certificates can be anybody's.
+func TestNoConfigurationToleratesMissing(t *testing.T) {
+	t.Parallel()
+	evidence, err := os.ReadFile("../../../tee/csv/testdata/evidence.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config.Default().TEE
+	c.CSV.AllowDebug, c.SNP.AllowDebug, c.TDX.AllowStaleCollateral, c.SGX.AllowStaleCollateral = true, true, true, true
+	v, err := New(Options{TEE: c, Collateral: offline(t), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := v[tee.CSV].Verify(t.Context(), evidence, tee.Expected{AnyReportData: true})
+	if _, ok := errors.AsType[*tee.UnavailableError](err); !ok {
+		t.Errorf("expected missing collateral, got %+v, %v", r, err)
+	}
+}
+
 func TestStores(t *testing.T) {
 	t.Parallel()
 	c := config.Default().Collateral
