@@ -150,16 +150,21 @@ func newTPM(o Options) (tee.Verifier, error) {
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
+	for _, list := range []struct {
+		files       []string
+		development bool
+	}{{o.Anchors, false}, {o.Roots, true}} {
+		for _, file := range list.files {
+			text, err := os.ReadFile(filepath.Clean(file))
+			if err != nil {
+				return nil, err
+			}
+			anchors, err := ccaverify.ParseTrustAnchors(text, list.development)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", file, err)
+			}
+			c.TrustAnchors = append(c.TrustAnchors, anchors...)
 		}
-		anchors, err := ccaverify.ParseTrustAnchors(text, false)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		c.TrustAnchors = append(c.TrustAnchors, anchors...)
 	}
 	return ccaverify.New(c)
 }

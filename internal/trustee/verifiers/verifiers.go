@@ -74,7 +74,7 @@ func New(o Options) (map[tee.Name]tee.Verifier, error) {
 	})
 	add(c.AzureTDX.Enabled, tee.AzureTDXVTPM, func() (tee.Verifier, error) {
 		v, err := tdxs()
-		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2, AllowMissingCollateral: c.TDX.AllowStaleCollateral}), err
+		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2}), err
 	})
 	add(c.SGX.Enabled, tee.SGX, o.sgx)
 	add(c.TPM.Enabled, tee.TPM, o.tpm)
@@ -161,7 +161,7 @@ func (o Options) tdx() (*tdxverify.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowMissingCollateral: o.TEE.TDX.AllowStaleCollateral})
+	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowStaleCollateral: o.TEE.TDX.AllowStaleCollateral})
 }
 
 func (o Options) sgx() (tee.Verifier, error) {
@@ -169,7 +169,7 @@ func (o Options) sgx() (tee.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowMissingCollateral: o.TEE.SGX.AllowStaleCollateral})
+	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowStaleCollateral: o.TEE.SGX.AllowStaleCollateral})
 }
 
 func (o Options) tpm() (tee.Verifier, error) {
