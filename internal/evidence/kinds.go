@@ -3,7 +3,6 @@ package evidence
 import (
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -124,39 +123,42 @@ func newSGX(o Options) (tee.Verifier, error) {
 
 func newTPM(o Options) (tee.Verifier, error) {
 	c := tpmverify.Options{Now: o.Now}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
-		}
-		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-			switch block.Type {
-			case "PUBLIC KEY":
-				c.TrustedAKs = append(c.TrustedAKs, block.Bytes)
-			case "CERTIFICATE":
-				c.AKRoots = append(c.AKRoots, block.Bytes)
-			default:
-				return nil, fmt.Errorf("%s: expected public keys and certificates in PEM, got %.40q", file, block.Type)
-			}
-		}
+	err := o.anchors(func(text []byte) error {
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return tpmverify.New(c)
 }
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
+	err := o.anchors(func(text []byte) error {
+		anchors, err := ccaverify.ParseTrustAnchors(text, false)
+		c.TrustAnchors = append(c.TrustAnchors, anchors...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	return ccaverify.New(c)
+}
+
+// anchors reads the files of keys to trust.
+func (o Options) anchors(add func(text []byte) error) error {
 	for _, file := range o.Anchors {
 		text, err := os.ReadFile(filepath.Clean(file))
 		if err != nil {
-			return nil, err
+			return fmt.Errorf("trust anchor: %w", err)
 		}
-		anchors, err := ccaverify.ParseTrustAnchors(text, false)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
+		if err := add(text); err != nil {
+			return fmt.Errorf("trust anchor: %s: %w", file, err)
 		}
-		c.TrustAnchors = append(c.TrustAnchors, anchors...)
 	}
-	return ccaverify.New(c)
+	return nil
 }
 
 // roots reads the files of development roots.
