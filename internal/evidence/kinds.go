@@ -3,7 +3,6 @@ package evidence
 import (
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"os"
@@ -129,44 +128,53 @@ func newSGX(o Options) (tee.Verifier, error) {
 
 func newTPM(o Options) (tee.Verifier, error) {
 	c := tpmverify.Options{Now: o.Now}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
-		}
-		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-			switch block.Type {
-			case "PUBLIC KEY":
-				c.TrustedAKs = append(c.TrustedAKs, block.Bytes)
-			case "CERTIFICATE":
-				c.AKRoots = append(c.AKRoots, block.Bytes)
-			default:
-				return nil, fmt.Errorf("%s: expected public keys and certificates in PEM, got %.40q", file, block.Type)
-			}
-		}
+	err := o.anchors(func(text []byte) error {
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return tpmverify.New(c)
 }
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	for _, list := range []struct {
-		files       []string
-		development bool
-	}{{o.Anchors, false}, {o.Roots, true}} {
-		for _, file := range list.files {
-			text, err := os.ReadFile(filepath.Clean(file))
-			if err != nil {
-				return nil, err
-			}
-			anchors, err := ccaverify.ParseTrustAnchors(text, list.development)
-			if err != nil {
-				return nil, fmt.Errorf("%s: %w", file, err)
-			}
-			c.TrustAnchors = append(c.TrustAnchors, anchors...)
+	var problems []error
+	err := o.anchors(func(text []byte) error {
+		anchors, err := ccaverify.ParseTrustAnchors(text, false)
+		c.TrustAnchors = append(c.TrustAnchors, anchors...)
+		return err
+	})
+	if err != nil {
+		return nil, err
+	}
+	err = o.roots(func(name string, text []byte) {
+		anchors, parseErr := ccaverify.ParseTrustAnchors(text, true)
+		if parseErr != nil {
+			problems = append(problems, fmt.Errorf("development root: %s: %w", name, parseErr))
 		}
+		c.TrustAnchors = append(c.TrustAnchors, anchors...)
+	})
+	if err := errors.Join(append(problems, err)...); err != nil {
+		return nil, err
 	}
 	return ccaverify.New(c)
+}
+
+// anchors reads the files of keys to trust.
+func (o Options) anchors(add func(text []byte) error) error {
+	for _, file := range o.Anchors {
+		text, err := os.ReadFile(filepath.Clean(file))
+		if err != nil {
+			return fmt.Errorf("trust anchor: %w", err)
+		}
+		if err := add(text); err != nil {
+			return fmt.Errorf("trust anchor: %s: %w", file, err)
+		}
+	}
+	return nil
 }
 
 // roots reads the files of development roots.

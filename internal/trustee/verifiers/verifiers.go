@@ -4,7 +4,6 @@ package verifiers
 
 import (
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -175,20 +174,12 @@ func (o Options) sgx() (tee.Verifier, error) {
 func (o Options) tpm() (tee.Verifier, error) {
 	v := tpmverify.Options{Now: o.Now}
 	err := read("trusted_aks", o.TEE.TPM.TrustedAKs, func(name string, text []byte) error {
-		for block, rest := pem.Decode(text); ; block, rest = pem.Decode(rest) {
-			switch {
-			case block == nil && len(rest) == len(text):
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got none", name)
-			case block == nil:
-				return nil
-			case block.Type == "PUBLIC KEY":
-				v.TrustedAKs = append(v.TrustedAKs, block.Bytes)
-			case block.Type == "CERTIFICATE":
-				v.AKRoots = append(v.AKRoots, block.Bytes)
-			default:
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got %.40q", name, block.Type)
-			}
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		v.TrustedAKs, v.AKRoots = append(v.TrustedAKs, keys...), append(v.AKRoots, roots...)
+		return nil
 	})
 	if err != nil {
 		return nil, err
