@@ -203,8 +203,8 @@ func mkcollateral(ts *testscript.TestScript, _ bool, args []string) {
 	write("amd.pem", amd)
 	write("intel.pem", s.IntelRoot())
 	for name, file := range map[string]string{
-		"report.bin": "../../tee/snp/testdata/test-report.bin", "tcbInfo.json": "../../tee/collateral/testdata/tcbInfo.json",
-		"enclaveIdentity.json": "../../tee/collateral/testdata/enclaveIdentity.json",
+		"report.bin": "../../tee/snp/testdata/test-report.bin", "tcbInfo.json": "../../tee/collateral/testdata/pcs/tcbInfo.json",
+		"enclaveIdentity.json": "../../tee/collateral/testdata/pcs/enclaveIdentity.json",
 	} {
 		data, err := os.ReadFile(file)
 		ts.Check(err)

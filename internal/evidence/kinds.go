@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -82,8 +83,12 @@ func (o Options) snp() (*snpverify.Verifier, error) {
 
 func (o Options) dcapRoots() ([]dcap.DevelopmentRoot, error) {
 	var out []dcap.DevelopmentRoot
-	err := o.roots(func(name string, text []byte) { out = append(out, dcap.DevelopmentRoot{Name: name, PEM: text}) })
-	return out, err
+	var problems []error
+	err := o.roots(func(name string, text []byte) {
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		out, problems = append(out, root), append(problems, err)
+	})
+	return out, errors.Join(append(problems, err)...)
 }
 
 func newTDX(o Options) (tee.Verifier, error) { return o.tdx() }
@@ -145,16 +150,21 @@ func newTPM(o Options) (tee.Verifier, error) {
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
+	for _, list := range []struct {
+		files       []string
+		development bool
+	}{{o.Anchors, false}, {o.Roots, true}} {
+		for _, file := range list.files {
+			text, err := os.ReadFile(filepath.Clean(file))
+			if err != nil {
+				return nil, err
+			}
+			anchors, err := ccaverify.ParseTrustAnchors(text, list.development)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", file, err)
+			}
+			c.TrustAnchors = append(c.TrustAnchors, anchors...)
 		}
-		anchors, err := ccaverify.ParseTrustAnchors(text, false)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		c.TrustAnchors = append(c.TrustAnchors, anchors...)
 	}
 	return ccaverify.New(c)
 }

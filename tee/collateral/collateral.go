@@ -170,9 +170,6 @@ func New(o Options) (*Client, error) {
 	if c.now == nil {
 		c.now = time.Now
 	}
-	if o.HTTP == nil {
-		o.HTTP = &http.Client{}
-	}
 	c.http = harden(o.HTTP)
 	if o.Dir != "" {
 		if c.store, err = openDir(o.Dir, o.Offline); err != nil {

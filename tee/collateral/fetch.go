@@ -67,9 +67,17 @@ func (e *waitError) Unwrap() error { return e.err }
 var errDowngrade = errors.New("the service redirects to an address that is not https")
 
 // harden returns a client that follows few redirects, none of them from https
-// to something else, and has no cookies.
+// to something else, and has no cookies. base may be nil.
 func harden(base *http.Client) *http.Client {
-	client := &http.Client{Timeout: base.Timeout, Transport: base.Transport}
+	client := &http.Client{}
+	if base != nil {
+		client.Timeout, client.Transport = base.Timeout, base.Transport
+	}
+	if standard, ok := http.DefaultTransport.(*http.Transport); ok && client.Transport == nil {
+		own := standard.Clone()
+		own.MaxResponseHeaderBytes = 4 * MaxChain
+		client.Transport = own
+	}
 	client.CheckRedirect = func(next *http.Request, via []*http.Request) error {
 		if len(via) > maxRedirects {
 			return &contentError{fmt.Errorf("the service redirects more than %d times", maxRedirects)}

@@ -141,6 +141,10 @@ func (r *reader) directory(dir string) error {
 			return fs.SkipDir
 		case d.IsDir() || strings.HasPrefix(d.Name(), tempPrefix):
 			return nil
+		case d.Type() == fs.ModeSymlink: // as in a mounted ConfigMap; none leads out of the directory
+			if to, err := root.Stat(name); err == nil && to.IsDir() {
+				return nil // what it leads to is visited itself
+			}
 		case !d.Type().IsRegular():
 			r.found(name, nil, Ignored, "no regular file")
 			return nil
@@ -228,7 +232,10 @@ func (r *reader) judge(checks Checks) *Files {
 			continue
 		}
 		e.Source, e.Fetched = c.source, c.fetched
-		if old, ok := out.entries[c.item]; ok && newer(old, e) {
+		if old, ok := out.entries[c.item]; ok && bytes.Equal(old.Body, e.Body) {
+			r.found(c.file, &c.item, Accepted, "the same as another file")
+			continue
+		} else if ok && newer(old, e) {
 			r.found(c.file, &c.item, Kept, "there is a newer one")
 			continue
 		}

@@ -202,6 +202,15 @@ func chainParts(t testing.TB, chain []byte) (first, second []byte) {
 	return pem.EncodeToMemory(block), rest
 }
 
+func read(t testing.TB, file string) []byte {
+	t.Helper()
+	data, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return data
+}
+
 func TestLooseFiles(t *testing.T) {
 	s := newServer(t)
 	dir := loose(t, s)
@@ -217,6 +226,13 @@ func TestLooseFiles(t *testing.T) {
 	if err := os.Symlink("/etc/passwd", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
+	// A mounted ConfigMap.
+	write(t, dir, "..2026_11_22/again.json", read(t, filepath.Join(dir, "tcbInfo.json")))
+	for link, to := range map[string]string{"..data": "..2026_11_22", "again.json": "..data/again.json"} {
+		if err := os.Symlink(to, filepath.Join(dir, link)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	forged := []byte(`{"tcbInfo":{"id":"SGX","fmspc":"00A06D080000","issueDate":"2026-01-01T00:00:00Z","nextUpdate":"2036-01-01T00:00:00Z"},"signature":"` + strings.Repeat("00", 64) + `"}`)
 	write(t, dir, "forged.json", forged)
 	files := open(t, dir, s.Checks())
@@ -230,7 +246,7 @@ func TestLooseFiles(t *testing.T) {
 			t.Errorf("%+v", f)
 		}
 	}
-	if counts[collateral.Issuers] != 2 || counts[collateral.Accepted] != 13 {
+	if counts[collateral.Issuers] != 2 || counts[collateral.Accepted] != 15 {
 		t.Errorf("%v: %+v", counts, files.Findings())
 	}
 	c := newClient(t, s, func(o *collateral.Options) {
@@ -369,7 +385,7 @@ func lenient() collateral.Checks {
 
 func FuzzOpen(f *testing.F) {
 	for _, name := range []string{"tcbInfo.json", "enclaveIdentity.json", "test-vcek.der", "milan_ask_ark_asvk.pem", "pckcrl.der", "rootcrl.der"} {
-		data, err := os.ReadFile("testdata/" + name)
+		data, err := os.ReadFile("testdata/pcs/" + name)
 		if err != nil {
 			f.Fatal(err)
 		}
@@ -377,7 +393,7 @@ func FuzzOpen(f *testing.F) {
 	}
 	f.Add(rimID+".xml", []byte("<SoftwareIdentity/>"))
 	f.Add("x", []byte(`{"id":"NV_A","rim":"eA=="}`))
-	f.Add("x", bundle(f, open(f, "testdata", lenient()).Entries()))
+	f.Add("x", bundle(f, open(f, "testdata/pcs", lenient()).Entries()))
 	f.Add("x", []byte(`{"collaterals":{"tcbinfos":[{"tdx_tcbinfo":{"tcbInfo":{"id":"TDX","fmspc":"00A06D080000"}}}],"rootcacrl":"3000"}}`))
 	f.Add("x", []byte(`{"tcb_info":"{}","qe_identity":"{}"}`))
 	f.Add("vcek.der", []byte("-----BEGIN X509 CRL-----\nAAAA\n-----END X509 CRL-----\n"))

@@ -142,15 +142,20 @@ func (c *Client) refuse(i Item, err *tee.CollateralError) {
 	c.refusals[i] = refusal{err, now.Add(span)}
 }
 
-// obtain looks whether another process was faster, and else asks the service.
+// obtain looks whether an earlier flight or another process was faster, and
+// else asks the service.
 func (c *Client) obtain(ctx context.Context, q query, f *flight) (*Entry, *tee.CollateralError) {
-	stored := c.load(q.item)
-	if stored != nil {
-		c.remember(stored)
-		if !c.due(stored, c.now()) {
-			c.event(Event{Type: EventHit, Item: q.item, Source: stored.Source})
-			return stored, nil
+	c.mu.Lock()
+	e := c.memory[q.item]
+	c.mu.Unlock()
+	if e == nil || c.due(e, c.now()) {
+		if e = c.load(q.item); e != nil {
+			c.remember(e)
 		}
+	}
+	if e != nil && !c.due(e, c.now()) {
+		c.event(Event{Type: EventHit, Item: q.item, Source: e.Source})
+		return e, nil
 	}
 	a, err := c.download(ctx, q, func(sending bool) bool {
 		c.mu.Lock()

@@ -367,7 +367,7 @@ func TestProcesses(t *testing.T) {
 	if dir := os.Getenv(variable); dir != "" {
 		// A child: its authority is another, so it and its siblings never agree
 		// and replace each other's files all the time.
-		for range 30 {
+		for range 10 {
 			c := newClient(t, s, func(o *collateral.Options) { o.Dir = dir })
 			for _, i := range everything(t) {
 				if _, err := c.Get(t.Context(), i); err != nil {

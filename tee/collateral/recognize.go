@@ -12,6 +12,7 @@ import (
 	"path"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/tee/snp"
 )
@@ -58,7 +59,7 @@ func recognize(name string, data []byte) (recognized, error) {
 			err = errors.New("a reference manifest (RIM) without its identifier: name the file after it, for example NV_GPU_DRIVER_GH100_535.104.05.xml")
 		}
 		return r, r.add(i, err, data, nil)
-	case bytes.Contains(trimmed, []byte("-----BEGIN ")):
+	case utf8.Valid(trimmed) && bytes.Contains(trimmed, []byte("-----BEGIN ")):
 		return r, r.pem(trimmed)
 	}
 	return r, r.der(derOfHex(data))

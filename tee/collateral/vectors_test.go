@@ -26,7 +26,7 @@ func defaultChecks(t testing.TB) collateral.Checks {
 // What the vendors really issued, as somebody has it in a directory, is
 // recognised, passes the verifiers' checks and reaches the verifiers.
 func TestVectors(t *testing.T) {
-	files := open(t, "testdata", defaultChecks(t))
+	files := open(t, "testdata/pcs", defaultChecks(t))
 	want := map[string]collateral.Status{
 		"tcbInfo.json intel-tcb-info:tdx/00a06d080000/standard": collateral.Accepted,
 		"enclaveIdentity.json intel-qe-identity:tdx/standard":   collateral.Accepted,
@@ -81,7 +81,7 @@ const vectorChip = "c38427a30d4c7af9d96f7a15b97269825a64cb76a2352ffd5d18115d89ad
 
 // NVIDIA's manifest is named by its file.
 func TestRIMVector(t *testing.T) {
-	data, err := os.ReadFile("testdata/h100-vbios-rim.xml")
+	data, err := os.ReadFile("testdata/pcs/h100-vbios-rim.xml")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -102,7 +102,7 @@ func TestVCEKVector(t *testing.T) {
 	if testing.Short() {
 		t.Skip("thousands of signatures")
 	}
-	der, err := os.ReadFile("testdata/test-vcek.der")
+	der, err := os.ReadFile("testdata/pcs/test-vcek.der")
 	if err != nil {
 		t.Fatal(err)
 	}

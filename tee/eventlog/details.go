@@ -29,6 +29,8 @@ type Details struct {
 	Tag *uint32
 	// Blob is a part of the firmware, or an image in memory.
 	Blob *Blob
+	// GPT is a partition table.
+	GPT *GPT
 }
 
 // Blob is a range of the guest's memory.
@@ -60,6 +62,8 @@ func (e *Event) Details() (Details, error) {
 			return Details{}, errShort
 		}
 		return Details{Blob: blob(e.Data)}, nil
+	case EFIGPTEvent, EFIGPTEvent2:
+		return partitionTable(e.Data)
 	case SCRTMVersion:
 		return textOf(strings.TrimRight(utf16Text(e.Data), "\x00")), nil
 	}

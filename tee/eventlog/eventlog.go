@@ -105,7 +105,8 @@ type Digest struct {
 // Event is one entry of a log. Its slices are parts of the bytes that were parsed.
 type Event struct {
 	// Register is the PCR (TCG2), or the measurement register of a confidential
-	// guest (CCEL, AAEL): RTMR n of TDX has number n+1.
+	// guest (CCEL): RTMR n of TDX has number n+1. For AAEL it is the one or the
+	// other, depending on the guest.
 	Register int
 	Type     EventType
 	// Digests has one element for each algorithm, at least one.

@@ -12,7 +12,8 @@ type Inspection struct {
 	Algorithms []string `json:"algorithms"`
 	// Events have the members of [Log.Claims], and: number (from 0), type (number),
 	// problem (why the data is not understood), and in details also tag, base,
-	// length, startup_locality and the texts of types that claims leave out.
+	// length, disk, partitions, startup_locality and the texts of types that claims
+	// leave out.
 	Events []map[string]any `json:"events"`
 	// Registers are algorithm → register → value in hex, as the log replays to.
 	Registers map[string]map[string]string `json:"registers"`
@@ -71,6 +72,14 @@ func (l *Log) inspectEvent(i int) map[string]any {
 	}
 	if d.Blob != nil {
 		more["base"], more["length"] = d.Blob.Base, d.Blob.Length
+	}
+	if g := d.GPT; g != nil {
+		more["disk"] = g.Disk.String()
+		partitions := make([]any, len(g.Partitions))
+		for i, p := range g.Partitions {
+			partitions[i] = map[string]any{"type": p.Type.String(), "id": p.ID.String(), "first": p.First, "last": p.Last, "name": p.Name}
+		}
+		more["partitions"] = partitions
 	}
 	if e.Type == NoAction {
 		if at, ok := localityOf(e.Data); ok {

@@ -99,9 +99,9 @@ func (l *Log) read(s *scanner) error {
 
 // check judges events by what they are.
 func (l *Log) check() error {
-	limit := maxCCMR
-	if l.Kind == TCG2 {
-		limit = maxPCR
+	limit := maxPCR
+	if l.Kind == CCEL {
+		limit = maxCCMR
 	}
 	for i := range l.Events {
 		e := &l.Events[i]

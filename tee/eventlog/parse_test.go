@@ -116,7 +116,7 @@ func TestHostileLogs(t *testing.T) {
 		"digests big endian":    {put(first+8, 0x01000000), "digest count"},
 		"unknown algorithm":     {func() []byte { b := bytes.Clone(whole); b[first+12] = 0x0b; return b }(), "not in the header"},
 		"data is huge":          {put(first+12+50, 0xfffffff0), "data"},
-		"register":              {put(first, 24), "register"},
+		"register":              {put(first, 5), "register"},
 		"register is negative":  {put(first, 0xfffffffe), "register"},
 		"three bytes more":      {append(bytes.Clone(whole), 0, 0, 0), "end mark"},
 	} {
@@ -315,6 +315,25 @@ func TestBoot(t *testing.T) {
 	}
 	if claims := direct.Claims(); claims["secure_boot"] != false || claims["kernel"] == nil || claims["cmdline"] != nil {
 		t.Errorf("claims: got %v", claims)
+	}
+}
+
+func TestPartitionTable(t *testing.T) {
+	l := parse(t, read(t, "CCEL_data_csv"), eventlog.Auto)
+	d, err := l.Events[20].Details()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d.GPT == nil || len(d.GPT.Partitions) != 3 || d.GPT.Partitions[0].ID.String() != "6efd460d-b4df-416d-9676-0aa029f0e942" ||
+		d.GPT.Partitions[0].First != 0x800 || d.GPT.Partitions[0].Name != "EFI System Partition" {
+		t.Errorf("got %+v", d.GPT)
+	}
+	e := l.Events[20]
+	for _, cut := range []int{0, 90, 99, len(e.Data) - 1} {
+		e.Data = l.Events[20].Data[:cut]
+		if _, err := e.Details(); err == nil {
+			t.Errorf("%d bytes: expected an error", cut)
+		}
 	}
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"sync"
 )
 
 // TDXProfile is a generation of OVMF: which events it measures, in which order.
@@ -127,12 +128,18 @@ func TDX(l TDXLaunch) (TDXResult, error) {
 		return TDXResult{}, fmt.Errorf("measure: profile: expected one of %q for firmware with TDX metadata, got %q", TDXProfiles(), l.Profile)
 	}
 	r := TDXResult{Layout: LayoutTDVF}
-	m := newMRTD()
-	for _, s := range sections {
-		m.section(l.Firmware, s, l.Order)
-	}
-	r.MRTD = m.sum()
-	if r.Events, err = l.events(sections, &r.Unknown); err != nil {
+	// MRTD is one long chain, and so are kernel and initrd: they go side by side.
+	var side sync.WaitGroup
+	side.Go(func() {
+		m := newMRTD()
+		for _, s := range sections {
+			m.section(l.Firmware, s, l.Order)
+		}
+		r.MRTD = m.sum()
+	})
+	r.Events, err = l.events(sections, &r.Unknown)
+	side.Wait()
+	if err != nil {
 		return TDXResult{}, err
 	}
 	r.finish(l)

@@ -81,10 +81,10 @@ type Options struct {
 	// alone. Where the machine has none the error is [platform.ErrNone].
 	// Nil: never.
 	Hardware, TPM func(ctx context.Context) (tee.Attester, error)
-	// HasSoft tells whether the software TEE's port is there, Soft returns
-	// its attester.
-	HasSoft func() bool
-	Soft    func() tee.Attester
+	// HasSoft tells whether the software TEE's port is there. Soft and SoftTDX
+	// return its attesters: for SEV-SNP reports, and for TDX quotes.
+	HasSoft       func() bool
+	Soft, SoftTDX func() tee.Attester
 }
 
 // Source is the guest's environment. It is found when first asked for; it is
@@ -202,7 +202,6 @@ func (s *Source) bind(ctx context.Context, work func(Binder, Facts) (Facts, erro
 }
 
 func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err error) {
-	soft := s.o.HasSoft != nil && s.o.Soft != nil && s.o.HasSoft()
 	switch s.o.Cmdline.TEE {
 	case boot.TEENone:
 		if !s.o.Cmdline.Development {
@@ -210,17 +209,18 @@ func (s *Source) find(ctx context.Context) (_ tee.Attester, simulated bool, err 
 		}
 		return nil, true, nil
 	case boot.TEESoft:
-		if !soft {
-			return nil, false, errors.New("coffer.tee=soft: the software TEE's port is not there; start the machine with it, or with another kernel command line")
-		}
-		return s.o.Soft(), true, nil
+		attester, err := s.soft(s.o.Soft)
+		return attester, true, err
+	case boot.TEESoftTDX:
+		attester, err := s.soft(s.o.SoftTDX)
+		return attester, true, err
 	case boot.TEEAuto:
 		// The software TEE's port, or a TPM, may be there: a host can always
 		// offer them. They count only where the measured command line asks
 		// for them.
 		attester, err := look(ctx, s.o.Hardware)
 		if errors.Is(err, platform.ErrNone) {
-			err = fmt.Errorf("no hardware TEE: %w; a guest of the software TEE needs coffer.tee=soft on its kernel command line, "+
+			err = fmt.Errorf("no hardware TEE: %w; a guest of the software TEE needs coffer.tee=soft or coffer.tee=soft-tdx on its kernel command line, "+
 				"one with a TPM only coffer.tee=tpm, one without any coffer.tee=none coffer.development", err)
 		}
 		return attester, false, err
@@ -240,6 +240,14 @@ func look(ctx context.Context, find func(context.Context) (tee.Attester, error))
 		return nil, platform.ErrNone
 	}
 	return find(ctx)
+}
+
+// soft returns an attester of the software TEE.
+func (s *Source) soft(attester func() tee.Attester) (tee.Attester, error) {
+	if attester == nil || s.o.HasSoft == nil || !s.o.HasSoft() {
+		return nil, fmt.Errorf("coffer.tee=%s: the software TEE's port is not there; start the machine with it, or with another kernel command line", s.o.Cmdline.TEE)
+	}
+	return attester(), nil
 }
 
 // Attester returns the attester, or an attester that fails with [ErrNone].

@@ -22,6 +22,11 @@ type fake struct {
 
 func (f *fake) TEE() tee.Name { return tee.SNP }
 
+// fakeTDX is a fake of another TEE.
+type fakeTDX struct{ *fake }
+
+func (fakeTDX) TEE() tee.Name { return tee.TDX }
+
 func (f *fake) Evidence(context.Context, []byte) (json.RawMessage, error) { return nil, nil }
 
 func (f *fake) InitData(context.Context) ([]byte, error) {
@@ -49,13 +54,15 @@ func TestChoice(t *testing.T) {
 		{name: "soft", cmdline: boot.Cmdline{TEE: boot.TEESoft}, hard: &fake{initData: zero}, soft: &fake{initData: digest}, sealed: true, simul: true, tee: tee.SNP},
 		{name: "soft without port", cmdline: boot.Cmdline{TEE: boot.TEESoft}, hard: &fake{initData: zero}, err: "port is not there"},
 		{name: "nothing", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, err: "no hardware TEE: no trusted execution environment found; a guest of the software TEE needs coffer.tee=soft"},
+		{name: "soft TDX", cmdline: boot.Cmdline{TEE: boot.TEESoftTDX}, hard: &fake{initData: zero}, soft: &fake{initData: digest}, sealed: true, simul: true, tee: tee.TDX},
+		{name: "soft TDX without port", cmdline: boot.Cmdline{TEE: boot.TEESoftTDX}, hard: &fake{initData: zero}, err: "coffer.tee=soft-tdx: the software TEE's port is not there"},
 		{name: "none in development", cmdline: boot.Cmdline{TEE: boot.TEENone, Development: true}, simul: true},
 		{name: "none", cmdline: boot.Cmdline{TEE: boot.TEENone}, err: "needs coffer.development"},
 		{name: "zero value", err: "unknown TEE choice"},
 		{name: "no field", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, hard: &fake{}, err: "has none"},
 		{name: "report fails", cmdline: boot.Cmdline{TEE: boot.TEEAuto}, hard: &fake{err: errors.New("busy")}, soft: &fake{initData: zero}, err: "busy"},
 	} {
-		o := attestation.Options{Cmdline: tt.cmdline, HasSoft: func() bool { return tt.soft != nil }, Soft: func() tee.Attester { return tt.soft }}
+		o := attestation.Options{Cmdline: tt.cmdline, HasSoft: func() bool { return tt.soft != nil }, Soft: func() tee.Attester { return tt.soft }, SoftTDX: func() tee.Attester { return fakeTDX{tt.soft} }}
 		if tt.hard != nil {
 			o.Hardware = func(context.Context) (tee.Attester, error) { return tt.hard, nil }
 		}

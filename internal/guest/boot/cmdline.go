@@ -18,8 +18,10 @@ const (
 	// TEETPM takes a TPM alone. It is never taken otherwise: any host can
 	// offer one, and what it proves depends on who makes and keeps it.
 	TEETPM TEE = "tpm"
-	// TEESoft takes the software TEE's port.
+	// TEESoft takes the software TEE's port, for SEV-SNP reports.
 	TEESoft TEE = "soft"
+	// TEESoftTDX takes the software TEE's port, for TDX quotes.
+	TEESoftTDX TEE = "soft-tdx"
 	// TEENone runs without evidence: development only.
 	TEENone TEE = "none"
 )
@@ -59,10 +61,10 @@ func ParseCmdline(s string) (Cmdline, error) {
 		switch name {
 		case "coffer.tee":
 			switch t := TEE(value); t {
-			case TEEAuto, TEETPM, TEESoft, TEENone:
+			case TEEAuto, TEETPM, TEESoft, TEESoftTDX, TEENone:
 				c.TEE = t
 			default:
-				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, tpm, soft or none, got %q", value)
+				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, tpm, soft, soft-tdx or none, got %q", value)
 			}
 		case "coffer.development", "coffer.debug":
 			if hasValue {

@@ -149,20 +149,20 @@ var (
 // TEE at its port.
 func newAttestation(cmdline boot.Cmdline) *attestation.Source {
 	finder := serial.System()
+	open := func(ctx context.Context) (io.ReadWriteCloser, error) {
+		port, err := finder.Open(ctx, softport.PortName)
+		if err != nil {
+			return nil, err
+		}
+		return &wholePort{port.Conn(), port}, nil
+	}
 	return attestation.New(attestation.Options{
 		Cmdline:  cmdline,
 		Hardware: func(ctx context.Context) (tee.Attester, error) { return attester(ctx, thisMachine().Hardware()...) },
 		TPM:      func(ctx context.Context) (tee.Attester, error) { return attester(ctx, thisMachine().BareTPM()) },
 		HasSoft:  func() bool { return finder.Has(softport.PortName) },
-		Soft: func() tee.Attester {
-			return softport.New(func(ctx context.Context) (io.ReadWriteCloser, error) {
-				port, err := finder.Open(ctx, softport.PortName)
-				if err != nil {
-					return nil, err
-				}
-				return &wholePort{port.Conn(), port}, nil
-			})
-		},
+		Soft:     func() tee.Attester { return softport.New(open) },
+		SoftTDX:  func() tee.Attester { return softport.NewTDX(open) },
 	})
 }
 

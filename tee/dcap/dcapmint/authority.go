@@ -44,20 +44,31 @@ type Authority struct {
 	Platform  Holder // issues PCK certificates of multi-package platforms
 	Processor Holder // issues those of others
 	Signing   Holder // signs TCB info and QE identities
-	// Organization is the O of every subject.
-	Organization string
+	Profile   Profile
 }
 
-// NewAuthority makes the keys and certificates, valid from one time to another.
-// name is the root's common name.
-func NewAuthority(name, organization string, from, to time.Time) (*Authority, error) {
-	a := &Authority{Organization: organization}
+// Profile is what certificates say that is the authority's choice.
+type Profile struct {
+	// RootName is the root's common name.
+	RootName string
+	// Organization is the O of every subject.
+	Organization string
+	// CRLURL is the distribution point that every certificate names. Empty:
+	// none does.
+	CRLURL string
+	// From and To are when the authority's own certificates are valid.
+	From, To time.Time
+}
+
+// NewAuthority makes the keys and certificates.
+func NewAuthority(p Profile) (*Authority, error) {
+	a := &Authority{Profile: p}
 	for _, role := range []struct {
 		holder  *Holder
 		name    string
 		pathLen int // below zero: no CA
-	}{{&a.Root, name, 1}, {&a.Platform, namePlatform, 0}, {&a.Processor, nameProcessor, 0}, {&a.Signing, nameSigning, -1}} {
-		template := a.template(role.name, from, to)
+	}{{&a.Root, p.RootName, 1}, {&a.Platform, namePlatform, 0}, {&a.Processor, nameProcessor, 0}, {&a.Signing, nameSigning, -1}} {
+		template := a.template(role.name, p.From, p.To)
 		if role.pathLen >= 0 {
 			template.IsCA, template.MaxPathLen, template.MaxPathLenZero = true, role.pathLen, role.pathLen == 0
 			template.KeyUsage = x509.KeyUsageCertSign | x509.KeyUsageCRLSign
@@ -81,12 +92,16 @@ func NewAuthority(name, organization string, from, to time.Time) (*Authority, er
 
 // template is an end entity's certificate.
 func (a *Authority) template(name string, from, to time.Time) *x509.Certificate {
-	return &x509.Certificate{
-		Subject:   pkix.Name{CommonName: name, Organization: []string{a.Organization}},
+	c := &x509.Certificate{
+		Subject:   pkix.Name{CommonName: name, Organization: []string{a.Profile.Organization}},
 		NotBefore: from, NotAfter: to,
 		KeyUsage: x509.KeyUsageDigitalSignature | x509.KeyUsageContentCommitment, BasicConstraintsValid: true,
 		SignatureAlgorithm: x509.ECDSAWithSHA256,
 	}
+	if a.Profile.CRLURL != "" {
+		c.CRLDistributionPoints = []string{a.Profile.CRLURL}
+	}
+	return c
 }
 
 // issue signs a certificate. A serial number is drawn where there is none.

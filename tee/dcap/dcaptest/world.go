@@ -31,7 +31,9 @@ type World struct {
 func New(t testing.TB, k dcap.Kind) *World {
 	t.Helper()
 	now := time.Date(2026, 5, 4, 12, 0, 0, 0, time.UTC)
-	a, err := dcapmint.NewAuthority("Test Root", "Test", now.AddDate(-1, 0, 0), now.AddDate(10, 0, 0))
+	a, err := dcapmint.NewAuthority(dcapmint.Profile{
+		RootName: "Intel SGX Root CA", Organization: "Test", CRLURL: "https://crl.test/", From: now.AddDate(-1, 0, 0), To: now.AddDate(10, 0, 0),
+	})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,9 +6,11 @@
 // What the PCRs depend on:
 //
 //	0   the firmware: its version string, its PEI volume as the machine's memory
-//	    holds it, its DXE volume. The PEI volume contains data that PEI modules
-//	    have written before it is measured: type of machine, memory, number of
-//	    CPUs. It is predicted only with [Launch.PEIVolume].
+//	    holds it, its DXE volume. The PEI volume contains data that a PEI module
+//	    has written before it is measured (edk2, EFI_HOB_PLATFORM_INFO of
+//	    OvmfPkg/PlatformPei: type of machine, memory, address width, number of CPUs),
+//	    at a place that the file does not tell. It is predicted only with
+//	    [Launch.PEIVolume].
 //	1   boot options. Devices do not matter with direct kernel boot. Firmware newer
 //	    than edk2 of 2022 measures ACPI and SMBIOS tables here as well, which is not
 //	    predicted.

@@ -12,6 +12,7 @@ import (
 	"path/filepath"
 	"slices"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 	"github.com/coffer-project/coffer/tee/tpm"
 	"github.com/coffer-project/coffer/tee/tpm/tpmverify"
@@ -76,7 +78,7 @@ func TestLive(t *testing.T) {
 	}
 	program := buildGuest(t)
 	first := &boot{cpus: 1, launch: vtpm.Launch{
-		Kernel: readFile(t, kernel), Cmdline: cmdline, Machine: vtpm.Q35, Memory: 512 << 20,
+		Kernel: readFile(t, kernel), Cmdline: cmdline, Machine: qemuload.Q35, Memory: 512 << 20,
 	}}
 	second := &boot{cpus: 1, launch: first.launch}
 	second.launch.Cmdline = cmdline + " coffer.test=žluťoučký"
@@ -264,7 +266,7 @@ func (b *boot) start(ctx context.Context, dir string) (console []byte, evidence 
 			return nil, nil, err
 		}
 	}
-	stop, err := startTPM(ctx, dir)
+	channel, stop, err := startTPM(ctx, dir)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -273,10 +275,11 @@ func (b *boot) start(ctx context.Context, dir string) (console []byte, evidence 
 		"-m", fmt.Sprint(b.launch.Memory>>20), "-smp", fmt.Sprint(b.cpus), "-nodefaults", "-nographic", "-no-reboot",
 		"-drive", "if=pflash,format=raw,unit=0,readonly=on,file="+path("code.fd"),
 		"-drive", "if=pflash,format=raw,unit=1,file="+path("vars.fd"),
-		"-chardev", "socket,id=tpm,path="+path("tpm.sock"), "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
+		"-chardev", "socket,id=tpm,fd=3", "-tpmdev", "emulator,id=tpm,chardev=tpm", "-device", "tpm-crb,tpmdev=tpm",
 		"-chardev", "file,id=console,path="+path("console"), "-device", "isa-serial,chardev=console",
 		"-chardev", "file,id=out,path="+path("out"), "-device", "isa-serial,chardev=out",
 		"-kernel", path("kernel"), "-initrd", path("initrd"), "-append", b.launch.Cmdline)
+	q.ExtraFiles = []*os.File{channel}
 	said, err := q.CombinedOutput()
 	console, _ = os.ReadFile(path("console"))
 	if err != nil {
@@ -294,28 +297,31 @@ func (b *boot) start(ctx context.Context, dir string) (console []byte, evidence 
 	return console, evidence, nil
 }
 
-// startTPM runs a TPM of the machine's own until stop is called.
-func startTPM(ctx context.Context, dir string) (stop func(), err error) {
-	state, sock := filepath.Join(dir, "tpm"), filepath.Join(dir, "tpm.sock")
+// startTPM runs a TPM of the machine's own until stop is called, and returns the
+// machine's end of its control channel.
+func startTPM(ctx context.Context, dir string) (channel *os.File, stop func(), err error) {
+	state := filepath.Join(dir, "tpm")
 	if err := os.Mkdir(state, 0o700); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
+	pair, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	ours, theirs := os.NewFile(uintptr(pair[0]), "machine"), os.NewFile(uintptr(pair[1]), "tpm")
+	defer func() { _ = theirs.Close() }()
 	c := exec.CommandContext(ctx, "swtpm", "socket", "--tpm2", "--tpmstate", "dir="+state,
-		"--ctrl", "type=unixio,path="+sock, "--flags", "startup-clear", "--terminate")
+		"--ctrl", "type=unixio,clientfd=3", "--flags", "startup-clear", "--terminate")
+	c.ExtraFiles = []*os.File{theirs}
 	if err := c.Start(); err != nil {
-		return nil, err
+		_ = ours.Close()
+		return nil, nil, err
 	}
-	stop = func() {
+	return ours, func() {
+		_ = ours.Close()
 		_ = c.Process.Kill()
 		_ = c.Wait()
-	}
-	for deadline := time.Now().Add(10 * time.Second); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
-		if _, err := os.Stat(sock); err == nil {
-			return stop, nil
-		}
-	}
-	stop()
-	return nil, errors.New("swtpm did not open its socket")
+	}, nil
 }
 
 func buildGuest(t *testing.T) []byte {
