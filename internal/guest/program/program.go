@@ -33,8 +33,10 @@ import (
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/azure/azureattest"
 	"github.com/coffer-project/coffer/tee/platform"
 	"github.com/coffer-project/coffer/tee/softtee/softport"
+	"github.com/coffer-project/coffer/tee/tpm/tpmattest"
 )
 
 // Version is the agent's, as it names itself.
@@ -136,6 +138,12 @@ func attester(ctx context.Context, candidates ...platform.Candidate) (tee.Attest
 	}
 	return found.Attester(ctx)
 }
+
+// In these environments the agent names the initdata.
+var (
+	_ attestation.Binder = (*tpmattest.Attester)(nil)
+	_ attestation.Binder = (*azureattest.Attester)(nil)
+)
 
 // newAttestation looks for environments on this machine, and for the software
 // TEE at its port.
