@@ -15,11 +15,28 @@ import (
 // the members that are known for the type: string; unicode_name,
 // unicode_name_length, variable_name, variable_data (base64), variable_data_length;
 // device_paths; for runtime events string, unicode_name "AAEL" and
-// data{domain,operation,content}. Claims are only to be believed after [Log.Compare].
+// data{domain,operation,content}. This is for tools that look at a log: a register
+// vouches for one algorithm's digests only, see [Log.ClaimsOf].
 func (l *Log) Claims() []any {
 	out := make([]any, len(l.Events))
 	for i := range l.Events {
 		out[i] = l.claim(&l.Events[i])
+	}
+	return out
+}
+
+// ClaimsOf is [Log.Claims] with the digests of one algorithm, the one that
+// [Log.Compare] has compared registers of: nothing vouches for the others, not even
+// that they are digests of anything.
+func (l *Log) ClaimsOf(a Alg) []any {
+	out := make([]any, len(l.Events))
+	for i, e := range l.Events {
+		var digests []Digest
+		if d := e.Digest(a); d != nil {
+			digests = []Digest{{a, d}}
+		}
+		e.Digests = digests
+		out[i] = l.claim(&e)
 	}
 	return out
 }
