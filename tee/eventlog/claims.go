@@ -15,7 +15,7 @@ import (
 // the members that are known for the type: string; unicode_name,
 // unicode_name_length, variable_name, variable_data (base64), variable_data_length;
 // device_paths; for runtime events string, unicode_name "AAEL" and
-// data{domain,operation,content}. This is for tools that look at a log: a register
+// data{domain,operation,content}, nothing where the digest is of other data. This is for tools that look at a log: a register
 // vouches for one algorithm's digests only, see [Log.ClaimsOf].
 func (l *Log) Claims() []any {
 	out := make([]any, len(l.Events))
@@ -47,10 +47,14 @@ func (l *Log) claim(e *Event) map[string]any {
 		digests[i] = map[string]any{"alg": d.Alg.String(), "digest": hex.EncodeToString(d.Value)}
 	}
 	details, _ := e.Details() // empty where the data is not understood
+	matches := l.DigestMatchesEvent(e)
+	if details.Runtime != nil && !matches {
+		details = Details{} // what is measured of a runtime event is its data: this is not it
+	}
 	return map[string]any{
 		"index":                e.Register,
 		"type_name":            e.Type.String(),
-		"digest_matches_event": l.DigestMatchesEvent(e),
+		"digest_matches_event": matches,
 		"digests":              digests,
 		"event":                base64.StdEncoding.EncodeToString(e.Data),
 		"details":              details.claim(e.Type),
