@@ -9,6 +9,7 @@ import (
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/reference"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 )
@@ -41,7 +42,7 @@ log of a boot that is trusted (` + "`coffer eventlog inspect`" + `).`,
 	v.boot.add(c)
 	f.StringVar(&v.vars, "vars", "", "variable store as it is at the start (default: without variables)")
 	f.StringVar(&v.l.FirmwareVersion, "firmware-version", "", "version text that the firmware was built with (Debian 12: none)")
-	f.StringVar(&v.machine, "machine", string(vtpm.Q35), "QEMU machine type: q35 or pc")
+	f.StringVar(&v.machine, "machine", string(qemuload.Q35), "QEMU machine type: q35 or pc")
 	f.StringVar(&v.memory, "memory", "512", "the machine's memory in MiB, or with a suffix (2Gi)")
 	f.BoolVar(&v.l.KernelAsIs, "raw-kernel", false, "the firmware gets the kernel unchanged, as with SEV")
 	f.StringVar(&v.bank, "bank", "sha256", "bank of the PCRs: sha1, sha256, sha384 or sha512")
@@ -87,7 +88,7 @@ func (v *vtpmFlags) read() (err error) {
 	if v.l.Memory, err = podpolicy.ParseBytes(memory); err != nil {
 		return usagef("--memory: %w", err)
 	}
-	v.l.Machine, v.l.Cmdline = vtpm.Machine(v.machine), v.boot.cmdline
+	v.l.Machine, v.l.Cmdline = qemuload.Machine(v.machine), v.boot.cmdline
 	if v.vars != "" {
 		if v.l.Vars, err = readSmall(v.vars, 16*maxSmall); err != nil {
 			return usagef("--vars: %w", err)

@@ -4,6 +4,7 @@ import (
 	"encoding/base64"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -82,8 +83,12 @@ func (o Options) snp() (*snpverify.Verifier, error) {
 
 func (o Options) dcapRoots() ([]dcap.DevelopmentRoot, error) {
 	var out []dcap.DevelopmentRoot
-	err := o.roots(func(name string, text []byte) { out = append(out, dcap.DevelopmentRoot{Name: name, PEM: text}) })
-	return out, err
+	var problems []error
+	err := o.roots(func(name string, text []byte) {
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		out, problems = append(out, root), append(problems, err)
+	})
+	return out, errors.Join(append(problems, err)...)
 }
 
 func newTDX(o Options) (tee.Verifier, error) { return o.tdx() }

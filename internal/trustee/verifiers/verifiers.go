@@ -149,8 +149,9 @@ func minimumTCB(g snp.Generation, t config.TCB) snpverify.MinimumTCB {
 func (o Options) intel(c config.Intel) ([]dcap.DevelopmentRoot, dcap.Collateral, error) {
 	var roots []dcap.DevelopmentRoot
 	err := read("development_roots", c.DevelopmentRoots, func(name string, text []byte) error {
-		roots = append(roots, dcap.DevelopmentRoot{Name: name, PEM: text})
-		return nil
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		roots = append(roots, root)
+		return err
 	})
 	return roots, o.Collateral.Intel(), err
 }

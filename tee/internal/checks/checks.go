@@ -116,7 +116,7 @@ func (l *List) Warnings() []tee.Failure { return l.warnings }
 func (l *List) Err() error {
 	switch {
 	case len(l.failures) > 0:
-		return &tee.Error{TEE: l.name, Failures: append(l.failures, l.missing...)}
+		return &tee.Error{TEE: l.name, Failures: append(l.failures, l.missing...), Missing: errors.Join(l.causes...)}
 	case len(l.missing) > 0:
 		return &tee.UnavailableError{TEE: l.name, Failures: l.missing, Err: errors.Join(l.causes...)}
 	}
