@@ -52,7 +52,7 @@ Exit status 1 means that something could not be had.`,
 		RunE: func(c *cobra.Command, _ []string) error { return g.fetch(c.Context(), f) },
 	}
 	fl := c.Flags()
-	fl.StringVar(&f.tee, "tee", "", "what --evidence is of: snp, tdx, sgx or csv")
+	fl.StringVar(&f.tee, "tee", "", "what --evidence is of: snp, tdx, sgx, az-snp-vtpm, az-tdx-vtpm or csv")
 	fl.StringVar(&f.evidence, "evidence", "", "fetch what this evidence needs: a raw report or quote, or evidence JSON; - is standard input")
 	fl.StringVar(&f.vcek, "vcek", "", "fetch an AMD chip's certificate: the generation (Milan, Genoa, Turin); with --evidence, that of a report that does not say")
 	fl.StringVar(&f.chip, "chip-id", "", "the chip's identifier in hex, with --vcek")

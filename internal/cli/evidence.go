@@ -65,6 +65,13 @@ Collateral that the evidence does not bring comes from --collateral, a directory
 ` + "`coffer collateral export`" + ` makes it or with loose files, else from the cache, else from the
 vendor's service; with --offline nothing is fetched.
 
+--allow-missing-collateral turns into warnings what cannot be checked for want of
+collateral, or by collateral past its date: revocation, patch levels, manifests. Read
+them: a revoked platform then verifies. Without the certificate of the key that signed
+an SNP report nothing is known of it, and it is not accepted even so; a report of
+Hygon CSV without its chip's certificates (HSK, CEK) is accepted with the warning
+csv.chain, and anybody can have made it.
+
 With --reference the claims are held against reference values by the trustee's
 built-in policy too.
 
@@ -95,8 +102,8 @@ usage or input that cannot be read.`,
 	fl.StringVar(&f.at, "at", "", "the time to verify at, RFC 3339 (default now)")
 	fl.StringVar(&f.reference, "reference", "", "file with reference values to hold the claims against")
 	fl.BoolVar(&f.options.AllowDebug, "allow-debug", false, "accept an environment whose memory a debugger can read, with a warning")
-	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of collateral, with a warning")
-	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE, whose evidence counts as simulated")
+	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of (current) collateral, with a warning; a CSV report without HSK and CEK can then be anybody's")
+	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "file with the root of a software TEE (PEM; Arm CCA: keys of emulated platforms, JSON), whose evidence counts as simulated")
 	fl.StringArrayVar(&f.options.Anchors, "trust-anchor", nil, "file with keys to trust where the vendor has no root: Arm CCA (CPAK, JSON), TPM (attestation keys, PEM), IBM SE (host key documents, PEM)")
 	fl.StringArrayVar(&f.collateral.Dirs, "collateral", nil, "directory or file with collateral: an export, or loose files")
 	fl.BoolVar(&f.collateral.Offline, "offline", false, "fetch nothing")

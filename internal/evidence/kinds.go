@@ -3,6 +3,7 @@ package evidence
 import (
 	"encoding/base64"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -81,8 +82,12 @@ func (o Options) snp() (*snpverify.Verifier, error) {
 
 func (o Options) dcapRoots() ([]dcap.DevelopmentRoot, error) {
 	var out []dcap.DevelopmentRoot
-	err := o.roots(func(name string, text []byte) { out = append(out, dcap.DevelopmentRoot{Name: name, PEM: text}) })
-	return out, err
+	var problems []error
+	err := o.roots(func(name string, text []byte) {
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		out, problems = append(out, root), append(problems, err)
+	})
+	return out, errors.Join(append(problems, err)...)
 }
 
 func newTDX(o Options) (tee.Verifier, error) { return o.tdx() }
@@ -123,7 +128,7 @@ func newSGX(o Options) (tee.Verifier, error) {
 
 func newTPM(o Options) (tee.Verifier, error) {
 	c := tpmverify.Options{Now: o.Now}
-	err := o.anchors(func(text []byte) error {
+	err := readAnchors(o.Anchors, func(text []byte) error {
 		keys, roots, err := tpmverify.ParseAnchors(text)
 		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
 		return err
@@ -136,20 +141,22 @@ func newTPM(o Options) (tee.Verifier, error) {
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	err := o.anchors(func(text []byte) error {
-		anchors, err := ccaverify.ParseTrustAnchors(text, false)
-		c.TrustAnchors = append(c.TrustAnchors, anchors...)
-		return err
-	})
-	if err != nil {
+	add := func(development bool) func([]byte) error {
+		return func(text []byte) error {
+			anchors, err := ccaverify.ParseTrustAnchors(text, development)
+			c.TrustAnchors = append(c.TrustAnchors, anchors...)
+			return err
+		}
+	}
+	if err := errors.Join(readAnchors(o.Anchors, add(false)), readAnchors(o.Roots, add(true))); err != nil {
 		return nil, err
 	}
 	return ccaverify.New(c)
 }
 
-// anchors reads the files of keys to trust.
-func (o Options) anchors(add func(text []byte) error) error {
-	for _, file := range o.Anchors {
+// readAnchors hands the content of each file to add.
+func readAnchors(files []string, add func(text []byte) error) error {
+	for _, file := range files {
 		text, err := os.ReadFile(filepath.Clean(file))
 		if err != nil {
 			return fmt.Errorf("trust anchor: %w", err)

@@ -326,7 +326,7 @@ func TestRefuses(t *testing.T) {
 			e["encr_request_nonce"], e["encr_measurement_key"] = e["encr_measurement_key"], e["encr_request_nonce"]
 		}, []string{"se.request", "se.request"}},
 		"another verifier":  {answer(newVerifier(t, other)), func(map[string]string) {}, []string{"se.request", "se.request"}},
-		"unknown machine":   {stranger.answer(t, challenge(t, newVerifier(t, both)), filled(64, 'U')), func(map[string]string) {}, []string{"se.host_key"}},
+		"unknown machine":   {stranger.answer(t, challenge(t, newVerifier(t, both)), filled(64, 'U')), func(map[string]string) {}, []string{"se.request", "se.request", "se.host_key"}},
 		"no hashes":         {answer(v), func(e map[string]string) { e["additional_data"] = "" }, []string{"se.measurement", "se.additional_data"}},
 		"one hash":          {answer(v), func(e map[string]string) { e["additional_data"] = b64(filled(32, 1)) }, []string{"se.measurement", "se.additional_data"}},
 		"something more":    {answer(v), func(e map[string]string) { e["additional_data"] = b64(filled(65, 1)) }, []string{"se.measurement", "se.additional_data"}},
@@ -452,6 +452,33 @@ func TestDevelopmentHostKeys(t *testing.T) {
 	r, err := v.Verify(t.Context(), asJSON(t, u.answer(t, challenge(t, v), filled(64, 'U'))), tee.Expected{ReportData: filled(64, 'U')})
 	if err != nil || !r.Simulated || r.Claims["simulated"] != true {
 		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// Whoever can unpack a request can answer it in the name of every machine that it
+// is for, so that one request is never for real and for emulated machines, and one
+// that was for others counts no more.
+func TestMachinesShareRequests(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	_, real := p.machine(t, 11)
+	emulated, document := p.machine(t, 12)
+	o := p.options(t, real)
+	o.DevelopmentHostKeys = [][]byte{document.Raw}
+	if _, err := New(o); err == nil || !strings.Contains(err.Error(), "development host keys") {
+		t.Errorf("development host keys beside others: got %v", err)
+	}
+	before := newVerifier(t, p.options(t, real, document))
+	// The second machine is taken off the list; its owner knows the measurement key.
+	v := newVerifier(t, p.options(t, real))
+	emulated.posesAs = &v.order[0].hash
+	forged := asJSON(t, emulated.answer(t, challenge(t, before), filled(64, 'U')))
+	if _, err := before.Verify(t.Context(), forged, tee.Expected{ReportData: filled(64, 'U')}); err != nil {
+		t.Fatalf("the forgery is no good: %v", err)
+	}
+	_, err := v.Verify(t.Context(), forged, tee.Expected{ReportData: filled(64, 'U')})
+	if diff := cmp.Diff([]string{"se.request", "se.request"}, teetest.Refused(t, err)); diff != "" {
+		t.Errorf("%s%v", diff, err)
 	}
 }
 
