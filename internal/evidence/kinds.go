@@ -20,7 +20,6 @@ import (
 	"github.com/coffer-project/coffer/tee/nvidia/nvidiaverify"
 	"github.com/coffer-project/coffer/tee/sample"
 	"github.com/coffer-project/coffer/tee/se"
-	"github.com/coffer-project/coffer/tee/se"
 	"github.com/coffer-project/coffer/tee/sgx"
 	"github.com/coffer-project/coffer/tee/sgx/sgxverify"
 	"github.com/coffer-project/coffer/tee/snp"
@@ -139,13 +138,10 @@ func newTPM(o Options) (tee.Verifier, error) {
 	if len(o.Roots) > 0 {
 		return nil, errors.New("development root: a TPM has none: name its attestation keys as trust anchors")
 	}
-	err := readEach("trust anchor", o.Anchors, func(name string, text []byte) error {
+	err := readEach("trust anchor", o.Anchors, func(_ string, text []byte) error {
 		keys, roots, err := tpmverify.ParseAnchors(text)
-		if err != nil {
-			return fmt.Errorf("%s: %w", name, err)
-		}
 		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
-		return nil
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -156,24 +152,16 @@ func newTPM(o Options) (tee.Verifier, error) {
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
 	add := func(development bool) func(name string, text []byte) error {
-		return func(name string, text []byte) error {
+		return func(_ string, text []byte) error {
 			anchors, err := ccaverify.ParseTrustAnchors(text, development)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
 			c.TrustAnchors = append(c.TrustAnchors, anchors...)
-			return nil
+			return err
 		}
 	}
 	if err := errors.Join(readEach("trust anchor", o.Anchors, add(false)), readEach("development root", o.Roots, add(true))); err != nil {
 		return nil, err
 	}
 	return ccaverify.New(c)
-}
-
-// newSE refuses: what a guest answers can only be judged by who asked.
-func newSE(Options) (tee.Verifier, error) {
-	return nil, errors.New("evidence of IBM Secure Execution answers a challenge that is sealed to the trustee that made it: only that trustee can verify it; `coffer evidence inspect` decodes it")
 }
 
 func newSample(o Options) (tee.Verifier, error) {
@@ -194,7 +182,7 @@ func readEach(what string, files []string, use func(name string, text []byte) er
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if err := use(filepath.Base(file), text); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("%s %s: %w", what, file, err)
 		}
 	}
 	return nil
