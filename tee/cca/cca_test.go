@@ -138,8 +138,8 @@ func TestLifecycle(t *testing.T) {
 	}
 }
 
-// TestAllocation holds what decoding allocates against its input. A token's
-// claims are copied out of CBOR nested in CBOR nested in CBOR.
+// TestAllocation holds what decoding allocates against its input, CBOR nested in
+// CBOR nested in CBOR.
 func TestAllocation(t *testing.T) {
 	raw := read(t, "token.cbor")
 	evidence, err := FromRaw(raw)
@@ -148,6 +148,9 @@ func TestAllocation(t *testing.T) {
 	}
 	if got := allocated(func() { _, err = ParseEvidence(evidence) }); err != nil || got > 4*len(evidence) {
 		t.Errorf("evidence of %d bytes: allocated %d, %v", len(evidence), got, err)
+	}
+	if got := allocated(func() { _, err = ParseToken(raw) }); err != nil || got > 4*len(raw) {
+		t.Errorf("token of %d bytes: allocated %d, %v", len(raw), got, err)
 	}
 	got := allocated(func() {
 		e, parseErr := ParseEvidence(evidence)
