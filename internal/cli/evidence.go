@@ -96,7 +96,7 @@ usage or input that cannot be read.`,
 	fl.StringVar(&f.reference, "reference", "", "file with reference values to hold the claims against")
 	fl.BoolVar(&f.options.AllowDebug, "allow-debug", false, "accept an environment whose memory a debugger can read, with a warning")
 	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of collateral, with a warning")
-	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE, whose evidence counts as simulated")
+	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE, for TDX and SGX with its collateral; such evidence counts as simulated")
 	fl.StringArrayVar(&f.options.Anchors, "trust-anchor", nil, "file with keys to trust where the vendor has no root: Arm CCA (CPAK, JSON), TPM (attestation keys, PEM), IBM SE (host key documents, PEM)")
 	fl.StringArrayVar(&f.collateral.Dirs, "collateral", nil, "directory or file with collateral: an export, or loose files")
 	fl.BoolVar(&f.collateral.Offline, "offline", false, "fetch nothing")

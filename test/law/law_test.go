@@ -106,6 +106,8 @@ var forbiddenInAgent = map[string]string{
 	"google.golang.org/grpc/internal/transport": "the agent speaks ttrpc, which takes only gRPC's status codes",
 	"github.com/google/go-sev-guest":            "the guest does not judge evidence",
 	module + "/tee/snp/snpverify":               "the guest does not judge evidence",
+	module + "/tee/tdx/tdxverify":               "the guest does not judge evidence",
+	module + "/tee/dcap/dcapmint":               "what is minted for tests and the software TEE is the host's",
 }
 
 // TestAgentDependencies keeps the guest's list of linked packages in a file:
