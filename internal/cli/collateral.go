@@ -84,7 +84,11 @@ func (g *collateralGroup) checks() (collateral.Checks, error) {
 		case "amd":
 			d.AMD = append(d.AMD, snpverify.DevelopmentRoot{Name: file, PEM: pem})
 		case "intel":
-			d.Intel = append(d.Intel, dcap.DevelopmentRoot{Name: file, PEM: pem})
+			root, err := dcap.ParseDevelopmentRoot(file, pem)
+			if err != nil {
+				return collateral.Checks{}, usagef("--development-root: %w", err)
+			}
+			d.Intel = append(d.Intel, root)
 		case "nvidia":
 			d.NVIDIA = append(d.NVIDIA, nvidiaverify.DevelopmentRoot{Name: file, PEM: pem})
 		default:

@@ -89,11 +89,27 @@ func writeRoots(state string, p *softtee.Processor) error {
 		if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, text) {
 			continue
 		}
-		if err := os.WriteFile(file, text, 0o600); err != nil {
+		if err := replaceFile(file, text); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// replaceFile writes a private file in one step.
+func replaceFile(file string, text []byte) error {
+	f, err := os.CreateTemp(filepath.Dir(file), filepath.Base(file)+".*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), file)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
 }
 
 // StartTrustee starts an embedded trustee.

@@ -6,6 +6,7 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/trustee"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -140,6 +142,95 @@ func TestSoftwareTEE(t *testing.T) {
 	if x := e.do(c, "POST", "/kbs/v0/attest", body, h.header()); x.status != 403 || x.info.Reason == nil || x.info.Reason.Rule != "snp.report_data" {
 		t.Errorf("%d %s", x.status, x.body)
 	}
+}
+
+// TestSoftwareTDX is TestSoftwareTEE for TDX quotes: the built-in policy judges
+// them by the predicted registers.
+func TestSoftwareTDX(t *testing.T) {
+	t.Parallel()
+	processor, err := softtee.LoadOrCreate(filepath.Join(t.TempDir(), "soft"), rand.Reader, time.Now())
+	if err != nil {
+		t.Fatal(err)
+	}
+	root := filepath.Join(t.TempDir(), "development.pem")
+	if err := os.WriteFile(root, processor.TDXRootPEM(), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	launch := measure.TDXLaunch{Firmware: make([]byte, 4096), Kernel: []byte("kernel"), Initrd: []byte("initrd"), Cmdline: "console=ttyS0", VCPUs: 2, Memory: 512 << 20}
+	predicted, err := measure.TDX(launch)
+	if err != nil {
+		t.Fatal(err)
+	}
+	attester := func(l measure.TDXLaunch, doc string) tee.Attester {
+		t.Helper()
+		_, digest, err := initdata.Digest([]byte(doc))
+		if err != nil {
+			t.Fatal(err)
+		}
+		g, err := processor.LaunchTDX(l, softtee.TDXPolicy{MRConfigID: [48]byte(tee.Fit(digest, 48))})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return softport.NewTDX(func(context.Context) (io.ReadWriteCloser, error) {
+			guest, host := net.Pipe()
+			go func() { _ = g.Serve(t.Context(), host) }()
+			return guest, nil
+		})
+	}
+	setup := func(change func(*trustee.Options)) *env {
+		e := start(t, "", func(o *trustee.Options) {
+			o.Verifiers = nil // those of the configuration
+			o.Config.TEE.TDX.DevelopmentRoots = []string{root}
+			o.Config.Policy.AllowSimulated = true
+			o.Config.Collateral.Offline = true
+			change(o)
+		})
+		a := e.admin()
+		problems := []error{
+			a.SetResource(t.Context(), uri(t, "demo/key/1"), secret.New([]byte("the secret"))),
+			a.Bind(t.Context(), admin.Binding{Resource: "demo/key", InitData: digestOf(t, document)}),
+		}
+		for name, value := range map[string][48]byte{"mr_td": predicted.MRTD, "rtmr_1": predicted.RTMR[1], "rtmr_2": predicted.RTMR[2]} {
+			problems = append(problems, a.SetReferenceValue(t.Context(), admin.ReferenceValue{Name: name, Values: []any{hex.EncodeToString(value[:])}}))
+		}
+		if err := errors.Join(problems...); err != nil {
+			t.Fatal(err)
+		}
+		return e
+	}
+	get := func(e *env, a tee.Attester, doc string) error {
+		v, err := e.guest(a, doc).Resource(t.Context(), uri(t, "demo/key/1"))
+		if err == nil && string(v.Expose()) != "the secret" {
+			t.Errorf("got %q", v.Expose())
+		}
+		return err
+	}
+	e := setup(func(*trustee.Options) {})
+	if err := get(e, attester(launch, document), document); err != nil {
+		t.Fatal(err)
+	}
+	v, err := e.admin().Verdicts(t.Context(), admin.VerdictQuery{})
+	if err != nil || len(v) != 2 || !v[0].Simulated || !v[1].Simulated || !strings.Contains(string(v[1].Claims), "development.pem") {
+		t.Errorf("verdicts %+v, %v", v, err)
+	}
+
+	// Each register that is registered counts.
+	for rule, change := range map[string]func(*measure.TDXLaunch){
+		"tdx.mr_td":  func(l *measure.TDXLaunch) { l.Firmware = make([]byte, 8192) },
+		"tdx.rtmr_1": func(l *measure.TDXLaunch) { l.Kernel = []byte("another") },
+		"tdx.rtmr_2": func(l *measure.TDXLaunch) { l.Cmdline += " init=/bin/sh" },
+	} {
+		tampered := launch
+		change(&tampered)
+		refusal(t, get(e, attester(tampered, document), document), 403, rule)
+	}
+	// Initdata that nobody registered, and initdata that was not launched.
+	other := strings.Replace(document, "x = 1", "x = 2", 1)
+	refusal(t, get(e, attester(launch, other), other), 403, "initdata.registered")
+	refusal(t, get(e, attester(launch, document), other), 403, "tdx.mr_config_id")
+	// A trustee that does not allow simulation, and one that does not know the root.
+	refusal(t, get(setup(func(o *trustee.Options) { o.Config.Policy.AllowSimulated = false }), attester(launch, document), document), 403, "evidence.simulated")
+	refusal(t, get(setup(func(o *trustee.Options) { o.Config.TEE.TDX.DevelopmentRoots = nil }), attester(launch, document), document), 403, "tdx.chain")
 }
 
 // TestKnownSecretsAreNotLogged runs everything at debug level and looks for

@@ -112,6 +112,7 @@ var forbiddenInAgent = map[string]string{
 	"github.com/ebitengine/purego":              "the agent is static; what loads a shared library is a program of its own",
 	module + "/tee/collateral":                  judges,
 	module + "/tee/measure":                     judges,
+	module + "/tee/dcap/dcapmint":               "what is minted for tests and the software TEE is the host's",
 	module + "/tee/internal/checks":             judges,
 	module + "/tee/internal/memo":               judges,
 	module + "/tee/internal/p384":               judges,

@@ -83,7 +83,9 @@ func TestTDXAttester(t *testing.T) {
 
 func TestHostileTDXHost(t *testing.T) {
 	t.Parallel()
-	payload := func(n uint32, rest int) []byte { return append(binary.BigEndian.AppendUint32(nil, n), make([]byte, rest)...) }
+	payload := func(n uint32, rest int) []byte {
+		return append(binary.BigEndian.AppendUint32(nil, n), make([]byte, rest)...)
+	}
 	for _, tc := range []struct {
 		name  string
 		serve func(rw io.ReadWriter, q Request) error
