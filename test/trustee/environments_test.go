@@ -334,54 +334,57 @@ func TestMissingCollateral(t *testing.T) {
 	s := launch(t, the.plain, dir, text)
 	j := s.judge("missing")
 	all := environments(t)
-	for name, want := range map[string][]string{
-		"snp milan": {"snp.collateral crl"},
-		"sgx, a debug enclave without collateral": {"sgx.collateral pck_crl", "sgx.collateral qe_identity", "sgx.collateral root_ca_crl", "sgx.collateral tcb_info"},
-		"tdx v4, a debug guest, old collateral":   {"tdx.collateral pck_crl", "tdx.collateral qe_identity", "tdx.collateral root_ca_crl", "tdx.collateral tcb_info"},
-		"az-snp-vtpm v2":                          {"snp.collateral crl"},
-		"csv, a guest that shares its keys":       {"csv.chain cert_chain.hsk_cek"},
-		"nvidia hopper":                           nil,
-	} {
-		t.Run(name, func(t *testing.T) {
-			j, x := j.with(t), all[name]
-			if x.data == nil {
-				t.Fatal("there is no such evidence")
-			}
-			before, _ := s.scrape()
-			_, e := j.evaluate(x.tee, x.evidence, x.data)
-			if e == nil || e.Status != http.StatusServiceUnavailable || e.Info.Reason == nil {
-				t.Fatalf("got %v", e)
-			}
-			var got []string
-			for _, r := range e.Info.Reasons {
-				got = append(got, r.Rule+" "+r.Claim)
-				if r.Got != "unreachable" || r.Expected == "" || r.Help == "" {
-					t.Errorf("reason %+v", r)
+	t.Run("each", func(t *testing.T) {
+		for name, want := range map[string][]string{
+			"snp milan": {"snp.collateral crl"},
+			"sgx, a debug enclave without collateral": {"sgx.collateral pck_crl", "sgx.collateral qe_identity", "sgx.collateral root_ca_crl", "sgx.collateral tcb_info"},
+			"tdx v4, a debug guest, old collateral":   {"tdx.collateral pck_crl", "tdx.collateral qe_identity", "tdx.collateral root_ca_crl", "tdx.collateral tcb_info"},
+			"az-snp-vtpm v2":                          {"snp.collateral crl"},
+			"csv, a guest that shares its keys":       {"csv.chain cert_chain.hsk_cek"},
+			"nvidia hopper":                           nil,
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel() // each item is tried for a second and a half
+				j, x := j.with(t), all[name]
+				if x.data == nil {
+					t.Fatal("there is no such evidence")
 				}
-			}
-			slices.Sort(got)
-			if want != nil && !slices.Equal(got, want) {
-				t.Errorf("missing %q, want %q", got, want)
-			}
-			doc, err := json.Marshal(e.Info)
-			if err != nil || strings.Contains(string(doc), down) || strings.Contains(string(doc), "refused") {
-				t.Errorf("%s, %v", doc, err)
-			}
-			after, _ := s.scrape()
-			if d := value(after, "coffer_attestation_unavailable_total", "tee_type="+string(x.tee)) - value(before, "coffer_attestation_unavailable_total", "tee_type="+string(x.tee)); d != 2 {
-				t.Errorf("counted %v times; want once for REST and once for gRPC", d)
-			}
-			if value(after, "kbs_attestation_failures_total", "tee_type="+string(x.tee)) != value(before, "kbs_attestation_failures_total", "tee_type="+string(x.tee)) {
-				t.Error("counted as refused")
-			}
-			// What does speak against it comes before what is missing.
-			_, e = j.evaluate(x.tee, x.evidence, []byte("another handshake"))
-			j.denied("other report data", e, http.StatusForbidden, string(x.tee)+".report_data")
-			if doc, err := json.Marshal(e.Info); err != nil || strings.Contains(string(doc), down) {
-				t.Errorf("%s, %v", doc, err)
-			}
-		})
-	}
+				before, _ := s.scrape()
+				_, e := j.evaluate(x.tee, x.evidence, x.data)
+				if e == nil || e.Status != http.StatusServiceUnavailable || e.Info.Reason == nil {
+					t.Fatalf("got %v", e)
+				}
+				var got []string
+				for _, r := range e.Info.Reasons {
+					got = append(got, r.Rule+" "+r.Claim)
+					if r.Got != "unreachable" || r.Expected == "" || r.Help == "" {
+						t.Errorf("reason %+v", r)
+					}
+				}
+				slices.Sort(got)
+				if want != nil && !slices.Equal(got, want) {
+					t.Errorf("missing %q, want %q", got, want)
+				}
+				doc, err := json.Marshal(e.Info)
+				if err != nil || strings.Contains(string(doc), down) || strings.Contains(string(doc), "refused") {
+					t.Errorf("%s, %v", doc, err)
+				}
+				after, _ := s.scrape()
+				if d := value(after, "coffer_attestation_unavailable_total", "tee_type="+string(x.tee)) - value(before, "coffer_attestation_unavailable_total", "tee_type="+string(x.tee)); d != 2 {
+					t.Errorf("counted %v times; want once for REST and once for gRPC", d)
+				}
+				if value(after, "kbs_attestation_failures_total", "tee_type="+string(x.tee)) != value(before, "kbs_attestation_failures_total", "tee_type="+string(x.tee)) {
+					t.Error("counted as refused")
+				}
+				// What does speak against it comes before what is missing.
+				_, e = j.evaluate(x.tee, x.evidence, []byte("another handshake"))
+				j.denied("other report data", e, http.StatusForbidden, string(x.tee)+".report_data")
+				if doc, err := json.Marshal(e.Info); err != nil || strings.Contains(string(doc), down) {
+					t.Errorf("%s, %v", doc, err)
+				}
+			})
+		}
+	})
 	if !strings.Contains(s.log.String(), down) {
 		t.Error("the log does not say where it was looked for")
 	}

@@ -78,6 +78,12 @@ func (a appraised) claim(name tee.Name, path string) any {
 func (s *site) judge(tenant string) *judge {
 	s.t.Helper()
 	s.must(s.admin("").CreateTenant(s.t.Context(), tenant, ""))
+	return s.again(tenant)
+}
+
+// again is judge for a tenant that there is.
+func (s *site) again(tenant string) *judge {
+	s.t.Helper()
 	conn, err := grpc.NewClient(s.service, grpc.WithTransportCredentials(credentials.NewTLS(&tls.Config{RootCAs: roots(s.root), Time: s.clock.now, MinVersion: tls.VersionTLS13})))
 	s.must(err)
 	s.t.Cleanup(func() { _ = conn.Close() })
