@@ -302,9 +302,15 @@ func (s *site) do(c *http.Client, method, url, bearer, body string) answer {
 	if bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+bearer)
 	}
+	return s.send(c, req)
+}
+
+// send sends a request and reads the answer.
+func (s *site) send(c *http.Client, req *http.Request) answer {
+	s.t.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
-		s.t.Fatalf("%s %s: %v\n%s", method, url, err, tail(s.log.String()))
+		s.t.Fatalf("%s %s: %v\n%s", req.Method, req.URL, err, tail(s.log.String()))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)
