@@ -3,6 +3,7 @@ package tests
 import (
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"github.com/coffer-project/coffer/internal/trustee"
 	"net/http"
@@ -34,7 +35,8 @@ type environment struct {
 	submods []string
 	// claims are some of the claims of the first.
 	claims map[string]any
-	// references are reference values by the claim that they allow.
+	// references are reference values by the claim that they allow, one of the
+	// first submodule or, "name:claim", of another.
 	references map[string]string
 	// before and after are the findings' rules, before and after the values
 	// are registered; status is what the token says then.
@@ -70,6 +72,23 @@ func device(t testing.TB, arch nvidia.Arch, report, chain string) (json.RawMessa
 	t.Helper()
 	d := nvidia.Device{Arch: arch, UUID: "1111-2222-33333-444444-555555", Report: unhex(t, string(vector(t, "nvidia/testdata/"+report))), Chain: vector(t, "nvidia/testdata/"+chain)}
 	return must[json.RawMessage](t)((&nvidia.Evidence{Devices: []nvidia.Device{d}}).JSON()), d.Report[4:36]
+}
+
+// machineOfGPUs is the published evidence of a machine with Protected PCIe.
+func machineOfGPUs(t testing.TB) (json.RawMessage, []byte) {
+	t.Helper()
+	var list []json.RawMessage
+	var nonce []byte
+	for _, name := range []string{"gpu_evidence.json", "switch_evidence.json"} {
+		var some []json.RawMessage
+		var first []struct{ Nonce string }
+		doc := vector(t, "nvidia/testdata/"+name)
+		if err := errors.Join(json.Unmarshal(doc, &some), json.Unmarshal(doc, &first)); err != nil {
+			t.Fatal(err)
+		}
+		list, nonce = append(list, some...), unhex(t, first[0].Nonce)
+	}
+	return must[[]byte](t)(json.Marshal(map[string]any{"device_evidence_list": list})), nonce
 }
 
 // environments are what has been published of hardware, and is good today.
@@ -185,6 +204,14 @@ func environments(t testing.TB) map[string]environment {
 			mutations: map[string]string{"device_evidence_list/0/evidence@60": "nvidia.signature"},
 		}
 	}
+	machine, nonce := machineOfGPUs(t)
+	out["nvidia, a machine of eight GPUs and four switches"] = environment{
+		tee: tee.NVIDIA, evidence: machine, data: nonce,
+		submods:    []string{"gpu0", "gpu1", "gpu2", "gpu3", "gpu4", "gpu5", "gpu6", "gpu7", "ppcie0", "switch0", "switch1", "switch2", "switch3"},
+		references: map[string]string{"nvidia_gpu_measurement_10": "measurements/10", "nvidia_switch_measurement_10": "switch0:measurements/10"},
+		before:     []string{"nvidia.measurements"}, status: "affirming",
+		mutations: map[string]string{"device_evidence_list/0/evidence@60": "nvidia.signature"},
+	}
 	out["sample"] = environment{
 		tee: tee.Sample, evidence: json.RawMessage(`{"svn":"1","report_data":"dGVzdA=="}`), data: []byte("test"),
 		claims: map[string]any{"svn": "1", "simulated": true}, before: []string{"evidence.simulated", "sample.never-affirming"}, after: []string{"evidence.simulated", "sample.never-affirming"}, status: "contraindicated",
@@ -256,7 +283,11 @@ func (j *judge) environment(x environment) {
 	}
 	a := j.admin(j.tenant)
 	for name, path := range x.references {
-		got := first.claim(x.tee, path)
+		from := first
+		if submod, rest, ok := strings.Cut(path, ":"); ok {
+			from, path = list[submod], rest
+		}
+		got := from.claim(x.tee, path)
 		if got == nil {
 			j.t.Fatalf("claim %s is missing", path)
 		}
