@@ -61,7 +61,7 @@ func (h *handshake) attest(to *site, evidence json.RawMessage) (token string, e 
 	h.att.Evidence = evidence
 	body, err := json.Marshal(h.att)
 	h.must(err)
-	req, err := http.NewRequestWithContext(h.t.Context(), "POST", to.url+"/kbs/v0/attest", strings.NewReader(string(body)))
+	req, err := http.NewRequestWithContext(h.t.Context(), http.MethodPost, to.url+"/kbs/v0/attest", strings.NewReader(string(body)))
 	h.must(err)
 	req.Header.Set("Cookie", kbs.SessionCookie+"="+h.cookie)
 	x := to.send(to.http(), req)

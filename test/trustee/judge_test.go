@@ -58,7 +58,7 @@ func (a appraised) rules() []string {
 // claim follows a path with slashes through the claims, as policies do; numbers
 // are json.Number.
 func (a appraised) claim(name tee.Name, path string) any {
-	var v any = a.Evidence[string(name)]
+	v := a.Evidence[string(name)]
 	for path != "" {
 		m, ok := v.(map[string]any)
 		if !ok {
