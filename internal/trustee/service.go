@@ -33,7 +33,7 @@ func (t *Trustee) openService(evaluator *evaluation.Engine, appraiser *appraisal
 	s, err := attestationservice.New(attestationservice.Options{
 		Evaluator: judged{evaluator, t.metrics, t.o.Now}, Policies: servicePolicies{t, appraiser}, References: serviceReferences{references{t.store}, t, appraiser},
 		Recorder: records{t.store, t}, JWKS: t.tokens.JWKS, Authorize: t.authorize, Enter: t.enter, Audience: c.Service.Audience, OpenReads: c.Service.OpenReads,
-		AllowSimulated: c.Policy.AllowSimulated, ClientAddr: listener.ClientText, MaxBody: c.Limits.Body,
+		AllowSimulated: c.Policy.AllowSimulated, ClientAddr: listener.ClientText, MaxBody: c.Limits.Body, Timeout: c.Limits.RequestTimeout.D(),
 		Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
 	})
 	if err != nil {
@@ -66,6 +66,9 @@ func (t *Trustee) serveService(s http.Handler, w http.ResponseWriter, r *http.Re
 			t.fail(w, r, e)
 			return
 		}
+	}
+	if attestationservice.IsGRPC(r) {
+		ctx = r.Context() // the service bounds calls itself
 	}
 	inner := r.WithContext(tenant.With(ctx, name))
 	u := *r.URL

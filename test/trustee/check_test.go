@@ -75,6 +75,16 @@ func TestCheckConfig(t *testing.T) {
 		"database kind":  {"storage.kek.file = \"kek\"\nstorage.database.url_file = \"mysql\"\n", []string{"storage", "postgres://"}},
 		"backend":        {"resources.backend = \"directory\"\n", []string{"resources.directory"}},
 		"development":    {"tee.snp.development_roots = [\"text\"]\n", []string{"text"}},
+		"environments": {
+			"tee.tdx.development_roots = [\"text\"]\ntee.nvidia.development_roots = [\"none\"]\ntee.tpm.enabled = true\ntee.tpm.trusted_aks = [\"text\"]\n" +
+				"tee.cca.enabled = true\ntee.cca.trust_anchors = [\"text\", \"none\"]\ntee.se.enabled = true\ntee.se.host_keys = [\"cert\"]\ntee.se.roots = [\"none\"]\ntee.se.crls = [\"text\"]\ntee.se.image = \"none\"\n" +
+				"collateral.stores = [\"none\"]\n",
+			[]string{"tee.tdx: tdxverify: dcap: root \"text\"", "tee.nvidia: development_roots", "tee.tpm: trusted_aks", "tee.cca: trust_anchors: text", "tee.cca: trust_anchors: open", "tee.se: roots", "tee.se: image: open", "collateral.stores"},
+		},
+		"environments' values": {
+			"tee.cca.enabled = true\ntee.se.enabled = true\ncollateral.tcb_update = \"never\"\ncollateral.max_age = \"-1s\"\ncollateral.amd_kds = \"ftp://x\"\ntee.snp.id_key_digests = [\"07\"]\ntee.snp.minimum_tcb.Naples.snp = 1\n",
+			[]string{"tee.cca.trust_anchors", "tee.se.host_keys", "tee.se.image", "collateral.tcb_update", "collateral.max_age", "collateral.amd_kds", "tee.snp.id_key_digests", "tee.snp.minimum_tcb"},
+		},
 		"signer":         {"[[reference_values.signer]]\nname = \"b\"\nkeys = [\"text\"]\nprefixes = [\"*\"]\ntenant = \"*\"\n", []string{"reference_values"}},
 		"PKI":            {"plugins.pki.enabled = true\nplugins.pki.roles.web.dns = [\"*\"]\nplugins.pki.roles.web.usages = [\"server\"]\n", []string{"web"}},
 		"proxy":          {"proxy.trusted = [\"everybody\"]\n", []string{"proxy.trusted"}},

@@ -116,6 +116,12 @@ tee.snp.development_roots = ["` + the.root + `"]
 // embed runs a trustee inside the test. An empty dir is a new one.
 func embed(t *testing.T, dir, extra string, change ...func(*trustee.Options)) *site {
 	t.Helper()
+	return embedAt(t, time.Now(), dir, extra, change...)
+}
+
+// embedAt is embed with a clock that begins at another time.
+func embedAt(t *testing.T, at time.Time, dir, extra string, change ...func(*trustee.Options)) *site {
+	t.Helper()
 	if dir == "" {
 		dir = t.TempDir()
 	}
@@ -124,6 +130,7 @@ func embed(t *testing.T, dir, extra string, change ...func(*trustee.Options)) *s
 		t.Fatal(err)
 	}
 	s := &site{t: t, dir: dir, log: &output{}, clock: &clock{}, reload: make(chan os.Signal, 1)}
+	s.clock.advance(time.Until(at))
 	logger, err := logging.New(s.log, c.Log.Level, c.Log.Format)
 	if err != nil {
 		t.Fatal(err)
@@ -295,9 +302,15 @@ func (s *site) do(c *http.Client, method, url, bearer, body string) answer {
 	if bearer != "" {
 		req.Header.Set("Authorization", "Bearer "+bearer)
 	}
+	return s.send(c, req)
+}
+
+// send sends a request and reads the answer.
+func (s *site) send(c *http.Client, req *http.Request) answer {
+	s.t.Helper()
 	resp, err := c.Do(req)
 	if err != nil {
-		s.t.Fatalf("%s %s: %v\n%s", method, url, err, tail(s.log.String()))
+		s.t.Fatalf("%s %s: %v\n%s", req.Method, req.URL, err, tail(s.log.String()))
 	}
 	defer func() { _ = resp.Body.Close() }()
 	b, err := io.ReadAll(resp.Body)

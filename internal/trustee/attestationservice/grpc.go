@@ -25,7 +25,7 @@ import (
 const tenantKey = "coffer-tenant"
 
 func (s *Service) newGRPC() *grpc.Server {
-	g := grpc.NewServer(grpc.MaxRecvMsgSize(s.o.MaxBody))
+	g := grpc.NewServer(grpc.MaxRecvMsgSize(s.o.MaxBody), grpc.UnaryInterceptor(s.bounded), grpc.StreamInterceptor(s.boundedStream))
 	attestation.RegisterAttestationServiceServer(g, attestationServer{s: s})
 	reference.RegisterReferenceValueProviderServiceServer(g, referenceServer{s: s})
 	healthpb.RegisterHealthServer(g, s.health)
@@ -34,6 +34,35 @@ func (s *Service) newGRPC() *grpc.Server {
 	}
 	return g
 }
+
+// timed is a call's context with its end.
+func (s *Service) timed(ctx context.Context) (context.Context, context.CancelFunc) {
+	if s.o.Timeout <= 0 {
+		return ctx, func() {}
+	}
+	return context.WithTimeout(ctx, s.o.Timeout)
+}
+
+func (s *Service) bounded(ctx context.Context, in any, _ *grpc.UnaryServerInfo, call grpc.UnaryHandler) (any, error) {
+	ctx, cancel := s.timed(ctx)
+	defer cancel()
+	return call(ctx, in)
+}
+
+func (s *Service) boundedStream(server any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, call grpc.StreamHandler) error {
+	ctx, cancel := s.timed(stream.Context())
+	defer cancel()
+	return call(server, timedStream{stream, ctx})
+}
+
+// timedStream is a stream with another context.
+type timedStream struct {
+	grpc.ServerStream
+
+	ctx context.Context
+}
+
+func (t timedStream) Context() context.Context { return t.ctx }
 
 // tenantOf is the context's tenant, or the one that the metadata names.
 func (s *Service) tenantOf(ctx context.Context) (tenant.Name, *problem.Error) {

@@ -105,6 +105,9 @@ type Options struct {
 	ClientAddr func(*http.Request) string
 	// MaxBody bounds a request, in bytes.
 	MaxBody int
+	// Timeout bounds a gRPC call; zero: nothing does. REST requests end with
+	// their context.
+	Timeout time.Duration
 	Logger  *slog.Logger
 	Now     func() time.Time
 	// Rand is the source of nonces and token ids; safe for concurrent use.
@@ -140,11 +143,18 @@ func (s *Service) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if s.o.ClientAddr != nil {
 		r = r.WithContext(context.WithValue(r.Context(), clientKey{}, s.o.ClientAddr(r)))
 	}
-	if r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc") {
+	if IsGRPC(r) {
 		s.grpc.ServeHTTP(w, r)
 		return
 	}
 	s.rest.ServeHTTP(w, r)
+}
+
+// IsGRPC reports whether a request is a gRPC call. Its context must not be one
+// that ends before the connection does: the call would end without a status.
+// [Options].Timeout bounds it instead.
+func IsGRPC(r *http.Request) bool {
+	return r.ProtoMajor == 2 && strings.HasPrefix(r.Header.Get("Content-Type"), "application/grpc")
 }
 
 // Shutdown tells health checks that the service is going away.

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -55,8 +56,14 @@ func New(o Options) (map[tee.Name]tee.Verifier, error) {
 			return
 		}
 		v, err := build()
+		for _, problem := range each(err) {
+			// Bare and behind Azure's paravisor it is one verifier, with one
+			// problem.
+			if !slices.ContainsFunc(problems, func(known error) bool { return errors.Is(known, problem) }) {
+				problems = append(problems, fmt.Errorf("tee.%s: %w", name, problem))
+			}
+		}
 		if err != nil {
-			problems = append(problems, fmt.Errorf("tee.%s: %w", name, err))
 			return
 		}
 		out[name] = v
@@ -259,18 +266,36 @@ func (o Options) nvidia() (tee.Verifier, error) {
 	return nvidiaverify.New(v)
 }
 
-// read hands the content of each file to use, with the file's base name.
+// each takes apart what errors.Join put together.
+func each(err error) []error {
+	if err == nil {
+		return nil
+	}
+	joined, ok := err.(interface{ Unwrap() []error })
+	if !ok {
+		return []error{err}
+	}
+	var out []error
+	for _, e := range joined.Unwrap() {
+		out = append(out, each(e)...)
+	}
+	return out
+}
+
+// read hands the content of each file to use, with the file's base name. The
+// error joins one for each file that has a problem.
 func read(key string, files []string, use func(name string, text []byte) error) error {
+	var problems []error
 	for _, file := range files {
 		text, err := readFile(file, maxFile)
 		if err == nil {
 			err = use(filepath.Base(file), text)
 		}
 		if err != nil {
-			return fmt.Errorf("%s: %w", key, err)
+			problems = append(problems, fmt.Errorf("%s: %w", key, err))
 		}
 	}
-	return nil
+	return errors.Join(problems...)
 }
 
 func readFile(name string, limit int64) ([]byte, error) {
