@@ -130,6 +130,7 @@ func (a *app) verifyEvidence(c *cobra.Command, f *evidenceFlags, file string) (*
 	v := &verdict{TEE: name, Claims: map[string]any{}, Failures: failures(nil), Warnings: failures(nil)}
 	refused, isRefused := errors.AsType[*tee.Error](err)
 	unavailable, isUnavailable := errors.AsType[*tee.UnavailableError](err)
+	input, isInput := errors.AsType[*evidence.InputError](err)
 	switch {
 	case isRefused:
 		v.Failures = failures(refused.Failures)
@@ -137,8 +138,10 @@ func (a *app) verifyEvidence(c *cobra.Command, f *evidenceFlags, file string) (*
 	case isUnavailable:
 		v.Failures = failures(unavailable.Failures)
 		return v, nil
-	case evidence.IsInput(err):
+	case isInput && input.Content:
 		return nil, usageError{fmt.Errorf("%s: %w", file, err)}
+	case isInput:
+		return nil, usageError{err}
 	case err != nil:
 		return nil, err
 	}

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -36,18 +35,16 @@ type Options struct {
 }
 
 // InputError is about a file that cannot be read as what it should be.
-type InputError struct{ Err error }
+type InputError struct {
+	Err error
+	// Content is whether the file is that with the evidence.
+	Content bool
+}
 
 func (e *InputError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *InputError) Unwrap() error { return e.Err }
-
-// IsInput reports whether the input, and not what it proves, is at fault.
-func IsInput(err error) bool {
-	_, ok := errors.AsType[*InputError](err)
-	return ok
-}
 
 // Names lists the TEEs whose evidence can be verified.
 func Names() []string {
@@ -80,11 +77,11 @@ func Verify(ctx context.Context, name tee.Name, data []byte, want tee.Expected, 
 		return nil, err
 	}
 	if k.verifier == nil {
-		return nil, &InputError{fmt.Errorf("evidence of %s cannot be verified here: %s", name, k.why)}
+		return nil, &InputError{Err: fmt.Errorf("evidence of %s cannot be verified here: %s", name, k.why)}
 	}
 	v, err := k.verifier(o)
 	if err != nil {
-		return nil, &InputError{err}
+		return nil, &InputError{Err: err}
 	}
 	documents, err := k.load(data, o.Beside)
 	if err != nil {
@@ -139,7 +136,7 @@ func Inspect(data []byte, only tee.Name) (*tee.Inspection, error) {
 		}
 		x, err := k.inspect(data)
 		if err != nil {
-			return nil, &InputError{fmt.Errorf("expected evidence of %s: %w", only, err)}
+			return nil, &InputError{fmt.Errorf("expected evidence of %s: %w", only, err), true}
 		}
 		return x, nil
 	}
@@ -150,7 +147,7 @@ func Inspect(data []byte, only tee.Name) (*tee.Inspection, error) {
 		}
 	}
 	if best == nil {
-		return nil, &InputError{fmt.Errorf("expected evidence of one of %s, got %d bytes that are none; name the TEE with --tee to see why", strings.Join(Inspectable(), ", "), len(data))}
+		return nil, &InputError{fmt.Errorf("expected evidence of one of %s, got %d bytes that are none; name the TEE with --tee to see why", strings.Join(Inspectable(), ", "), len(data)), true}
 	}
 	return best, nil
 }
@@ -166,7 +163,7 @@ func (k kind) load(data []byte, beside []string) ([]json.RawMessage, error) {
 	if k.complete != nil && len(beside) > 0 {
 		files, err := readBeside(beside)
 		if err != nil {
-			return nil, &InputError{err}
+			return nil, &InputError{Err: err}
 		}
 		if whole := k.complete(data, files); len(whole) > 0 {
 			raws = whole
@@ -186,7 +183,7 @@ func (k kind) load(data []byte, beside []string) ([]json.RawMessage, error) {
 		return out, nil
 	}
 	if _, err := k.inspect(data); err != nil {
-		return nil, &InputError{fmt.Errorf("expected evidence of %s, raw or as JSON: %w", k.name, malformed)}
+		return nil, &InputError{fmt.Errorf("expected evidence of %s, raw or as JSON: %w", k.name, malformed), true}
 	}
 	return nil, &tee.Error{TEE: k.name, Failures: []tee.Failure{{
 		Check: string(k.name) + ".format", Field: "evidence", Expected: "evidence of " + string(k.name), Got: malformed.Error(),

@@ -67,7 +67,7 @@ func find(name tee.Name) (kind, error) {
 			return k, nil
 		}
 	}
-	return kind{}, &InputError{fmt.Errorf("evidence of %s is not known here: expected one of %s", name, strings.Join(Inspectable(), ", "))}
+	return kind{}, &InputError{Err: fmt.Errorf("evidence of %s is not known here: expected one of %s", name, strings.Join(Inspectable(), ", "))}
 }
 
 func decodeURL(s string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(s) }
