@@ -76,9 +76,7 @@ func newSNP(o Options) (tee.Verifier, error) { return o.snp() }
 
 func (o Options) snp() (*snpverify.Verifier, error) {
 	c := snpverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, CheckRevocation: true}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.AMD()
-	}
+	c.Collateral = o.Collateral.AMD()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, snpverify.DevelopmentRoot{Name: name, PEM: text})
 	})
@@ -102,9 +100,7 @@ func (o Options) tdx() (*tdxverify.Verifier, error) {
 		return nil, err
 	}
 	c := tdxverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, DevelopmentRoots: roots}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Intel()
-	}
+	c.Collateral = o.Collateral.Intel()
 	return tdxverify.New(c)
 }
 
@@ -124,9 +120,7 @@ func newSGX(o Options) (tee.Verifier, error) {
 		return nil, err
 	}
 	c := sgxverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, DevelopmentRoots: roots}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Intel()
-	}
+	c.Collateral = o.Collateral.Intel()
 	return sgxverify.New(c)
 }
 
@@ -213,9 +207,7 @@ func (o Options) roots(add func(name string, text []byte)) error {
 
 func newNVIDIA(o Options) (tee.Verifier, error) {
 	c := nvidiaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, CheckRevocation: true, CompareRIM: true}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.NVIDIA()
-	}
+	c.Collateral = o.Collateral.NVIDIA()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, nvidiaverify.DevelopmentRoot{Name: name, PEM: text})
 	})
@@ -227,9 +219,7 @@ func newNVIDIA(o Options) (tee.Verifier, error) {
 
 func newCSV(o Options) (tee.Verifier, error) {
 	c := csvverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Hygon()
-	}
+	c.Collateral = o.Collateral.Hygon()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, csvverify.DevelopmentRoot{Name: name, HRK: text})
 	})
