@@ -92,6 +92,9 @@ usage or input that cannot be read, or that is no evidence of this TEE at all.`,
 	fl.StringVar(&f.collateral.Update, "tcb-update", "standard", "Intel's track: standard or early")
 	fl.StringVar(&f.collateral.Endpoints.KDS, "kds", "", "URL of AMD's key distribution service or a mirror (default AMD's)")
 	fl.StringVar(&f.collateral.Endpoints.PCS, "pcs", "", "URL of Intel's provisioning service or a PCCS (default Intel's)")
+	fl.StringVar(&f.collateral.Endpoints.RIM, "rim-service", "", "URL of NVIDIA's manifests or a mirror (default NVIDIA's)")
+	fl.StringVar(&f.collateral.Endpoints.OCSP, "ocsp-service", "", "URL of NVIDIA's OCSP responder (default NVIDIA's)")
+	fl.StringVar(&f.collateral.Endpoints.Hygon, "hygon-service", "", "URL of Hygon's certificate service or a mirror (default Hygon's)")
 	fl.StringVar(&f.collateral.Cache, "cache", "", "directory that keeps what is fetched (default that of coffer collateral)")
 	return c
 }

@@ -193,9 +193,12 @@ func (k kind) load(data []byte, beside []string) ([]json.RawMessage, error) {
 	if _, err := k.inspect(data); err != nil {
 		return nil, &InputError{fmt.Errorf("expected evidence of %s, raw or as JSON: %w", k.name, malformed), true}
 	}
+	help := "the evidence was cut, altered, or is of a form that cannot be verified: `coffer evidence inspect` says what is in it"
+	if k.complete != nil {
+		help += "; certificates that are in another file can be named with --collateral"
+	}
 	return nil, &tee.Error{TEE: k.name, Failures: []tee.Failure{{
-		Check: string(k.name) + ".format", Field: "evidence", Expected: "evidence of " + string(k.name), Got: malformed.Error(),
-		Help: "the evidence was cut, altered, or is of a form that cannot be verified: `coffer evidence inspect` says what is in it",
+		Check: string(k.name) + ".format", Field: "evidence", Expected: "evidence of " + string(k.name), Got: malformed.Error(), Help: help,
 	}}}
 }
 
