@@ -122,6 +122,10 @@ bench-boot: deps guest-image ## Count the instructions of a boot (build/bench/bo
 bench-trustee: build ## Compare the trustee with a bare server, and measure it grown large (build/bench/trustee.json)
 	@$(GO) run ./test/bench/trustee
 
+.PHONY: bench-evidence
+bench-evidence: deps ## Compare the judging of evidence with Google's libraries and with SHA-384 (build/bench/evidence.json)
+	@$(GO) run ./test/bench/evidence
+
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays
 	@rm -rf bin build/guest build/bench build/tools

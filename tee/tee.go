@@ -153,6 +153,10 @@ func (f Failure) String() string {
 type Error struct {
 	TEE      Name
 	Failures []Failure
+	// Missing is why collateral could not be had that some of the failures are
+	// about; it joins one error for each, normally a *[CollateralError]. Nil
+	// where none is.
+	Missing error
 }
 
 func (e *Error) Error() string {

@@ -52,7 +52,7 @@ Exit status 1 means that something could not be had.`,
 		RunE: func(c *cobra.Command, _ []string) error { return g.fetch(c.Context(), f) },
 	}
 	fl := c.Flags()
-	fl.StringVar(&f.tee, "tee", "", "what --evidence is of: snp, tdx, sgx or csv")
+	fl.StringVar(&f.tee, "tee", "", "what --evidence is of: snp, tdx, sgx, az-snp-vtpm, az-tdx-vtpm or csv")
 	fl.StringVar(&f.evidence, "evidence", "", "fetch what this evidence needs: a raw report or quote, or evidence JSON; - is standard input")
 	fl.StringVar(&f.vcek, "vcek", "", "fetch an AMD chip's certificate: the generation (Milan, Genoa, Turin); with --evidence, that of a report that does not say")
 	fl.StringVar(&f.chip, "chip-id", "", "the chip's identifier in hex, with --vcek")
@@ -72,6 +72,15 @@ Exit status 1 means that something could not be had.`,
 }
 
 func (g *collateralGroup) fetch(ctx context.Context, f fetchFlags) error {
+	if f.kind != "tdx" && f.kind != "sgx" {
+		return usagef("--kind: expected tdx or sgx, got %.40q", f.kind)
+	}
+	if f.update != string(collateral.Standard) && f.update != string(collateral.Early) {
+		return usagef("--update: expected standard or early, got %.40q", f.update)
+	}
+	if g := snp.Generation(f.vcek); f.vcek != "" && g != snp.Milan && g != snp.Genoa && g != snp.Turin {
+		return usagef("--vcek: expected Milan, Genoa or Turin, got %.40q", f.vcek)
+	}
 	items, err := g.wanted(f)
 	if err != nil {
 		return err
@@ -284,7 +293,11 @@ func wantOthers(f fetchFlags, out *wantList) error {
 func hexOf(flag, text string, lengths ...int) ([]byte, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil || !slices.Contains(lengths, len(b)) {
-		return nil, usagef("%s: expected %v bytes in hex, got %.200q", flag, lengths, text)
+		either := make([]string, len(lengths))
+		for i, n := range lengths {
+			either[i] = strconv.Itoa(n)
+		}
+		return nil, usagef("%s: expected %s bytes in hex, got %.200q", flag, strings.Join(either, " or "), text)
 	}
 	return b, nil
 }

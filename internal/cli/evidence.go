@@ -53,6 +53,13 @@ certificate chain may lie there too; a GPU's may also stand behind the report in
 Where the vendor has no root, who is trusted has to be said with --trust-anchor: cca is
 never genuine without, tpm is, with a warning that anybody can have made the key.
 
+--allow-missing-collateral turns into warnings what cannot be checked for want of
+collateral, or by collateral past its date: revocation, patch levels, manifests. Read
+them: a revoked platform then verifies. Without the certificate of the key that signed
+an SNP report nothing is known of it, and it is not accepted even so; a report of
+Hygon CSV without its chip's certificates (HSK, CEK) is accepted with the warning
+csv.chain, and anybody can have made it.
+
 With --reference the claims are held against reference values by the trustee's
 built-in policy too.
 
@@ -84,7 +91,7 @@ usage or input that cannot be read, or that is no evidence of this TEE at all.`,
 	fl.StringVar(&f.at, "at", "", "the time to verify at, RFC 3339 (default now)")
 	fl.StringVar(&f.reference, "reference", "", "file with reference values to hold the claims against: an RVPS message, a CoRIM, or {\"name\": value}")
 	fl.BoolVar(&f.options.AllowDebug, "allow-debug", false, "accept an environment whose memory a debugger can read, with a warning")
-	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of collateral, with a warning")
+	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of (current) collateral, with a warning; a CSV report without HSK and CEK can then be anybody's")
 	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE, whose evidence counts as simulated (cca: JSON file of emulated platforms' keys)")
 	fl.StringArrayVar(&f.options.Anchors, "trust-anchor", nil, "file with keys to trust where the vendor has no root: cca (platforms' keys, JSON), tpm (attestation keys or their authorities, PEM)")
 	fl.StringArrayVar(&f.collateral.Dirs, "collateral", nil, "directory or file with collateral: an export, or loose files")

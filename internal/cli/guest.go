@@ -9,9 +9,11 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coffer-project/coffer/internal/guestimage"
+	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/run"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/tee/measure"
+	"github.com/coffer-project/coffer/tee/measure/reference"
 )
 
 func (a *app) guestCommand() *cobra.Command {
@@ -81,50 +83,100 @@ The packages are downloaded and unpacked, never installed.`,
 	return c
 }
 
+// guestMeasure are the flags of `coffer guest measure`.
+type guestMeasure struct {
+	guest    run.GuestOptions
+	memory   string
+	profile  string
+	register bool
+	client   adminFlags
+}
+
 func (a *app) guestMeasureCommand() *cobra.Command {
-	var (
-		g        run.GuestOptions
-		register bool
-		client   adminFlags
-	)
+	var g guestMeasure
 	c := &cobra.Command{
 		Use:   "measure",
-		Short: "Predict the launch digest of the guest image",
+		Short: "Predict the measurements of the guest image",
 		Long: `Predict the SEV-SNP launch digest of the guest image for a number of virtual
 CPUs. The software TEE reports the same digest for what it launches.
-With --register the digest becomes a reference value of the trustee.`,
+
+With --tee soft-tdx or tdx predict MRTD and the RTMRs instead, a line each; RTMR0
+is that of the software TEE only, and holds for --cpus and --memory. Firmware with
+TDX metadata needs --firmware-profile; "coffer measure tdx" knows more of it.
+
+With --register the digest becomes a reference value of the trustee; so do MRTD,
+RTMR1 and RTMR2.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
-			launch, _, err := run.GuestLaunch(g)
+			launch, kind, err := run.GuestLaunch(g.guest)
 			if err != nil {
 				return err
 			}
-			result, err := measure.Predict(*launch)
-			if err != nil {
-				return err
+			if kind == sandbox.TDX || kind == sandbox.SoftTDX {
+				return g.tdx(a, c, *launch)
 			}
-			digest := hex.EncodeToString(result.Digest[:])
-			inputs := launch.Inputs()
-			if register {
-				if err := a.withAdmin(c, client, func(cl *admin.Client) error { return run.RegisterLaunch(c.Context(), cl, *launch) }); err != nil {
-					return err
-				}
-			}
-			if a.json() {
-				return a.printJSON(struct {
-					Measurement string         `json:"measurement"`
-					Layout      measure.Layout `json:"layout"`
-					Inputs      measure.Inputs `json:"inputs"`
-				}{digest, result.Layout, inputs})
-			}
-			a.printf("%s\n", digest)
-			return nil
+			return g.snp(a, c, *launch)
 		},
 	}
-	addGuestFlags(c, &g)
-	c.Flags().BoolVar(&register, "register", false, "register the digest as snp_launch_measurement at the trustee")
-	client.add(c)
+	addGuestFlags(c, &g.guest)
+	f := c.Flags()
+	f.StringVar(&g.memory, "memory", "512", "the machine's memory in MiB, or with a suffix (2Gi); for soft-tdx and tdx")
+	f.StringVar(&g.profile, "firmware-profile", "", "generation of firmware with TDX metadata, see `coffer measure tdx`")
+	f.BoolVar(&g.register, "register", false, "register the measurements at the trustee")
+	g.client.add(c)
 	return c
+}
+
+func (g *guestMeasure) snp(a *app, c *cobra.Command, launch measure.Launch) error {
+	result, err := measure.Predict(launch)
+	if err != nil {
+		return err
+	}
+	if g.register {
+		if err := a.withAdmin(c, g.client, func(cl *admin.Client) error { return run.RegisterLaunch(c.Context(), cl, launch) }); err != nil {
+			return err
+		}
+	}
+	digest := hex.EncodeToString(result.Digest[:])
+	if a.json() {
+		return a.printJSON(struct {
+			Measurement string         `json:"measurement"`
+			Layout      measure.Layout `json:"layout"`
+			Inputs      measure.Inputs `json:"inputs"`
+		}{digest, result.Layout, launch.Inputs()})
+	}
+	a.printf("%s\n", digest)
+	return nil
+}
+
+func (g *guestMeasure) tdx(a *app, c *cobra.Command, launch measure.Launch) error {
+	memory, err := memoryMiB(g.memory)
+	if err != nil {
+		return err
+	}
+	l := sandbox.TDXLaunch(launch, memory)
+	l.Profile = measure.TDXProfile(g.profile)
+	p, err := reference.TDX(l)
+	if err != nil {
+		return err
+	}
+	if g.register {
+		if err := a.withAdmin(c, g.client, func(cl *admin.Client) error { return run.RegisterTDXLaunch(c.Context(), cl, l) }); err != nil {
+			return err
+		}
+	}
+	if a.json() {
+		return a.printJSON(p)
+	}
+	for _, r := range p.References {
+		for _, v := range r.Values {
+			a.printf("%-6s %s\n", r.Name, v.Value)
+		}
+	}
+	for _, u := range p.Unknown {
+		a.logger().Warn("a register was not predicted", "register", u.Name, "reason", u.Reason)
+	}
+	return nil
 }
 
 // addGuestFlags adds what decides the launch measurement.
@@ -134,7 +186,7 @@ func addGuestFlags(c *cobra.Command, g *run.GuestOptions) {
 	f.StringVar(&g.Firmware, "firmware", "", "firmware to start the guest with (default: the image's; SNP and TDX need an OVMF)")
 	f.IntVar(&g.CPUs, "cpus", 1, "virtual CPUs")
 
-	f.StringVar(&g.TEE, "tee", "auto", "auto, soft, snp, tdx or none")
+	f.StringVar(&g.TEE, "tee", "auto", "auto, soft, soft-tdx, snp, tdx or none")
 }
 
 // defaultGuestImage is build/guest beside the program's bin directory, or in

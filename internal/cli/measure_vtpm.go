@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/hex"
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -9,6 +10,7 @@ import (
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/reference"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 )
@@ -41,7 +43,7 @@ log of a boot that is trusted (` + "`coffer eventlog inspect`" + `).`,
 	v.boot.add(c)
 	f.StringVar(&v.vars, "vars", "", "variable store as it is at the start (default: without variables)")
 	f.StringVar(&v.l.FirmwareVersion, "firmware-version", "", "version text that the firmware was built with (Debian 12: none)")
-	f.StringVar(&v.machine, "machine", string(vtpm.Q35), "QEMU machine type: q35 or pc")
+	f.StringVar(&v.machine, "machine", string(qemuload.Q35), "QEMU machine type: q35 or pc")
 	f.StringVar(&v.memory, "memory", "512", "the machine's memory in MiB, or with a suffix (2Gi)")
 	f.BoolVar(&v.l.KernelAsIs, "raw-kernel", false, "the firmware gets the kernel unchanged, as with SEV")
 	f.StringVar(&v.bank, "bank", "sha256", "bank of the PCRs: sha1, sha256, sha384 or sha512")
@@ -70,9 +72,6 @@ func (v *vtpmFlags) run(a *app) error {
 	}
 	p, err := reference.VTPM(v.l, bank)
 	if err != nil {
-		if v.boot.kernel == "" {
-			err = hint.New(err, "give --kernel, and --initrd and --cmdline as QEMU gets them")
-		}
 		return err
 	}
 	return v.out.write(a, p)
@@ -87,7 +86,13 @@ func (v *vtpmFlags) read() (err error) {
 	if v.l.Memory, err = podpolicy.ParseBytes(memory); err != nil {
 		return usagef("--memory: %w", err)
 	}
-	v.l.Machine, v.l.Cmdline = vtpm.Machine(v.machine), v.boot.cmdline
+	if v.machine != string(qemuload.Q35) && v.machine != string(qemuload.PC) {
+		return usagef("--machine: expected q35 or pc, got %q", v.machine)
+	}
+	if v.boot.firmware != "" && v.boot.kernel == "" {
+		return usageError{hint.New(errors.New("--kernel is needed: only direct kernel boot is predicted"), "give --kernel, and --initrd and --cmdline as QEMU gets them")}
+	}
+	v.l.Machine, v.l.Cmdline = qemuload.Machine(v.machine), v.boot.cmdline
 	if v.vars != "" {
 		if v.l.Vars, err = readSmall(v.vars, 16*maxSmall); err != nil {
 			return usagef("--vars: %w", err)

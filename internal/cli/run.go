@@ -68,15 +68,9 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 		o.Flags.Args = &command
 	}
 	var err error
-	memory := r.memory
-	if strings.Trim(memory, "0123456789") == "" {
-		memory += "Mi"
+	if o.MemoryMiB, err = memoryMiB(r.memory); err != nil {
+		return o, err
 	}
-	bytes, err := podpolicy.ParseBytes(memory)
-	if err != nil {
-		return o, usagef("--memory: %w", err)
-	}
-	o.MemoryMiB = int(bytes >> 20)
 	if o.Flags.Env, err = environment(r.env); err != nil {
 		return o, err
 	}
@@ -120,6 +114,18 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 		return o, usageError{err}
 	}
 	return o, nil
+}
+
+// memoryMiB reads --memory: MiB, or a number with a suffix.
+func memoryMiB(s string) (int, error) {
+	if strings.Trim(s, "0123456789") == "" {
+		s += "Mi"
+	}
+	bytes, err := podpolicy.ParseBytes(s)
+	if err != nil {
+		return 0, usagef("--memory: %w", err)
+	}
+	return int(bytes >> 20), nil
 }
 
 func (a *app) runCommand() *cobra.Command {

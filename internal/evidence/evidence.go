@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/strictjson"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/collateral"
 )
@@ -24,7 +25,8 @@ type Options struct {
 	Now func() time.Time
 	// AllowDebug and AllowMissingCollateral turn failures into warnings.
 	AllowDebug, AllowMissingCollateral bool
-	// Roots are PEM files of software TEEs' roots, Anchors files with keys to
+	// Roots are files with the roots of software TEEs (of Arm CCA: the keys of
+	// emulated platforms), whose evidence is simulated; Anchors files with keys to
 	// trust where a vendor has no root.
 	Roots, Anchors []string
 	// Collateral finds what evidence does not bring. Nil: nothing.
@@ -209,31 +211,35 @@ func isJSON(data []byte) bool {
 
 // unwrap takes evidence out of the messages that carry it: the "tee-evidence"
 // of the KBS protocol, and a request to an attestation service. What is none of
-// these comes back as it is.
+// these, or could be read in two ways, comes back as it is.
 func unwrap(data []byte, name tee.Name) ([]byte, tee.Name) {
 	if !isJSON(data) {
 		return data, name
 	}
-	var m struct {
-		Evidence *struct {
-			Primary json.RawMessage `json:"primary_evidence"`
-		} `json:"tee-evidence"`
-		Primary  json.RawMessage `json:"primary_evidence"`
-		Requests []struct {
-			TEE      string `json:"tee"`
-			Evidence string `json:"evidence"`
-		} `json:"verification_requests"`
-	}
-	if json.Unmarshal(data, &m) != nil {
+	var top map[string]json.RawMessage
+	if strictjson.Decode(data, &top, messageLimits()) != nil {
 		return data, name
 	}
-	switch {
-	case m.Evidence != nil && len(m.Evidence.Primary) > 0:
-		return m.Evidence.Primary, name
-	case len(m.Primary) > 0:
-		return m.Primary, name
+	if message, ok := top["tee-evidence"]; ok {
+		top = nil
+		if strictjson.Decode(message, &top, messageLimits()) != nil {
+			return data, name
+		}
 	}
-	for _, r := range m.Requests {
+	if primary, ok := top["primary_evidence"]; ok {
+		if _, more := top["additional_evidence"]; len(top) == 1 || len(top) == 2 && more {
+			return primary, name
+		}
+		return data, name
+	}
+	var requests []struct {
+		TEE      string `json:"tee"`
+		Evidence string `json:"evidence"`
+	}
+	if json.Unmarshal(top["verification_requests"], &requests) != nil {
+		return data, name
+	}
+	for _, r := range requests {
 		if n, err := tee.ParseName(r.TEE); err == nil && (name == "" || name == n) {
 			if b, err := decodeURL(r.Evidence); err == nil {
 				return b, n
@@ -242,3 +248,5 @@ func unwrap(data []byte, name tee.Name) ([]byte, tee.Name) {
 	}
 	return data, name
 }
+
+func messageLimits() strictjson.Limits { return strictjson.Limits{Bytes: MaxFile, Depth: 64} }

@@ -3,7 +3,6 @@ package evidence
 import (
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"path/filepath"
@@ -88,8 +87,12 @@ func (o Options) snp() (*snpverify.Verifier, error) {
 
 func (o Options) dcapRoots() ([]dcap.DevelopmentRoot, error) {
 	var out []dcap.DevelopmentRoot
-	err := o.roots(func(name string, text []byte) { out = append(out, dcap.DevelopmentRoot{Name: name, PEM: text}) })
-	return out, err
+	var problems []error
+	err := o.roots(func(name string, text []byte) {
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		out, problems = append(out, root), append(problems, err)
+	})
+	return out, errors.Join(append(problems, err)...)
 }
 
 func newTDX(o Options) (tee.Verifier, error) { return o.tdx() }
@@ -129,22 +132,10 @@ func newTPM(o Options) (tee.Verifier, error) {
 	if len(o.Roots) > 0 {
 		return nil, errors.New("development root: a TPM has none: name its attestation keys as trust anchors")
 	}
-	err := readEach("trust anchor", o.Anchors, func(name string, text []byte) error {
-		block, rest := pem.Decode(text)
-		if block == nil {
-			return fmt.Errorf("%s: expected public keys or certificates in PEM, got none", name)
-		}
-		for ; block != nil; block, rest = pem.Decode(rest) {
-			switch block.Type {
-			case "PUBLIC KEY":
-				c.TrustedAKs = append(c.TrustedAKs, block.Bytes)
-			case "CERTIFICATE":
-				c.AKRoots = append(c.AKRoots, block.Bytes)
-			default:
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got %.40q", name, block.Type)
-			}
-		}
-		return nil
+	err := readEach("trust anchor", o.Anchors, func(_ string, text []byte) error {
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
+		return err
 	})
 	if err != nil {
 		return nil, err
@@ -154,14 +145,11 @@ func newTPM(o Options) (tee.Verifier, error) {
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	add := func(development bool) func(name string, text []byte) error {
-		return func(name string, text []byte) error {
+	add := func(development bool) func(string, []byte) error {
+		return func(_ string, text []byte) error {
 			anchors, err := ccaverify.ParseTrustAnchors(text, development)
-			if err != nil {
-				return fmt.Errorf("%s: %w", name, err)
-			}
 			c.TrustAnchors = append(c.TrustAnchors, anchors...)
-			return nil
+			return err
 		}
 	}
 	if err := errors.Join(readEach("trust anchor", o.Anchors, add(false)), readEach("development root", o.Roots, add(true))); err != nil {
@@ -188,7 +176,7 @@ func readEach(what string, files []string, use func(name string, text []byte) er
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if err := use(filepath.Base(file), text); err != nil {
-			return fmt.Errorf("%s: %w", what, err)
+			return fmt.Errorf("%s: %s: %w", what, file, err)
 		}
 	}
 	return nil

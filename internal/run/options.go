@@ -14,6 +14,7 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/oci"
@@ -69,8 +70,8 @@ func DefaultState() string {
 // Check reports options that contradict each other.
 func (o Options) Check() error {
 	var errs []error
-	if !slices.Contains([]string{"auto", "soft", "snp", "tdx", "none"}, o.Guest.TEE) {
-		errs = append(errs, fmt.Errorf("--tee: expected auto, soft, snp, tdx or none, got %q", o.Guest.TEE))
+	if !slices.Contains([]string{"auto", "soft", "soft-tdx", "snp", "tdx", "none"}, o.Guest.TEE) {
+		errs = append(errs, fmt.Errorf("--tee: expected auto, soft, soft-tdx, snp, tdx or none, got %q", o.Guest.TEE))
 	}
 	if o.Guest.CPUs < 1 || o.Guest.CPUs > 255 {
 		errs = append(errs, fmt.Errorf("--cpus: expected 1 to 255, got %d", o.Guest.CPUs))
@@ -151,7 +152,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 	if p.Image, err = OpenImage(ctx, o.ImageName, o.Image); err != nil {
 		return nil, err
 	}
-	if o.Guest.TEE == "soft" {
+	if sandbox.Kind(o.Guest.TEE).Software() {
 		if p.SoftTEE, err = SoftTEE(o.State); err != nil {
 			return nil, err
 		}

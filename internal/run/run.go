@@ -25,6 +25,7 @@ import (
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/tee/measure"
+	"github.com/coffer-project/coffer/tee/measure/reference"
 )
 
 // Version of the programs.
@@ -45,7 +46,7 @@ type GuestOptions struct {
 	// Firmware replaces the image's; a path.
 	Firmware string
 	CPUs     int
-	// TEE is auto, soft, snp, tdx or none.
+	// TEE is auto, soft, soft-tdx, snp, tdx or none.
 	TEE string
 }
 
@@ -157,7 +158,7 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 // announce says in plain words what protects the pod.
 func (o Options) announce(ctx context.Context, u *ui.UI, kind sandbox.Kind, reason string) {
 	switch kind {
-	case sandbox.Soft:
+	case sandbox.Soft, sandbox.SoftTDX:
 		o.Logger.InfoContext(ctx, "software TEE", "reason", reason)
 		u.Text("coffer: software TEE: nothing is confidential (--debug says why no hardware TEE is used)\n")
 	case sandbox.None:
@@ -187,10 +188,13 @@ func (o Options) sandboxConfig(ctx context.Context, p *Prepared, kind sandbox.Ki
 	if err != nil {
 		return nil, err
 	}
+	if kind == sandbox.SoftTDX {
+		return config, RegisterTDXLaunch(ctx, p.Trustee.Admin, sandbox.TDXLaunch(*launch, o.MemoryMiB))
+	}
 	return config, RegisterLaunch(ctx, p.Trustee.Admin, *launch)
 }
 
-// RegisterLaunch predicts a launch's measurement and registers it.
+// RegisterLaunch predicts the measurement of an SEV-SNP launch and registers it.
 func RegisterLaunch(ctx context.Context, c *admin.Client, launch measure.Launch) error {
 	digest, err := measure.SNP(launch)
 	if err != nil {
@@ -201,7 +205,31 @@ func RegisterLaunch(ctx context.Context, c *admin.Client, launch measure.Launch)
 	if err != nil {
 		return err
 	}
-	return RegisterMeasurement(ctx, c, hex.EncodeToString(digest[:]), raw, fmt.Sprintf("guest image, %d vcpus", inputs.VCPUs))
+	return RegisterMeasurement(ctx, c, measurementName, hex.EncodeToString(digest[:]), raw, fmt.Sprintf("guest image, %d vcpus", inputs.VCPUs))
+}
+
+// RegisterTDXLaunch predicts a TD's measurements and registers all but RTMR0,
+// under the names that the built-in policy reads.
+func RegisterTDXLaunch(ctx context.Context, c *admin.Client, launch measure.TDXLaunch) error {
+	p, err := reference.TDX(launch)
+	if err != nil {
+		return err
+	}
+	raw, err := json.Marshal(p.Inputs)
+	if err != nil {
+		return err
+	}
+	for _, r := range p.References {
+		if r.Name == unregistered {
+			continue
+		}
+		for _, v := range r.Values {
+			if err := RegisterMeasurement(ctx, c, r.Name, v.Value, raw, "guest image, "+v.Description); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // CreateSandbox hands initdata and the network to the guest.

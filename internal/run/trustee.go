@@ -28,12 +28,17 @@ const trusteePort = 47991
 // measurementName is the reference value of SNP launch measurements.
 const measurementName = "snp_launch_measurement"
 
+// unregistered is the predicted register that no launch is held to: it says how
+// many CPUs and how much memory a TD has, which on hardware only its ACPI tables
+// tell.
+const unregistered = "rtmr_0"
+
 // TrusteeOptions configure the embedded trustee.
 type TrusteeOptions struct {
 	// State is the directory it keeps its database, keys and authority in,
 	// beside those of the software TEE.
 	State string
-	// SoftTEE, when not nil, has its root configured as a development root,
+	// SoftTEE, when not nil, has its roots configured as development roots,
 	// and the default policy tolerates that its evidence is simulated.
 	SoftTEE *softtee.Processor
 	// Tenant is what Trustee.Admin administers, and Role the role it claims;
@@ -58,27 +63,37 @@ type Trustee struct {
 // a trustee lists under tee.snp.development_roots to accept its evidence.
 const SoftTEERoot = "softtee-root.pem"
 
-// SoftTEE opens the software TEE of a state directory, and writes its root
+// SoftTDXRoot is the file beside it with the root of the software TEE's TDX
+// platform and its collateral: what a trustee lists under
+// tee.tdx.development_roots.
+const SoftTDXRoot = "softtee-tdx-root.pem"
+
+// SoftTEE opens the software TEE of a state directory, and writes its roots
 // beside it.
 func SoftTEE(state string) (*softtee.Processor, error) {
 	p, err := softtee.LoadOrCreate(filepath.Join(state, "softtee"), rand.Reader, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("software TEE: %w", err)
 	}
-	if err := writeRoot(state, p); err != nil {
+	if err := writeRoots(state, p); err != nil {
 		return nil, fmt.Errorf("software TEE: %w", err)
 	}
 	return p, nil
 }
 
-// writeRoot writes the root's file unless it is there: another program may be
-// reading it.
-func writeRoot(state string, p *softtee.Processor) error {
-	file := filepath.Join(state, SoftTEERoot)
-	if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, p.RootPEM()) {
-		return nil
+// writeRoots writes the roots' files unless they are there: another program may
+// be reading them.
+func writeRoots(state string, p *softtee.Processor) error {
+	for name, text := range map[string][]byte{SoftTEERoot: p.RootPEM(), SoftTDXRoot: p.TDXRootPEM()} {
+		file := filepath.Join(state, name)
+		if have, err := os.ReadFile(file); err == nil && bytes.Equal(have, text) {
+			continue
+		}
+		if err := os.WriteFile(file, text, 0o600); err != nil {
+			return err
+		}
 	}
-	return os.WriteFile(file, p.RootPEM(), 0o600)
+	return nil
 }
 
 // StartTrustee starts an embedded trustee.
@@ -90,10 +105,11 @@ func StartTrustee(ctx context.Context, o TrusteeOptions) (*Trustee, error) {
 		return nil, err
 	}
 	if o.SoftTEE != nil {
-		if err := writeRoot(o.State, o.SoftTEE); err != nil {
+		if err := writeRoots(o.State, o.SoftTEE); err != nil {
 			return nil, err
 		}
 		c.TEE.SNP.DevelopmentRoots = []string{filepath.Join(o.State, SoftTEERoot)}
+		c.TEE.TDX.DevelopmentRoots = []string{filepath.Join(o.State, SoftTDXRoot)}
 		c.Policy.AllowSimulated = true
 	}
 	// What it relaxes is said by whoever embeds it; its verdicts are read from
@@ -138,11 +154,11 @@ func (t *Trustee) Close() error {
 	return nil
 }
 
-// RegisterMeasurement adds a launch measurement (hex) to the trustee's
-// reference values. inputs is the measure.Inputs document it was computed from.
-// One that is there and counts stays as it is.
-func RegisterMeasurement(ctx context.Context, c *admin.Client, digest string, inputs json.RawMessage, description string) error {
-	have, err := c.ReferenceValue(ctx, measurementName)
+// RegisterMeasurement adds a measurement (hex) to the reference values of a
+// name. inputs is the measure.Inputs or measure.TDXInputs document it was
+// computed from. One that is there and counts stays as it is.
+func RegisterMeasurement(ctx context.Context, c *admin.Client, name, digest string, inputs json.RawMessage, description string) error {
+	have, err := c.ReferenceValue(ctx, name)
 	if e, ok := errors.AsType[*kbs.StatusError](err); ok && e.Status == http.StatusNotFound {
 		err = nil
 	}
@@ -155,5 +171,5 @@ func RegisterMeasurement(ctx context.Context, c *admin.Client, digest string, in
 			return nil
 		}
 	}
-	return c.AddReferenceValue(ctx, admin.ReferenceValue{Name: measurementName, Values: []any{digest}, Inputs: inputs, Description: description})
+	return c.AddReferenceValue(ctx, admin.ReferenceValue{Name: name, Values: []any{digest}, Inputs: inputs, Description: description})
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee/measure"
@@ -50,6 +51,11 @@ func TestTrusteeState(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	for range 2 {
+		if err := RegisterTDXLaunch(t.Context(), trustee.Admin, sandbox.TDXLaunch(launch, 512)); err != nil {
+			t.Fatal(err)
+		}
+	}
 	root := trustee.RootPEM
 	if err := trustee.Close(); err != nil {
 		t.Fatal(err)
@@ -74,8 +80,12 @@ func TestTrusteeState(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(values) != 1 || values[0].Name != measurementName || len(values[0].Values) != 2 {
-		t.Errorf("expected one reference value with two measurements, got %+v", values)
+	counts := map[string]int{}
+	for _, v := range values {
+		counts[v.Name] = len(v.Values)
+	}
+	if diff := cmp.Diff(map[string]int{measurementName: 2, "mr_td": 1, "rtmr_1": 1, "rtmr_2": 1}, counts); diff != "" {
+		t.Errorf("numbers of reference values (-want +got):\n%s", diff)
 	}
 	uris, err := trustee.Admin.Resources(t.Context())
 	if err != nil {

@@ -26,8 +26,11 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/resource"
 	"github.com/coffer-project/coffer/internal/trustee/session"
 	"github.com/coffer-project/coffer/internal/trustee/store"
+	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/internal/trustee/token"
 	"github.com/coffer-project/coffer/internal/trustee/tracing"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/tee"
 )
 
 // openState opens the database and what is kept beside it.
@@ -88,8 +91,32 @@ func (t *Trustee) observe(ctx context.Context) (err error) {
 	return err
 }
 
-// sessionKeyName is where the store keeps the key that seals cookies.
-const sessionKeyName = "session-key"
+// Where the store keeps the key that seals cookies, and the one that seals what
+// IBM Secure Execution guests carry.
+const (
+	sessionKeyName   = "session-key"
+	challengeKeyName = "se-challenge-key"
+)
+
+// challengers are the verifiers that make a challenge of their own.
+func challengers(list map[tee.Name]tee.Verifier) map[tee.Name]broker.Challenger {
+	out := map[tee.Name]broker.Challenger{}
+	for name, v := range list {
+		if c, ok := v.(interface {
+			Challenge(ctx context.Context) (string, error)
+		}); ok {
+			out[name] = challenger(c.Challenge)
+		}
+	}
+	return out
+}
+
+// challenger makes the same challenge for every tenant and every request.
+type challenger func(ctx context.Context) (string, error)
+
+func (c challenger) Challenge(ctx context.Context, _ tenant.Name, _ *kbs.Request) (string, error) {
+	return c(ctx)
+}
 
 // assemble wires the parts that serve requests.
 func (t *Trustee) assemble(ctx context.Context) error {
@@ -136,7 +163,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	}
 	t.broker, err = broker.New(broker.Options{
 		Store: records{t.store, t}, Sessions: sessions, Evaluator: evaluator, Decider: decider, Tokens: t.tokens, Plugins: t.plugins,
-		TEEs: slices.Sorted(maps.Keys(t.o.Verifiers)), Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(),
+		TEEs: slices.Sorted(maps.Keys(t.o.Verifiers)), Challengers: challengers(t.o.Verifiers), Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(),
 		MaxBody: c.Limits.Body, AllowSimulated: c.Policy.AllowSimulated, PlainHTTP: c.TLS.InsecureHTTP, ClientAddr: listener.ClientText,
 		Metrics: t.metrics, Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
 	})

@@ -13,6 +13,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/secret"
+	"github.com/coffer-project/coffer/tee"
 )
 
 // Counting is not the business of what is counted: it stands in between.
@@ -58,11 +59,13 @@ func (j judged) Evaluate(ctx context.Context, r evaluation.Request) (*evaluation
 	start := j.now()
 	out, e := j.Engine.Evaluate(ctx, r)
 	outcome := metrics.OK
-	switch {
-	case e != nil && e.Status >= http.StatusInternalServerError:
-		outcome = metrics.Failed
-	case e != nil:
+	if e != nil {
 		outcome = metrics.Denied
+		if _, lacking := errors.AsType[*tee.UnavailableError](e); lacking {
+			outcome = metrics.Unavailable
+		} else if e.Status >= http.StatusInternalServerError {
+			outcome = metrics.Failed
+		}
 	}
 	j.m.Attestation(r.Primary.TEE, outcome, j.now().Sub(start))
 	return out, e

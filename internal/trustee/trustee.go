@@ -151,7 +151,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 
 // openVerifiers builds the verifiers of the configuration, with the collateral
 // that they share.
-func (t *Trustee) openVerifiers(context.Context) error {
+func (t *Trustee) openVerifiers(ctx context.Context) error {
 	if t.o.Verifiers != nil {
 		return nil
 	}
@@ -162,7 +162,14 @@ func (t *Trustee) openVerifiers(context.Context) error {
 		return err
 	}
 	t.closers = append(t.closers, c.Close)
-	t.o.Verifiers, err = verifiers.New(verifiers.Options{TEE: t.o.Config.TEE, Collateral: c, Now: t.o.Now})
+	o := verifiers.Options{TEE: t.o.Config.TEE, Collateral: c, Now: t.o.Now}
+	if o.TEE.SE.Enabled {
+		o.Secret, err = t.store.Secret(ctx, challengeKeyName, func() ([]byte, error) { return random(verifiers.SecretSize) })
+		if err != nil {
+			return err
+		}
+	}
+	t.o.Verifiers, err = verifiers.New(o)
 	return err
 }
 

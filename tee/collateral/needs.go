@@ -2,11 +2,13 @@ package collateral
 
 import (
 	"bytes"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"strings"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/azure"
 	"github.com/coffer-project/coffer/tee/csv"
 	"github.com/coffer-project/coffer/tee/dcap/dcapquote"
 	"github.com/coffer-project/coffer/tee/internal/pemchain"
@@ -59,6 +61,8 @@ func Needs(name tee.Name, evidence []byte, generation snp.Generation, u Update) 
 			return nil, err
 		}
 		return intelNeeds("sgx", q.Signature, u)
+	case tee.AzureSNPVTPM, tee.AzureTDXVTPM:
+		return azureNeeds(name, evidence, generation, u)
 	case tee.CSV:
 		e, err := csv.ParseEvidence(evidence)
 		if err != nil {
@@ -71,7 +75,7 @@ func Needs(name tee.Name, evidence []byte, generation snp.Generation, u Update) 
 		i, err := HSKCEKItem(serial)
 		return []Item{i}, err
 	}
-	return nil, fmt.Errorf("collateral: evidence of %s: expected snp, tdx, sgx or csv", name)
+	return nil, fmt.Errorf("collateral: evidence of %s: expected snp, tdx, sgx, az-snp-vtpm, az-tdx-vtpm or csv", name)
 }
 
 func parse[T any, J ~[]byte](evidence []byte, isJSON bool, decode func(J) (T, error), raw func([]byte) (T, error)) (T, error) {
@@ -79,6 +83,34 @@ func parse[T any, J ~[]byte](evidence []byte, isJSON bool, decode func(J) (T, er
 		return decode(evidence)
 	}
 	return raw(evidence)
+}
+
+// azureNeeds is that of the report or quote that the paravisor's report holds.
+func azureNeeds(name tee.Name, evidence []byte, g snp.Generation, u Update) ([]Item, error) {
+	e, err := azure.ParseEvidence(name, evidence)
+	if err != nil {
+		return nil, err
+	}
+	if name == tee.AzureTDXVTPM {
+		q, err := tdx.ParseQuote(tdx.Trim(e.TDQuote))
+		if err != nil {
+			return nil, err
+		}
+		return intelNeeds("tdx", q.Signature, u)
+	}
+	r, err := azure.ParseReport(e.HCLReport)
+	if err != nil {
+		return nil, err
+	}
+	vcek := e.VCEK
+	if block, _ := pem.Decode(e.VCEKPEM); block != nil {
+		vcek = block.Bytes
+	}
+	inner, err := snp.NewEvidence(r.Hardware[:snp.ReportSize], []snp.Certificate{{Type: snp.CertVCEK, Data: vcek}})
+	if err != nil {
+		return nil, err
+	}
+	return snpNeeds(inner, g)
 }
 
 func snpNeeds(e *snp.Evidence, g snp.Generation) ([]Item, error) {

@@ -56,6 +56,8 @@ func TestNeeds(t *testing.T) {
 		{tee.TDX, append(inJSON(tdx.FromRaw(quote)), '\n'), "", tdxItems},
 		{tee.SGX, enclave, "", "intel-tcb-info:sgx/00606a000000/early intel-qe-identity:sgx/early intel-pck-crl:platform intel-root-crl:sgx"},
 		{tee.SGX, inJSON(sgx.FromRaw(enclave)), "", "intel-tcb-info:sgx/00606a000000/early intel-qe-identity:sgx/early intel-pck-crl:platform intel-root-crl:sgx"},
+		{tee.AzureSNPVTPM, vector(t, "evidence/az-snp-v2.json"), "", "amd-vcek:Milan/2e0e62a0e6f39bc491381b091ff79cfe03ad0b42a6bbe764fd408923963d9097440365dbf8c3412c8da4969024d81b19c1d4f12197f460bf2b5283a25e32f684/bl04_tee00_snp24_ucode219 amd-crl:Milan/vcek"},
+		{tee.AzureTDXVTPM, vector(t, "evidence/az-tdx-v0.json"), "", "intel-tcb-info:tdx/00806f050000/early intel-qe-identity:tdx/early intel-pck-crl:platform intel-root-crl:sgx"},
 		{tee.CSV, vector(t, "evidence/csv-evidence.json"), "", "hygon-hsk-cek:KPA64911240507"},
 	} {
 		items, err := collateral.Needs(tc.tee, tc.data, tc.g, collateral.Early)
@@ -74,7 +76,7 @@ func TestNeeds(t *testing.T) {
 	if _, err := collateral.Needs(tee.SNP, report, "", collateral.Standard); !errors.Is(err, collateral.ErrGeneration) {
 		t.Errorf("got %v", err)
 	}
-	for _, name := range []tee.Name{tee.SNP, tee.TDX, tee.SGX, tee.CSV, tee.Sample} {
+	for _, name := range []tee.Name{tee.SNP, tee.TDX, tee.SGX, tee.CSV, tee.AzureSNPVTPM, tee.AzureTDXVTPM, tee.Sample} {
 		for _, data := range [][]byte{nil, []byte("{}"), []byte("x"), report[:100], quote[:700]} {
 			if items, err := collateral.Needs(name, data, snp.Milan, collateral.Standard); err == nil {
 				t.Errorf("%s: %d bytes are taken for evidence: %v", name, len(data), items)

@@ -5,26 +5,12 @@ import (
 	"encoding/binary"
 	"fmt"
 	"slices"
-)
 
-// Where QEMU's q35 machine splits memory around the PCI hole: a machine with
-// lowSplit bytes or more has lowLimit of them below 4 GiB (QEMU,
-// hw/i386/pc_q35.c, pc_q35_init).
-const (
-	lowSplit = 0xb0000000
-	lowLimit = 0x80000000
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 )
 
 // MaxMemory bounds the memory of a machine in bytes.
 const MaxMemory = 1 << 46
-
-// belowFourGiB is how much of a machine's memory lies there.
-func belowFourGiB(memory uint64) uint64 {
-	if memory >= lowSplit {
-		return lowLimit
-	}
-	return memory
-}
 
 // Constants of hand-off blocks (UEFI Platform Initialization Specification,
 // volume 3, §5; the attributes are those that QEMU sets, hw/i386/tdvf-hob.c).
@@ -73,7 +59,10 @@ func tdHOB(sections []TDVFSection, memory uint64) ([]byte, error) {
 		le.PutUint64(b[40:], to-from)
 		resources = append(resources, b...)
 	}
-	low := belowFourGiB(memory)
+	low, err := qemuload.Q35.BelowFourGiB(memory)
+	if err != nil {
+		return nil, fmt.Errorf("measure: %w", err)
+	}
 	next := uint64(0)
 	for _, s := range accepted {
 		if s.Address+s.MemorySize > low {

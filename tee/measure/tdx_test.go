@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 )
 
 // tdvfImage builds a firmware image of the given size that declares sections as
@@ -222,7 +224,7 @@ func linuxImage(t testing.TB, size int) []byte {
 	t.Helper()
 	le := binary.LittleEndian
 	b := make([]byte, size)
-	for i := headerSize; i < size; i++ {
+	for i := qemuload.MaxHeader; i < size; i++ {
 		b[i] = byte(i * 7)
 	}
 	copy(b, "MZ")
@@ -233,9 +235,9 @@ func linuxImage(t testing.TB, size int) []byte {
 	le.PutUint16(b[0x54:], 160) // size of the optional header
 	opt := 0x58
 	le.PutUint16(b[opt:], 0x20b)
-	le.PutUint32(b[opt+60:], headerSize)
+	le.PutUint32(b[opt+60:], qemuload.MaxHeader)
 	le.PutUint32(b[opt+108:], 6)
-	for i, s := range [][2]uint32{{headerSize, 0x2000}, {headerSize + 0x2000, uint32(size) - headerSize - 0x2000}} {
+	for i, s := range [][2]uint32{{qemuload.MaxHeader, 0x2000}, {qemuload.MaxHeader + 0x2000, uint32(size) - qemuload.MaxHeader - 0x2000}} {
 		at := opt + 160 + 40*i
 		le.PutUint32(b[at+16:], s[1])
 		le.PutUint32(b[at+20:], s[0])

@@ -181,44 +181,6 @@ func TestBootOptionDigests(t *testing.T) {
 	}
 }
 
-// Where the initrd goes depends on the memory below 4 GiB: the cases of
-// Dstack-TEE/dstack, dstack-mr/src/kernel.rs.
-func TestInitrdAddress(t *testing.T) {
-	t.Parallel()
-	head := linuxImage(t, 0x8000)[:headerSize]
-	address := func(memory uint64) uint32 {
-		a, err := initrdAddress(head, 0x20c, 0x100000, memory)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return a
-	}
-	at2G := address(2 << 30)
-	if address(2<<30-4096) == at2G || address(lowSplit-4096) == at2G || address(lowSplit) != at2G || address(64<<30) != at2G {
-		t.Errorf("2 GiB %#x, less %#x, below the split %#x, at the split %#x", at2G, address(2<<30-4096), address(lowSplit-4096), address(lowSplit))
-	}
-	low := slices.Clone(head)
-	binary.LittleEndian.PutUint16(low[0x236:], 0x7d)
-	if a, err := initrdAddress(low, 0x20f, 0x1000, 4<<30); err != nil || a != 0x7ffd6000 {
-		t.Errorf("without XLF_CAN_BE_LOADED_ABOVE_4G, more room than memory: got %#x, %v", a, err)
-	}
-	binary.LittleEndian.PutUint32(low[0x22c:], 0x1fffffff)
-	for _, protocol := range []uint16{0x203, 0x20f} {
-		if a, err := initrdAddress(low, protocol, 0x1000, 4<<30); err != nil || a != 0x1fffe000 {
-			t.Errorf("protocol %#x, initrd_addr_max: got %#x, %v", protocol, a, err)
-		}
-	}
-	if a, err := initrdAddress(low, 0x202, 0x1000, 4<<30); err != nil || a != 0x37ffe000 {
-		t.Errorf("protocol 0x202: got %#x, %v", a, err)
-	}
-	if _, err := initrdAddress(head, 0x20f, 1<<20, 1<<20); err == nil {
-		t.Error("an initrd as large as the memory: no error")
-	}
-	if _, err := initrdAddress(head, 0x20f, 1, acpiDataSize); err == nil {
-		t.Error("no memory: no error")
-	}
-}
-
 // Every input is measured where it belongs.
 func TestEveryTDXInputCounts(t *testing.T) {
 	t.Parallel()

@@ -4,26 +4,32 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
 	"path"
 	"strings"
+	"sync"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
-	"github.com/google/go-configfs-tsm/report"
 	"github.com/google/go-tpm/tpm2/transport"
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/azure/azureattest"
 	"github.com/coffer-project/coffer/tee/cca/ccaattest"
 	"github.com/coffer-project/coffer/tee/snp/snpattest"
 	"github.com/coffer-project/coffer/tee/tdx/tdxattest"
+	"github.com/coffer-project/coffer/tee/tpm"
 	"github.com/coffer-project/coffer/tee/tpm/tpmattest"
 )
 
 // maxSign bounds what is read of a file that is a sign.
 const maxSign = 256
+
+// tpmEventLog is where the kernel shows the firmware's log (securityfs).
+const tpmEventLog = "sys/kernel/security/tpm0/binary_bios_measurements"
 
 // Machine is where signs are looked for. The zero value has none.
 type Machine struct {
@@ -54,51 +60,79 @@ func ThisMachine() Machine {
 
 // Candidates are the environments that m may be, in the order in which they
 // are looked for, with a bare TPM last: pass the list through [Only], or leave
-// the TPM off with [Hardware].
-func (m Machine) Candidates() []Candidate {
-	return append(m.Hardware(), Candidate{tee.TPM, m.exists("dev/tpmrm0", "dev/tpm0", "dev/tpm1", "dev/tpm2"), func(context.Context) (tee.Attester, error) {
-		t, err := m.TPM()
-		if err != nil {
-			return nil, err
-		}
-		return tpmattest.New(tpmattest.Options{TPM: t, CreateAK: true})
-	}})
+// the TPM off with [Machine.Hardware].
+func (m Machine) Candidates() []Candidate { return append(m.Hardware(), m.BareTPM()) }
+
+// BareTPM is a machine with a TPM of which nothing more is known.
+func (m Machine) BareTPM() Candidate {
+	devices := make([]string, 0, 2)
+	for _, d := range tpmattest.DefaultDevices() {
+		devices = append(devices, strings.TrimPrefix(d, "/"))
+	}
+	return Candidate{tee.TPM, m.exists(devices...), func(context.Context) (tee.Attester, error) {
+		return m.overTPM(func(t transport.TPM) (tee.Attester, error) {
+			return tpmattest.New(tpmattest.Options{TPM: t, CreateAK: true, EventLog: m.eventLog})
+		})
+	}}
 }
 
-// Hardware are the candidates whose evidence shows what was launched.
+// Hardware are the candidates whose evidence shows what was launched. What one
+// call returns looks into the TPM and the kernel's report interface once.
 func (m Machine) Hardware() []Candidate {
-	azure := func(want tee.Name) func(context.Context) (string, error) {
-		return func(ctx context.Context) (string, error) {
-			got, err := m.paravisor(ctx)
+	paravisor, driver := sync.OnceValues(m.paravisor), sync.OnceValues(m.provider)
+	azure := func(want tee.Name) Candidate {
+		return Candidate{want, func(context.Context) (string, error) {
+			got, err := paravisor()
 			if err != nil || got != want {
 				return "", err
 			}
 			return "a paravisor's report in the TPM", nil
-		}
+		}, func(context.Context) (tee.Attester, error) {
+			return m.overTPM(func(t transport.TPM) (tee.Attester, error) { return azureattest.New(azureattest.Options{TPM: t}) })
+		}}
 	}
-	azureAttester := func(context.Context) (tee.Attester, error) {
-		t, err := m.TPM()
-		if err != nil {
-			return nil, err
+	provider := func(want string) func(context.Context) (string, error) {
+		return func(context.Context) (string, error) {
+			got, err := driver()
+			if err != nil || got != want {
+				return "", err
+			}
+			return "configfs-tsm provider " + want, nil
 		}
-		return azureattest.New(azureattest.Options{TPM: t})
 	}
 	return []Candidate{
-		{tee.TDX, first(m.provider("tdx_guest"), m.exists("dev/tdx_guest")), func(context.Context) (tee.Attester, error) {
+		{tee.TDX, first(provider("tdx_guest"), m.exists("dev/tdx_guest")), func(context.Context) (tee.Attester, error) {
 			return tdxattest.New(tdxattest.Linux(m.QuoteService, m.RuntimeLog))
 		}},
 		{tee.SGX, first(m.env("OCCLUM"), m.holds("dev/attestation/attestation_type", "dcap")), nil},
-		{tee.AzureTDXVTPM, azure(tee.AzureTDXVTPM), azureAttester},
-		{tee.AzureSNPVTPM, azure(tee.AzureSNPVTPM), azureAttester},
-		{tee.SNP, first(m.exists("sys/devices/platform/sev-guest", "dev/sev-guest"), m.provider("sev_guest")), func(context.Context) (tee.Attester, error) { return snpattest.New() }},
+		{tee.SNP, first(m.exists("sys/devices/platform/sev-guest", "dev/sev-guest"), provider("sev_guest")), func(context.Context) (tee.Attester, error) { return snpattest.New() }},
 		{tee.CSV, m.exists("dev/csv-guest"), nil},
-		{tee.CCA, m.provider("arm_cca_guest"), func(context.Context) (tee.Attester, error) { return ccaattest.New() }},
+		{tee.CCA, provider("arm_cca_guest"), func(context.Context) (tee.Attester, error) { return ccaattest.New() }},
 		{tee.SE, m.holds("sys/firmware/uv/prot_virt_guest", "1"), nil},
+		azure(tee.AzureTDXVTPM),
+		azure(tee.AzureSNPVTPM),
 	}
 }
 
+// overTPM opens the TPM for an attester, which keeps it. Without an attester it
+// is closed.
+func (m Machine) overTPM(attester func(transport.TPM) (tee.Attester, error)) (tee.Attester, error) {
+	if m.TPM == nil {
+		return nil, tpmattest.ErrNoTPM
+	}
+	t, err := m.TPM()
+	if err != nil {
+		return nil, err
+	}
+	a, err := attester(t)
+	if err != nil {
+		return nil, errors.Join(err, t.Close())
+	}
+	return a, nil
+}
+
 // paravisor returns which environment the TPM is in, "" for none.
-func (m Machine) paravisor(context.Context) (tee.Name, error) {
+func (m Machine) paravisor() (tee.Name, error) {
 	if m.TPM == nil {
 		return "", nil
 	}
@@ -113,7 +147,34 @@ func (m Machine) paravisor(context.Context) (tee.Name, error) {
 	if errors.Is(err, azureattest.ErrNotAzure) {
 		name, err = "", nil
 	}
-	return name, errors.Join(err, t.Close())
+	if err := errors.Join(err, t.Close()); err != nil {
+		return "", err
+	}
+	return name, nil
+}
+
+// eventLog reads the log of what the firmware measured into the TPM, nil where
+// the kernel shows none. Files of securityfs have no size.
+func (m Machine) eventLog() ([]byte, error) {
+	if m.FS == nil {
+		return nil, nil
+	}
+	f, err := m.FS.Open(tpmEventLog)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	b, err := io.ReadAll(io.LimitReader(f, tpm.MaxEventLog+1))
+	if err == nil && len(b) > tpm.MaxEventLog {
+		err = fmt.Errorf("/%s: expected at most %d bytes, got more", tpmEventLog, tpm.MaxEventLog)
+	}
+	if err != nil || len(b) == 0 {
+		return nil, err
+	}
+	return b, nil
 }
 
 // first tries signs in order.
@@ -159,9 +220,11 @@ func (m Machine) holds(name, content string) func(context.Context) (string, erro
 			return "", err
 		}
 		defer func() { _ = f.Close() }()
-		b := make([]byte, maxSign)
-		n, _ := f.Read(b) // what cannot be read is not the content
-		if strings.TrimSpace(string(b[:n])) != content {
+		b, err := io.ReadAll(io.LimitReader(f, maxSign))
+		if err != nil {
+			return "", fmt.Errorf("/%s: %w", name, err)
+		}
+		if strings.TrimSpace(string(b)) != content {
 			return "", nil
 		}
 		return path.Join("/", name), nil
@@ -178,24 +241,23 @@ func (m Machine) env(name string) func(context.Context) (string, error) {
 	}
 }
 
-// provider is the sign of the driver behind the kernel's report interface.
-func (m Machine) provider(want string) func(context.Context) (string, error) {
-	return func(context.Context) (string, error) {
-		if m.ConfigFS == nil {
-			return "", nil
-		}
-		// An entry can only be made where a driver has registered.
-		r, err := report.CreateOpenReport(m.ConfigFS)
-		if err != nil {
-			return "", nil //nolint:nilerr // no driver: no sign
-		}
-		got, err := r.ReadOption("provider")
-		if err := errors.Join(err, r.Destroy()); err != nil {
-			return "", fmt.Errorf("configfs-tsm: %w", err)
-		}
-		if strings.TrimSpace(string(got)) != want {
-			return "", nil
-		}
-		return "configfs-tsm provider " + want, nil
+// provider returns the name of the driver behind the kernel's report interface,
+// "" where no driver has registered: then the kernel makes no entry (Linux,
+// Documentation/ABI/testing/configfs-tsm-report; drivers/virt/coco/tsm.c, ENXIO).
+func (m Machine) provider() (string, error) {
+	if m.ConfigFS == nil {
+		return "", nil
 	}
+	entry, err := m.ConfigFS.MkdirTemp(path.Join(configfsi.TsmPrefix, "report"), "entry")
+	if errors.Is(err, unix.ENXIO) || errors.Is(err, fs.ErrNotExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", fmt.Errorf("configfs-tsm: %w", err)
+	}
+	got, err := m.ConfigFS.ReadFile(path.Join(entry, "provider"))
+	if err := errors.Join(err, m.ConfigFS.RemoveAll(entry)); err != nil {
+		return "", fmt.Errorf("configfs-tsm: %w", err)
+	}
+	return strings.TrimSpace(string(got)), nil
 }

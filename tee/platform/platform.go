@@ -2,12 +2,16 @@
 // is, and returns its attester.
 //
 // The order is that of the guest components' attestation agent
-// (guest-components at 8246e5e0, attester detection): TDX, SGX, the Azure vTPMs,
-// SNP, CSV, CCA, Secure Execution. Two things are different. A machine that is an
-// environment without an attester here is an error that names it, and a machine
-// that is none is [ErrNone]: nothing falls back to the sample TEE, which any
-// machine can be. And a TPM alone is not looked for unless it is asked for, since
-// every host can offer one.
+// (guest-components at 8246e5e0, attester detection), with the Azure vTPMs moved
+// to the end: TDX, SGX, SNP, CSV, CCA, Secure Execution, then what a TPM says.
+// Any host can offer a TPM with an index of its own making, so it is not asked
+// where the processor shows itself. (An Azure machine whose TPM a paravisor runs
+// shows its guest neither /dev/sev-guest nor /dev/tdx_guest.)
+//
+// Two things more are different. A machine that is an environment without an
+// attester here is an error that names it, and a machine that is none is
+// [ErrNone]: nothing falls back to the sample TEE, which any machine can be. And a
+// TPM alone is not looked for unless it is asked for.
 package platform
 
 import (

@@ -96,3 +96,35 @@ func FuzzVerify(f *testing.F) {
 		}
 	})
 }
+
+func TestDevice(t *testing.T) {
+	t.Parallel()
+	v := NewDeviceVerifier()
+	want := tee.Expected{ReportData: []byte("digest")}
+	r, err := v.Verify(t.Context(), []byte(`{"svn":"2","report_data":"ZGlnZXN0"}`), want)
+	if err != nil || r.TEE != tee.SampleDevice || r.Class != tee.GPU || !r.Simulated {
+		t.Errorf("%+v, %v", r, err)
+	}
+	if _, err := v.Verify(t.Context(), []byte(`{"svn":"1","report_data":"ZGlnZXN0"}`), want); err == nil {
+		t.Error("the environment's evidence counts as the device's")
+	}
+	if _, err := NewVerifier().Verify(t.Context(), []byte(`{"svn":"2","report_data":"ZGlnZXN0"}`), want); err == nil {
+		t.Error("the device's evidence counts as the environment's")
+	}
+}
+
+func TestInspect(t *testing.T) {
+	t.Parallel()
+	x, err := Inspect([]byte(`{"svn":"9","report_data":"ZGlnZXN0"}`))
+	if err != nil || x.Fields["report_data"] != "646967657374" || len(x.Odd) != 2 {
+		t.Errorf("%+v, %v", x, err)
+	}
+	for _, bad := range []string{``, `{}`, `{"svn":"1"}`, `[]`} {
+		if x, err := Inspect([]byte(bad)); err == nil {
+			t.Errorf("%s: %+v", bad, x)
+		}
+	}
+	if _, err := FromRaw([]byte("x")); err == nil {
+		t.Error("there is no binary form")
+	}
+}

@@ -100,13 +100,15 @@ func putLittleEndian(b []byte, n *big.Int) {
 // the guest sends something that is no request, or ctx ends. When ctx ends, rw
 // is closed if it can be; a stream that cannot be closed keeps Serve until its
 // next event.
-func (g *Guest) Serve(ctx context.Context, rw io.ReadWriter) error {
+func (g *Guest) Serve(ctx context.Context, rw io.ReadWriter) error { return serve(ctx, rw, g.answer) }
+
+func serve(ctx context.Context, rw io.ReadWriter, answer func(io.ReadWriter) error) error {
 	if c, ok := rw.(io.Closer); ok {
 		stop := context.AfterFunc(ctx, func() { _ = c.Close() })
 		defer stop()
 	}
 	for {
-		err := g.answer(rw)
+		err := answer(rw)
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()
@@ -123,6 +125,9 @@ func (g *Guest) answer(rw io.ReadWriter) error {
 	q, err := softport.ReadRequest(rw)
 	if err != nil {
 		return err
+	}
+	if q.Format != softport.SNP {
+		return softport.WriteRefusal(rw, q.ID, "this guest was launched as an SEV-SNP guest and has no TDX quotes")
 	}
 	raw, err := g.Report(q.ReportData)
 	if err != nil {

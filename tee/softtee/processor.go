@@ -3,9 +3,15 @@
 // HOST_DATA, and signs attestation reports in the real format with a chip key
 // that is certified by a root of its own.
 //
+// It also does what Intel's TDX module and quoting enclave do: MRTD and the
+// RTMRs of what is launched, MRCONFIGID, quotes in the real format under a
+// hierarchy in the image of Intel's, and the event log of a firmware that
+// measured all that.
+//
 // It protects nothing: whoever runs the host can read the guest's memory and
-// the keys in the state directory. Its root says so in its name, and a verifier
-// takes its reports only where that root is configured as a development root.
+// the keys in the state directory. Its roots say so in their names, and a
+// verifier takes its evidence only where they are configured as development
+// roots.
 package softtee
 
 import (
@@ -56,20 +62,32 @@ func platformTCB() snp.TCB {
 	return snp.TCB{Bootloader: 4, TEE: 0, SNP: 24, Microcode: 219}
 }
 
-// Processor is one simulated chip. It is safe for concurrent use.
+// Processor is one simulated chip of AMD's with a simulated TDX platform beside
+// it. It is safe for concurrent use.
 type Processor struct {
 	ark, ask, vcek *x509.Certificate
 	key            *ecdsa.PrivateKey
 	chipID         [chipIDLength]byte
+	intel          *platform
 
 	mu   sync.Mutex // guards rand
 	rand io.Reader
 }
 
-// newProcessor makes a chip with its own root. The keys of the root and of the
+// newProcessor makes a chip and a TDX platform.
+func newProcessor(random io.Reader, now time.Time) (*Processor, error) {
+	p, err := newChip(random, now)
+	if err != nil {
+		return nil, err
+	}
+	p.intel, err = newPlatform(random, now)
+	return p, err
+}
+
+// newChip makes a chip with its own root. The keys of the root and of the
 // intermediate are used once and dropped, so nobody can certify a second chip
 // under them.
-func newProcessor(random io.Reader, now time.Time) (*Processor, error) {
+func newChip(random io.Reader, now time.Time) (*Processor, error) {
 	p := &Processor{rand: random}
 	if _, err := io.ReadFull(random, p.chipID[:]); err != nil {
 		return nil, fmt.Errorf("softtee: chip identifier: %w", err)

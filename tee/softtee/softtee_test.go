@@ -76,8 +76,8 @@ func TestState(t *testing.T) {
 			t.Errorf("%s: mode %s", e.Name(), info.Mode())
 		}
 	}
-	if len(entries) != 2 {
-		t.Errorf("got %d files, want the state and the lock", len(entries))
+	if len(entries) != 4 {
+		t.Errorf("got %d files, want chip, platform, root and lock", len(entries))
 	}
 	path := filepath.Join(dir, stateFile)
 	good, err := os.ReadFile(path)

@@ -17,16 +17,22 @@ import (
 )
 
 const (
-	stateFile = "processor.pem"
-	lockFile  = "lock"
-	// maxState bounds the state file; a real one has about 7 kB.
+	stateFile    = "processor.pem"
+	platformFile = "platform.pem"
+	lockFile     = "lock"
+	// maxState bounds a state file; a real one has about 7 kB.
 	maxState = 64 << 10
 )
 
-// LoadOrCreate returns the chip whose state is in dir, or makes one there. The
-// directory and its files are private to the user; the state is written in one
-// step, so that it is there wholly or not at all. Two processes that create at
-// once end up with the same chip. random gives the chip's and the guests'
+// TDXRootFile is the file in a state's directory with what
+// [Processor.TDXRootPEM] returns.
+const TDXRootFile = "tdx-root.pem"
+
+// LoadOrCreate returns the chip and the TDX platform whose state is in dir, or
+// makes there what is missing. The directory and its files are private to the
+// user; each file is written in one step, so that it is there wholly or not at
+// all. Two processes that create at once end up with the same. The platform's
+// collateral is signed anew when it has been half way to its end. random gives the chip's and the guests'
 // identifiers; keys always come from the system.
 func LoadOrCreate(dir string, random io.Reader, now time.Time) (*Processor, error) {
 	if err := os.MkdirAll(dir, 0o700); err != nil {
@@ -43,17 +49,18 @@ func LoadOrCreate(dir string, random io.Reader, now time.Time) (*Processor, erro
 	switch {
 	case err == nil:
 		p.rand = random
-		return p, nil
 	case !errors.Is(err, fs.ErrNotExist):
 		return nil, fmt.Errorf("softtee: %s: %w", path, err)
+	default:
+		if p, err = newChip(random, now); err != nil {
+			return nil, err
+		}
+		if err := p.save(dir); err != nil {
+			return nil, err
+		}
 	}
-	if p, err = newProcessor(random, now); err != nil {
-		return nil, err
-	}
-	if err := p.save(dir); err != nil {
-		return nil, fmt.Errorf("softtee: %w", err)
-	}
-	return p, nil
+	p.intel, err = loadOrCreatePlatform(dir, random, now)
+	return p, err
 }
 
 // lock takes the advisory lock in path, waiting for another process that is
@@ -77,10 +84,10 @@ func lock(path string) (unlock func(), err error) {
 
 // save writes the state: the root, the intermediate and the chip's certificate,
 // then the chip's key.
-func (p *Processor) save(dir string) (err error) {
+func (p *Processor) save(dir string) error {
 	key, err := x509.MarshalPKCS8PrivateKey(p.key)
 	if err != nil {
-		return err
+		return fmt.Errorf("softtee: %w", err)
 	}
 	var data []byte
 	for _, b := range []pem.Block{
@@ -91,24 +98,43 @@ func (p *Processor) save(dir string) (err error) {
 	} {
 		data = append(data, pem.EncodeToMemory(&b)...)
 	}
-	f, err := os.CreateTemp(dir, stateFile+".*") // mode 0600
+	return replace(dir, stateFile, data)
+}
+
+// replace writes a file in one step.
+func replace(dir, name string, data []byte) (err error) {
+	f, err := os.CreateTemp(dir, name+".*") // mode 0600
 	if err != nil {
-		return err
+		return fmt.Errorf("softtee: %w", err)
 	}
 	defer func() {
 		if err != nil {
 			_ = os.Remove(f.Name())
+			err = fmt.Errorf("softtee: %w", err)
 		}
 	}()
 	_, err = f.Write(data)
 	if err = errors.Join(err, f.Sync(), f.Close()); err != nil {
 		return err
 	}
-	return os.Rename(f.Name(), filepath.Join(dir, stateFile))
+	return os.Rename(f.Name(), filepath.Join(dir, name))
 }
 
 // load reads the state. A missing file is fs.ErrNotExist.
 func load(path string, now time.Time) (*Processor, error) {
+	data, err := readPrivate(path)
+	if err != nil {
+		return nil, err
+	}
+	p, err := parseState(data)
+	if err != nil {
+		return nil, err
+	}
+	return p, p.check(now)
+}
+
+// readPrivate reads a state file that nobody else can read.
+func readPrivate(path string) ([]byte, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return nil, err
@@ -128,11 +154,7 @@ func load(path string, now time.Time) (*Processor, error) {
 	if len(data) > maxState {
 		return nil, fmt.Errorf("expected at most %d bytes", maxState)
 	}
-	p, err := parseState(data)
-	if err != nil {
-		return nil, err
-	}
-	return p, p.check(now)
+	return data, nil
 }
 
 func parseState(data []byte) (*Processor, error) {

@@ -197,7 +197,9 @@ names = ["127.0.0.1", %q]
 allow_simulated = true
 [tee.snp]
 development_roots = [%q]
-`, p.dir, run.HostName, filepath.Join(state, "coffer", run.SoftTEERoot)))
+[tee.tdx]
+development_roots = [%q]
+`, p.dir, run.HostName, filepath.Join(state, "coffer", run.SoftTEERoot), filepath.Join(state, "coffer", run.SoftTDXRoot)))
 	p.command = s.program(t, "", "coffer-trustee", "serve", "--config", config).start()
 	p.until(&p.stderr, "trustee listens")
 	_, address, _ := strings.Cut(p.stderr.String(), "address=127.0.0.1:")

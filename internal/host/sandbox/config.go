@@ -22,8 +22,8 @@ type Config struct {
 	// Image is the directory of the guest image.
 	Image string
 	TEE   Kind
-	// Processor is the software TEE; needed when the kind is, or may turn out
-	// to be, Soft.
+	// Processor is the software TEE; needed when the kind is SoftTDX, or is or
+	// may turn out to be Soft.
 	Processor *softtee.Processor
 	// Accelerator; hardware TEEs always use KVM.
 	Accelerator accel.Mode

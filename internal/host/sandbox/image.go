@@ -83,8 +83,8 @@ func readFirmware(path string) ([]byte, error) {
 func Cmdline(base string, kind Kind, development bool) string {
 	words := []string{base}
 	switch kind {
-	case Soft:
-		words = append(words, "coffer.tee=soft")
+	case Soft, SoftTDX:
+		words = append(words, "coffer.tee="+string(kind))
 	case None:
 		words = append(words, "coffer.tee=none")
 		development = true // such a guest starts in no other way
@@ -103,6 +103,13 @@ func (i *Image) Launch(kind Kind, vcpus int, development bool) measure.Launch {
 		Firmware: i.Firmware, Kernel: i.Kernel, Initrd: i.Initrd,
 		Cmdline: Cmdline(i.Manifest.Cmdline, kind, development),
 		VCPUs:   vcpus, VCPUModel: MeasuredCPU,
+	}
+}
+
+// TDXLaunch is l as a TD with that much memory is measured by.
+func TDXLaunch(l measure.Launch, memoryMiB int) measure.TDXLaunch {
+	return measure.TDXLaunch{
+		Firmware: l.Firmware, Kernel: l.Kernel, Initrd: l.Initrd, Cmdline: l.Cmdline, VCPUs: l.VCPUs, Memory: uint64(max(memoryMiB, 0)) << 20,
 	}
 }
 

@@ -17,6 +17,8 @@ const (
 	// Soft is the software TEE: the protocol of SEV-SNP without its
 	// protection, for development.
 	Soft Kind = "soft"
+	// SoftTDX is the software TEE with the quotes of TDX.
+	SoftTDX Kind = "soft-tdx"
 	// SNP is AMD SEV-SNP.
 	SNP Kind = "snp"
 	// TDX is Intel TDX.
@@ -25,25 +27,31 @@ const (
 	None Kind = "none"
 )
 
+// kindNames are for messages.
+const kindNames = "auto, soft, soft-tdx, snp, tdx or none"
+
 // ParseKind reads a kind; empty is Auto.
 func ParseKind(s string) (Kind, error) {
 	switch k := Kind(s); k {
 	case "":
 		return Auto, nil
-	case Auto, Soft, SNP, TDX, None:
+	case Auto, Soft, SoftTDX, SNP, TDX, None:
 		return k, nil
 	}
-	return "", fmt.Errorf("tee: expected auto, soft, snp, tdx or none, got %q", s)
+	return "", fmt.Errorf("tee: expected %s, got %q", kindNames, s)
 }
 
 // Hardware says whether a processor protects the machine.
 func (k Kind) Hardware() bool { return k == SNP || k == TDX }
 
+// Software says whether the software TEE stands in for a processor.
+func (k Kind) Software() bool { return k == Soft || k == SoftTDX }
+
 // Choose resolves Auto by the host's facts and says why. A kind that is named
 // must be there.
 func Choose(k Kind, f platform.Facts) (Kind, string, error) {
 	switch k {
-	case Soft, None:
+	case Soft, SoftTDX, None:
 		return k, "asked for", nil
 	case SNP:
 		if f.SNP != nil {
@@ -57,7 +65,7 @@ func Choose(k Kind, f platform.Facts) (Kind, string, error) {
 		return k, "asked for", nil
 	case Auto, "":
 	default:
-		return "", "", fmt.Errorf("tee: expected auto, soft, snp, tdx or none, got %q", k)
+		return "", "", fmt.Errorf("tee: expected %s, got %q", kindNames, k)
 	}
 	switch {
 	case f.SNP == nil:

@@ -9,7 +9,6 @@ package sandbox
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -46,8 +45,8 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 	if s.info.Kind, s.info.KindReason, err = Choose(c.TEE, *c.Facts); err != nil {
 		return err
 	}
-	if s.info.Kind == Soft && c.Processor == nil {
-		return errors.New("tee soft: no software TEE is configured")
+	if s.info.Kind.Software() && c.Processor == nil {
+		return fmt.Errorf("tee %s: no software TEE is configured", s.info.Kind)
 	}
 	s.log.InfoContext(ctx, "TEE chosen", "tee", string(s.info.Kind), "reason", s.info.KindReason)
 
@@ -75,15 +74,12 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 		return err
 	}
 	m := s.machine(c, image, launched)
-	var guest *softtee.Guest
-	if s.info.Kind == Soft {
+	var guest softGuest
+	if s.info.Kind.Software() {
 		c.Progress(StageMeasure)
-		guest, err = c.Processor.Launch(launched, softtee.Policy{HostData: [32]byte(hostData(c, 32))})
-		if err != nil {
+		if guest, err = s.measure(c, launched); err != nil {
 			return fmt.Errorf("software TEE: %w", err)
 		}
-		measured := guest.Measurement()
-		s.info.Measurement = measured[:]
 	}
 	c.Progress(StageBoot)
 	if err := s.boot(ctx, c, qemu, m, image, launched); err != nil {
@@ -95,6 +91,31 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 		}
 	}
 	return s.greet(ctx, c)
+}
+
+// softGuest is a guest of the software TEE.
+type softGuest interface {
+	Serve(ctx context.Context, port io.ReadWriter) error
+}
+
+// measure has the software TEE measure what is started.
+func (s *Sandbox) measure(c Config, launched measure.Launch) (softGuest, error) {
+	if s.info.Kind == SoftTDX {
+		guest, err := c.Processor.LaunchTDX(TDXLaunch(launched, c.MemoryMiB), softtee.TDXPolicy{MRConfigID: [48]byte(hostData(c, 48))})
+		if err != nil {
+			return nil, err
+		}
+		measured := guest.MRTD()
+		s.info.Measurement = measured[:]
+		return guest, nil
+	}
+	guest, err := c.Processor.Launch(launched, softtee.Policy{HostData: [32]byte(hostData(c, 32))})
+	if err != nil {
+		return nil, err
+	}
+	measured := guest.Measurement()
+	s.info.Measurement = measured[:]
+	return guest, nil
 }
 
 // accelerator decides what executes the guest.
@@ -137,7 +158,7 @@ func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.
 		s.network = network(s.mac)
 	}
 	switch s.info.Kind {
-	case Soft:
+	case Soft, SoftTDX:
 		m.Ports = append(m.Ports, vmm.Port{Name: softport.PortName})
 	case SNP:
 		m.CPU = MeasuredCPU
@@ -194,7 +215,7 @@ func (s *Sandbox) boot(ctx context.Context, c Config, qemu vmm.QEMU, m *vmm.Mach
 
 // serveSoftTEE answers the guest's requests for reports until the machine
 // ends.
-func (s *Sandbox) serveSoftTEE(ctx context.Context, guest *softtee.Guest, wrap func(io.ReadWriter) io.ReadWriter) error {
+func (s *Sandbox) serveSoftTEE(ctx context.Context, guest softGuest, wrap func(io.ReadWriter) io.ReadWriter) error {
 	conn, err := s.vm.Port(softport.PortName)
 	if err != nil {
 		return err

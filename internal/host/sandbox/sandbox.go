@@ -60,7 +60,8 @@ type Info struct {
 	// Expected are the inputs of a launch as the image's manifest has it,
 	// Launched those that were started; see Explain.
 	Expected, Launched measure.Inputs
-	// Measurement is the launch digest; nil where only hardware knows it.
+	// Measurement is the launch digest, of a SoftTDX guest MRTD; nil where only
+	// hardware knows it.
 	Measurement []byte
 	// Hello is the agent's account of itself. The guest may be anything.
 	Hello *agentapi.HelloResponse

@@ -37,7 +37,8 @@ func TestChoose(t *testing.T) {
 		{SNP, intel, "", "tee snp: not here"},
 		{TDX, intel, TDX, "asked for"},
 		{TDX, amd, "", "tee tdx: not here"},
-		{"sgx", amd, "", "expected auto, soft, snp, tdx or none"},
+		{SoftTDX, intel, SoftTDX, "asked for"},
+		{"sgx", amd, "", "expected auto, soft, soft-tdx, snp, tdx or none"},
 	} {
 		got, reason, err := Choose(tc.kind, tc.facts)
 		if err != nil {
@@ -47,7 +48,7 @@ func TestChoose(t *testing.T) {
 			t.Errorf("%q: %q, %q; want %q, %q", tc.kind, got, reason, tc.want, tc.reason)
 		}
 	}
-	for _, s := range []string{"", "auto", "soft", "snp", "tdx", "none"} {
+	for _, s := range []string{"", "auto", "soft", "soft-tdx", "snp", "tdx", "none"} {
 		if _, err := ParseKind(s); err != nil {
 			t.Errorf("%q: %v", s, err)
 		}
@@ -65,6 +66,7 @@ func TestCmdline(t *testing.T) {
 		want        string
 	}{
 		{Soft, false, "quiet coffer.tee=soft"},
+		{SoftTDX, false, "quiet coffer.tee=soft-tdx"},
 		{Soft, true, "quiet coffer.tee=soft coffer.development"},
 		{None, false, "quiet coffer.tee=none coffer.development"},
 		{SNP, false, "quiet coffer.tee=auto"},

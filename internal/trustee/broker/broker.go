@@ -245,6 +245,9 @@ func outcome(e *problem.Error) metrics.Outcome {
 	case e.Status < http.StatusInternalServerError:
 		return metrics.Denied
 	}
+	if _, ok := errors.AsType[*tee.UnavailableError](e); ok {
+		return metrics.Unavailable
+	}
 	return metrics.Failed
 }
 

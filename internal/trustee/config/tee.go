@@ -16,6 +16,7 @@ type TEE struct {
 	AzureTDX Azure  `toml:"az-tdx-vtpm"`
 	TPM      TPM    `toml:"tpm"`
 	CCA      CCA    `toml:"cca"`
+	SE       SE     `toml:"se"`
 	CSV      CSV    `toml:"csv"`
 	NVIDIA   NVIDIA `toml:"nvidia"`
 	Sample   Sample `toml:"sample"`
@@ -67,7 +68,8 @@ type Intel struct {
 	DevelopmentRoots []string `toml:"development_roots"`
 	AllowDebug       bool     `toml:"allow_debug"`
 	// AllowStaleCollateral judges by Intel's documents past their date where no
-	// fresher can be had.
+	// fresher can be had. Documents that cannot be had at all are another matter:
+	// without them nothing is judged.
 	AllowStaleCollateral bool `toml:"allow_stale_collateral"`
 }
 
@@ -95,6 +97,22 @@ type CCA struct {
 	TrustAnchors       []string `toml:"trust_anchors"`
 	DevelopmentAnchors []string `toml:"development_anchors"`
 	AllowDebug         bool     `toml:"allow_debug"`
+}
+
+// SE configures the IBM Secure Execution verifier. All files are PEM or DER.
+type SE struct {
+	Enabled bool `toml:"enabled"`
+	// HostKeys are host-key documents of the machines, Certificates IBM's signing
+	// key and the intermediates over it, Roots what those end in, CRLs the
+	// revocation lists of each issuer.
+	HostKeys     []string `toml:"host_keys"`
+	Certificates []string `toml:"certificates"`
+	Roots        []string `toml:"roots"`
+	CRLs         []string `toml:"crls"`
+	// DevelopmentHostKeys are those of emulated machines.
+	DevelopmentHostKeys []string `toml:"development_host_keys"`
+	// Image is the Secure Execution image that guests boot.
+	Image string `toml:"image"`
 }
 
 // CSV configures the Hygon CSV verifier.
@@ -149,7 +167,7 @@ func defaultTEE() TEE {
 
 func (c *Config) teeProblems(p *problems) {
 	t := c.TEE
-	if !slices.Contains([]bool{t.SNP.Enabled, t.TDX.Enabled, t.SGX.Enabled, t.AzureSNP.Enabled, t.AzureTDX.Enabled, t.TPM.Enabled, t.CCA.Enabled, t.CSV.Enabled, t.NVIDIA.Enabled, t.Sample.Enabled}, true) {
+	if !slices.Contains([]bool{t.SNP.Enabled, t.TDX.Enabled, t.SGX.Enabled, t.AzureSNP.Enabled, t.AzureTDX.Enabled, t.TPM.Enabled, t.CCA.Enabled, t.SE.Enabled, t.CSV.Enabled, t.NVIDIA.Enabled, t.Sample.Enabled}, true) {
 		p.add("tee", "at least one enabled environment", "none")
 	}
 	for g := range t.SNP.MinimumTCB {
@@ -167,6 +185,15 @@ func (c *Config) teeProblems(p *problems) {
 	}
 	if t.CCA.Enabled && len(t.CCA.TrustAnchors)+len(t.CCA.DevelopmentAnchors) == 0 {
 		p.add("tee.cca.trust_anchors", "files with the keys of platforms: Arm has no root that all chain to", "none")
+	}
+	if t.SE.Enabled {
+		if len(t.SE.HostKeys)+len(t.SE.DevelopmentHostKeys) == 0 {
+			p.add("tee.se.host_keys", "the host-key documents of the machines", "none")
+		}
+		if len(t.SE.HostKeys) > 0 && len(t.SE.Roots) == 0 {
+			p.add("tee.se.roots", "the root certificates that host keys end in", "none")
+		}
+		p.notEmpty("tee.se.image", t.SE.Image)
 	}
 	p.oneOf("collateral.tcb_update", c.Collateral.Update, "standard", "early")
 	p.positive("collateral.max_age", c.Collateral.MaxAge.D(), 30*24*time.Hour)
@@ -215,6 +242,9 @@ func (c *Config) teeWarnings() []string {
 	if n := len(t.CCA.DevelopmentAnchors); n > 0 {
 		w = append(w, fmt.Sprintf("tee.cca.development_anchors: evidence by keys of %d file(s) of emulated platforms is accepted as simulated", n))
 	}
+	if n := len(t.SE.DevelopmentHostKeys); n > 0 {
+		w = append(w, fmt.Sprintf("tee.se.development_host_keys: evidence of %d machine(s) that nobody vouches for is accepted as simulated", n))
+	}
 	for _, d := range []struct {
 		key, what string
 		on        bool
@@ -242,10 +272,11 @@ func (c *Config) teeWarnings() []string {
 
 // teePaths are the files and directories of the verifiers' configuration.
 func (c *Config) teePaths() []*string {
-	out := []*string{&c.Collateral.Dir}
+	out := []*string{&c.Collateral.Dir, &c.TEE.SE.Image}
 	for _, list := range [][]string{
 		c.TEE.SNP.DevelopmentRoots, c.TEE.TDX.DevelopmentRoots, c.TEE.SGX.DevelopmentRoots, c.TEE.NVIDIA.DevelopmentRoots,
 		c.TEE.TPM.TrustedAKs, c.TEE.CCA.TrustAnchors, c.TEE.CCA.DevelopmentAnchors, c.Collateral.Stores,
+		c.TEE.SE.HostKeys, c.TEE.SE.Certificates, c.TEE.SE.Roots, c.TEE.SE.CRLs, c.TEE.SE.DevelopmentHostKeys,
 	} {
 		for i := range list {
 			out = append(out, &list[i])

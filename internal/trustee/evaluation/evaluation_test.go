@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"slices"
 	"strings"
@@ -288,4 +289,64 @@ func TestSlots(t *testing.T) {
 			t.Errorf("cancelled: got %v", p)
 		}
 	})
+}
+
+// TestMissingCollateral: the client learns what is missing and when to come
+// again, and nothing of where it was looked for; evidence that is refused for
+// something else, likewise.
+func TestMissingCollateral(t *testing.T) {
+	t.Parallel()
+	const secretPlace = "https://pccs.intern.example:8081"
+	crl := &tee.CollateralError{Item: "AMD's VCEK revocation list of Milan", Source: secretPlace, Reason: tee.CollateralThrottled, RetryAfter: time.Minute, Err: errors.New("dial tcp 10.1.2.3:8081")}
+	other := errors.New("open /var/lib/private: permission denied")
+	missing := []tee.Failure{
+		{Check: "snp.collateral", Field: "crl", Expected: crl.Item, Got: crl.Error(), Help: crl.Help()},
+		{Check: "snp.collateral", Field: "vcek", Got: other.Error()},
+		{Check: "snp.rim", Field: "rim", Got: "a name of the evidence's"},
+	}
+	fail := func(name tee.Name, err error) verifier {
+		return verifier{name: name, check: func(context.Context, json.RawMessage, tee.Expected) (*tee.Result, error) { return nil, err }}
+	}
+	causes := errors.Join(fmt.Errorf("wrapped: %w", crl), other)
+	forged := tee.Failure{Check: "cca.signature", Field: "signature"}
+	e := engine(Options{},
+		fail(tee.SNP, &tee.UnavailableError{TEE: tee.SNP, Failures: missing, Err: causes}),
+		fail(tee.CCA, &tee.Error{TEE: tee.CCA, Failures: append([]tee.Failure{forged}, missing...), Missing: causes}),
+		fail(tee.TDX, &tee.UnavailableError{TEE: tee.TDX, Failures: missing[2:]}),
+	)
+	for name, want := range map[tee.Name]struct {
+		status int
+		retry  time.Duration
+		rule   string
+	}{
+		tee.SNP: {http.StatusServiceUnavailable, time.Minute, "snp.collateral"},
+		tee.CCA: {http.StatusForbidden, 0, "cca.signature"},
+		tee.TDX: {http.StatusServiceUnavailable, leastRetry, "snp.rim"},
+	} {
+		_, p := e.Evaluate(t.Context(), Request{Primary: piece(name, `1`)})
+		if p == nil || p.Status != want.status || p.RetryAfter != want.retry || p.Info.Reason == nil || p.Info.Reason.Rule != want.rule {
+			t.Errorf("%s: got %+v", name, p)
+			continue
+		}
+		doc, err := json.Marshal(p.Info)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, leak := range []string{"pccs", "10.1.2.3", "/var/lib", "denied:"} {
+			if strings.Contains(string(doc), leak) {
+				t.Errorf("%s: %q is in %s", name, leak, doc)
+			}
+		}
+		if name != tee.TDX && (!strings.Contains(string(doc), `"got":"throttled"`) || !strings.Contains(string(doc), crl.Item)) {
+			t.Errorf("%s: %s", name, doc)
+		}
+		if !strings.Contains(string(doc), "a name of the evidence's") {
+			t.Errorf("%s: %s", name, doc)
+		}
+		// The log and the metrics learn more.
+		_, lacking := errors.AsType[*tee.UnavailableError](p)
+		if lacking != (name != tee.CCA) || name == tee.SNP && !strings.Contains(p.Error(), secretPlace) {
+			t.Errorf("%s: %v", name, p)
+		}
+	}
 }

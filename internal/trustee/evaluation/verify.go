@@ -99,14 +99,12 @@ func (e *Engine) verifyOne(ctx context.Context, x Individual) ([]*tee.Result, *p
 	}
 	results, err := run(ctx, verifier, x.Evidence, want)
 	if refused, ok := errors.AsType[*tee.Error](err); ok {
-		reasons := make([]kbs.Reason, 0, len(refused.Failures))
-		for _, f := range refused.Failures {
-			reasons = append(reasons, kbs.Reason{Rule: f.Check, Claim: f.Field, Expected: f.Expected, Got: f.Got, Help: f.Help})
-		}
-		return nil, problem.Denied(problem.Attestation, string(x.TEE)+" evidence refused", reasons...)
+		return nil, problem.Denied(problem.Attestation, string(x.TEE)+" evidence refused", reasons(refused.Failures, refused.Missing)...)
+	}
+	if lacking, ok := errors.AsType[*tee.UnavailableError](err); ok {
+		return nil, unavailable(lacking)
 	}
 	if err != nil {
-		// Not judged, for example because collateral could not be fetched.
 		return nil, notJudged(err)
 	}
 	if len(results) == 0 || len(results) > MaxIndividuals {

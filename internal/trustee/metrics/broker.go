@@ -46,18 +46,20 @@ func (m *Metrics) PolicyDecision(o Outcome) {
 type attestationMetrics struct {
 	requests, errors    prometheus.Counter
 	successes, failures *prometheus.CounterVec
+	unavailable         *prometheus.CounterVec
 	seconds             *prometheus.HistogramVec
 	running             prometheus.Gauge
 }
 
 func newAttestation(f factory) attestationMetrics {
 	return attestationMetrics{
-		requests:  f.counter("kbs_attestation_requests_total", "Handshakes that were begun (auth).").WithLabelValues(),
-		errors:    f.counter("kbs_attestation_errors_total", "Attestations that came to no verdict: malformed, out of time, or the trustee failed.").WithLabelValues(),
-		successes: f.counter("kbs_attestation_successes_total", "Attestations that got a token.", "tee_type"),
-		failures:  f.counter("kbs_attestation_failures_total", "Attestations that were refused.", "tee_type"),
-		seconds:   f.histogram("coffer_attestation_duration_seconds", "Verification and appraisal, without waiting for a slot.", durations(), "tee_type"),
-		running:   f.gauge("coffer_attestation_running", "Verifications under way.").WithLabelValues(),
+		requests:    f.counter("kbs_attestation_requests_total", "Handshakes that were begun (auth).").WithLabelValues(),
+		errors:      f.counter("kbs_attestation_errors_total", "Attestations that came to no verdict: malformed, out of time, or the trustee failed.").WithLabelValues(),
+		successes:   f.counter("kbs_attestation_successes_total", "Attestations that got a token.", "tee_type"),
+		failures:    f.counter("kbs_attestation_failures_total", "Attestations that were refused.", "tee_type"),
+		unavailable: f.counter("coffer_attestation_unavailable_total", "Attestations among those without a verdict for which collateral was missing.", "tee_type"),
+		seconds:     f.histogram("coffer_attestation_duration_seconds", "Verification and appraisal, without waiting for a slot.", durations(), "tee_type"),
+		running:     f.gauge("coffer_attestation_running", "Verifications under way.").WithLabelValues(),
 	}
 }
 
@@ -69,7 +71,8 @@ func (m *Metrics) AttestationRequest() {
 }
 
 // Attestation counts a handshake's end: [OK] got a token, [Denied] was
-// refused, anything else came to no verdict. A duration of 0 is not recorded.
+// refused, anything else came to no verdict, [Unavailable] for want of
+// collateral. A duration of 0 is not recorded.
 func (m *Metrics) Attestation(t tee.Name, o Outcome, took time.Duration) {
 	if m == nil {
 		return
@@ -80,6 +83,9 @@ func (m *Metrics) Attestation(t tee.Name, o Outcome, took time.Duration) {
 		m.attestation.successes.WithLabelValues(name).Inc()
 	case Denied:
 		m.attestation.failures.WithLabelValues(name).Inc()
+	case Unavailable:
+		m.attestation.unavailable.WithLabelValues(name).Inc()
+		m.attestation.errors.Inc()
 	default:
 		m.attestation.errors.Inc()
 	}

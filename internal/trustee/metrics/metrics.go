@@ -39,13 +39,15 @@ const (
 	Denied Outcome = "denied"
 	// NotFound: allowed, but there is no such thing.
 	NotFound Outcome = "not_found"
+	// Unavailable: evidence could not be judged for want of collateral.
+	Unavailable Outcome = "unavailable"
 	// Failed: the trustee or something behind it failed.
 	Failed Outcome = "error"
 )
 
 func (o Outcome) label() string {
 	switch o {
-	case OK, Denied, NotFound, Failed:
+	case OK, Denied, NotFound, Unavailable, Failed:
 		return string(o)
 	}
 	return other

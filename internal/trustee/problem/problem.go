@@ -86,6 +86,14 @@ func Denied(variant, what string, reasons ...kbs.Reason) *Error {
 	return e
 }
 
+// Unavailable is a 503 with what is missing, in the form of [Denied], and a
+// request to come again after some time.
+func Unavailable(variant, what string, after time.Duration, reasons ...kbs.Reason) *Error {
+	e := Denied(variant, what, reasons...)
+	e.Status, e.RetryAfter = http.StatusServiceUnavailable, after
+	return e
+}
+
 const (
 	// maxReasons bounds what a denial lists.
 	maxReasons = 16

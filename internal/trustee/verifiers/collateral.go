@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/config"
+	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee/collateral"
 )
 
@@ -55,6 +56,9 @@ func OpenCollateral(c config.Collateral, stateDir string, now func() time.Time, 
 	return client, nil
 }
 
+// SecretSize is the length of Options.Secret in bytes.
+const SecretSize = 32
+
 // Check reports everything that keeps a configuration's verifiers from being
 // built. It fetches, creates and changes nothing.
 func Check(c config.TEE, source config.Collateral, now func() time.Time) error {
@@ -72,7 +76,8 @@ func Check(c config.TEE, source config.Collateral, now func() time.Time) error {
 	if err != nil {
 		return fmt.Errorf("collateral: %w", err)
 	}
-	_, err = New(Options{TEE: c, Collateral: client, Now: now})
+	// No challenge is made here: any secret will do.
+	_, err = New(Options{TEE: c, Collateral: client, Secret: secret.New(make([]byte, SecretSize)), Now: now})
 	return errors.Join(append(problems, err, client.Close())...)
 }
 

@@ -4,7 +4,6 @@ package verifiers
 
 import (
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -14,6 +13,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/trustee/config"
+	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/azure/azureverify"
 	"github.com/coffer-project/coffer/tee/cca/ccaverify"
@@ -22,6 +22,8 @@ import (
 	"github.com/coffer-project/coffer/tee/dcap"
 	"github.com/coffer-project/coffer/tee/nvidia/nvidiaverify"
 	"github.com/coffer-project/coffer/tee/sample"
+	"github.com/coffer-project/coffer/tee/se"
+	"github.com/coffer-project/coffer/tee/se/severify"
 	"github.com/coffer-project/coffer/tee/sgx/sgxverify"
 	"github.com/coffer-project/coffer/tee/snp"
 	"github.com/coffer-project/coffer/tee/snp/snpverify"
@@ -37,7 +39,10 @@ type Options struct {
 	TEE config.TEE
 	// Collateral is asked for what evidence does not bring.
 	Collateral *collateral.Client
-	Now        func() time.Time
+	// Secret seals what IBM Secure Execution guests carry between challenge and
+	// evidence: at least 32 bytes, the same for all replicas.
+	Secret secret.Bytes
+	Now    func() time.Time
 }
 
 // New returns the enabled verifiers by TEE. Every problem of the configuration
@@ -68,13 +73,15 @@ func New(o Options) (map[tee.Name]tee.Verifier, error) {
 	})
 	add(c.AzureTDX.Enabled, tee.AzureTDXVTPM, func() (tee.Verifier, error) {
 		v, err := tdxs()
-		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2, AllowMissingCollateral: c.TDX.AllowStaleCollateral}), err
+		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2}), err
 	})
 	add(c.SGX.Enabled, tee.SGX, o.sgx)
 	add(c.TPM.Enabled, tee.TPM, o.tpm)
 	add(c.CCA.Enabled, tee.CCA, o.cca)
+	add(c.SE.Enabled, tee.SE, o.se)
 	add(c.CSV.Enabled, tee.CSV, o.csv)
 	add(c.NVIDIA.Enabled, tee.NVIDIA, o.nvidia)
+	add(c.Sample.Enabled, tee.SampleDevice, func() (tee.Verifier, error) { return sample.NewDeviceVerifier(), nil })
 	add(c.Sample.Enabled, tee.Sample, func() (tee.Verifier, error) { return sample.NewVerifier(), nil })
 	return out, errors.Join(problems...)
 }
@@ -141,8 +148,9 @@ func minimumTCB(g snp.Generation, t config.TCB) snpverify.MinimumTCB {
 func (o Options) intel(c config.Intel) ([]dcap.DevelopmentRoot, dcap.Collateral, error) {
 	var roots []dcap.DevelopmentRoot
 	err := read("development_roots", c.DevelopmentRoots, func(name string, text []byte) error {
-		roots = append(roots, dcap.DevelopmentRoot{Name: name, PEM: text})
-		return nil
+		root, err := dcap.ParseDevelopmentRoot(name, text)
+		roots = append(roots, root)
+		return err
 	})
 	return roots, o.Collateral.Intel(), err
 }
@@ -152,7 +160,7 @@ func (o Options) tdx() (*tdxverify.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowMissingCollateral: o.TEE.TDX.AllowStaleCollateral})
+	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowStaleCollateral: o.TEE.TDX.AllowStaleCollateral})
 }
 
 func (o Options) sgx() (tee.Verifier, error) {
@@ -160,26 +168,18 @@ func (o Options) sgx() (tee.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowMissingCollateral: o.TEE.SGX.AllowStaleCollateral})
+	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowStaleCollateral: o.TEE.SGX.AllowStaleCollateral})
 }
 
 func (o Options) tpm() (tee.Verifier, error) {
 	v := tpmverify.Options{Now: o.Now}
 	err := read("trusted_aks", o.TEE.TPM.TrustedAKs, func(name string, text []byte) error {
-		for block, rest := pem.Decode(text); ; block, rest = pem.Decode(rest) {
-			switch {
-			case block == nil && len(rest) == len(text):
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got none", name)
-			case block == nil:
-				return nil
-			case block.Type == "PUBLIC KEY":
-				v.TrustedAKs = append(v.TrustedAKs, block.Bytes)
-			case block.Type == "CERTIFICATE":
-				v.AKRoots = append(v.AKRoots, block.Bytes)
-			default:
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got %.40q", name, block.Type)
-			}
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		v.TrustedAKs, v.AKRoots = append(v.TrustedAKs, keys...), append(v.AKRoots, roots...)
+		return nil
 	})
 	if err != nil {
 		return nil, err
@@ -206,6 +206,39 @@ func (o Options) cca() (tee.Verifier, error) {
 	return ccaverify.New(v)
 }
 
+// maxImage bounds a Secure Execution image in bytes.
+const maxImage = 512 << 20
+
+func (o Options) se() (tee.Verifier, error) {
+	c := o.TEE.SE
+	v := severify.Options{Now: o.Now, Secret: o.Secret.Expose()}
+	var problems []error
+	for _, list := range []struct {
+		key   string
+		files []string
+		into  *[][]byte
+	}{
+		{"host_keys", c.HostKeys, &v.HostKeys}, {"certificates", c.Certificates, &v.Certificates}, {"roots", c.Roots, &v.Roots},
+		{"crls", c.CRLs, &v.CRLs}, {"development_host_keys", c.DevelopmentHostKeys, &v.DevelopmentHostKeys},
+	} {
+		problems = append(problems, read(list.key, list.files, func(_ string, text []byte) error {
+			*list.into = append(*list.into, text)
+			return nil
+		}))
+	}
+	image, err := readFile(c.Image, maxImage)
+	if err == nil {
+		v.Tags, err = se.TagsOfImage(image)
+	}
+	if err != nil {
+		problems = append(problems, fmt.Errorf("image: %w", err))
+	}
+	if err := errors.Join(problems...); err != nil {
+		return nil, err
+	}
+	return severify.New(v)
+}
+
 func (o Options) csv() (tee.Verifier, error) {
 	v := csvverify.Options{Now: o.Now, AllowDebug: o.TEE.CSV.AllowDebug}
 	v.Collateral = o.Collateral.Hygon()
@@ -229,15 +262,7 @@ func (o Options) nvidia() (tee.Verifier, error) {
 // read hands the content of each file to use, with the file's base name.
 func read(key string, files []string, use func(name string, text []byte) error) error {
 	for _, file := range files {
-		f, err := os.Open(filepath.Clean(file))
-		if err != nil {
-			return fmt.Errorf("%s: %w", key, err)
-		}
-		text, err := io.ReadAll(io.LimitReader(f, maxFile+1))
-		_ = f.Close()
-		if err == nil && len(text) > maxFile {
-			err = fmt.Errorf("%s: expected at most %d bytes", file, maxFile)
-		}
+		text, err := readFile(file, maxFile)
 		if err == nil {
 			err = use(filepath.Base(file), text)
 		}
@@ -246,4 +271,17 @@ func read(key string, files []string, use func(name string, text []byte) error) 
 		}
 	}
 	return nil
+}
+
+func readFile(name string, limit int64) ([]byte, error) {
+	f, err := os.Open(filepath.Clean(name))
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = f.Close() }()
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err == nil && int64(len(data)) > limit {
+		err = fmt.Errorf("%s: expected at most %d bytes", name, limit)
+	}
+	return data, err
 }

@@ -86,12 +86,17 @@ func parse(head []byte, size int) ([]region, error) {
 	for _, r := range sections {
 		hashed += r.to - r.from
 	}
+	regions = append(regions, sections...)
 	// What follows the sections is hashed, up to the certificates at the end. The
-	// specification takes the number of bytes hashed so far for its offset.
-	if hd.certSize > size-hashed {
+	// specification takes the number of bytes hashed so far for its offset. Where
+	// nothing follows, firmware does not look at the certificates' size.
+	switch {
+	case hashed == size:
+		return regions, nil
+	case hd.certSize > size-hashed:
 		return nil, fmt.Errorf("peimage: certificate table: expected at most %d bytes behind the sections, got %d", size-hashed, hd.certSize)
 	}
-	return append(append(regions, sections...), region{hashed, size - hd.certSize}), nil
+	return append(regions, region{hashed, size - hd.certSize}), nil
 }
 
 // parseSections returns the sections in the order of their place in the file.

@@ -16,6 +16,7 @@ import (
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
 	"github.com/coffer-project/coffer/tee/measure"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/sigstruct"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 )
@@ -125,7 +126,7 @@ func TestVTPM(t *testing.T) {
 	if err != nil {
 		t.Skipf("Debian's package ovmf is not installed: %v", err)
 	}
-	l := vtpm.Launch{Firmware: firmware, Kernel: kernel(), Machine: vtpm.Q35, Memory: 512 << 20}
+	l := vtpm.Launch{Firmware: firmware, Kernel: kernel(), Machine: qemuload.Q35, Memory: 512 << 20}
 	p, err := VTPM(l, eventlog.SHA256)
 	if err != nil {
 		t.Fatal(err)

@@ -10,21 +10,22 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 )
 
 // vtpmInputs is what was measured; files are SHA-256 digests in lower-case hex.
 type vtpmInputs struct {
-	Firmware        string       `json:"firmware"`
-	FirmwareVersion string       `json:"firmware_version,omitempty"`
-	Vars            string       `json:"vars,omitempty"`
-	Kernel          string       `json:"kernel"`
-	Initrd          string       `json:"initrd,omitempty"`
-	Cmdline         string       `json:"cmdline"`
-	Machine         vtpm.Machine `json:"machine,omitempty"`
-	Memory          uint64       `json:"memory,omitempty"`
-	KernelAsIs      bool         `json:"kernel_as_is,omitempty"`
-	Bank            string       `json:"bank"`
+	Firmware        string           `json:"firmware"`
+	FirmwareVersion string           `json:"firmware_version,omitempty"`
+	Vars            string           `json:"vars,omitempty"`
+	Kernel          string           `json:"kernel"`
+	Initrd          string           `json:"initrd,omitempty"`
+	Cmdline         string           `json:"cmdline"`
+	Machine         qemuload.Machine `json:"machine,omitempty"`
+	Memory          uint64           `json:"memory,omitempty"`
+	KernelAsIs      bool             `json:"kernel_as_is,omitempty"`
+	Bank            string           `json:"bank"`
 }
 
 // VTPM predicts the PCRs of one bank, as tpm_pcr00 to tpm_pcr23. l.Algorithms is

@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 	"github.com/coffer-project/coffer/tee/measure/vtpm"
 	"github.com/coffer-project/coffer/tee/tpm"
 	"github.com/coffer-project/coffer/tee/tpm/tpmverify"
@@ -77,7 +78,7 @@ func TestLive(t *testing.T) {
 	}
 	program := buildGuest(t)
 	first := &boot{cpus: 1, launch: vtpm.Launch{
-		Kernel: readFile(t, kernel), Cmdline: cmdline, Machine: vtpm.Q35, Memory: 512 << 20,
+		Kernel: readFile(t, kernel), Cmdline: cmdline, Machine: qemuload.Q35, Memory: 512 << 20,
 	}}
 	second := &boot{cpus: 1, launch: first.launch}
 	second.launch.Cmdline = cmdline + " coffer.test=žluťoučký"

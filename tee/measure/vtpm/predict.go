@@ -7,6 +7,8 @@ import (
 	"strings"
 
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/measure/peimage"
+	"github.com/coffer-project/coffer/tee/measure/qemuload"
 )
 
 // Limits of what is booted.
@@ -34,7 +36,7 @@ type Launch struct {
 	Kernel, Initrd []byte
 	Cmdline        string
 	// Machine and Memory (bytes) are what QEMU writes into the kernel's header.
-	Machine Machine
+	Machine qemuload.Machine
 	Memory  uint64
 	// KernelAsIs: the kernel reaches the firmware as it is in its file, as with AMD
 	// SEV and TDX. Machine and Memory are not needed then.
@@ -179,20 +181,21 @@ func (p *predictor) secureBoot() error {
 }
 
 func (p *predictor) kernel() error {
-	kernel := p.l.Kernel
+	head, rest := p.l.Kernel, []byte(nil)
 	if !p.l.KernelAsIs {
 		var err error
-		if kernel, err = patchKernel(kernel, p.l.Initrd, p.l.Machine, p.l.Memory); err != nil {
+		load := qemuload.Load{Machine: p.l.Machine, Memory: p.l.Memory, Cmdline: p.l.Cmdline, Initrd: len(p.l.Initrd)}
+		if head, rest, err = load.Kernel(p.l.Kernel); err != nil {
 			return fmt.Errorf("vtpm: %w", err)
 		}
 	}
 	e := Event{4, eventlog.EFIBootServicesApp, "kernel", nil}
 	for _, a := range p.sum.algorithms {
-		digest, err := imageDigest(kernel, p.sum.new(a))
-		if err != nil {
-			return fmt.Errorf("vtpm: kernel: %w", err)
+		h := p.sum.new(a)
+		if err := peimage.Digest(h, head, rest); err != nil {
+			return fmt.Errorf("vtpm: kernel: %w; UEFI firmware starts only a kernel with an EFI stub", err)
 		}
-		e.Digests = append(e.Digests, eventlog.Digest{Alg: a, Value: digest})
+		e.Digests = append(e.Digests, eventlog.Digest{Alg: a, Value: h.Sum(nil)})
 	}
 	p.out.Events = append(p.out.Events, e)
 	return nil

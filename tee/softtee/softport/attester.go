@@ -22,12 +22,15 @@ const Timeout = 30 * time.Second
 // left over where a request was given up before its response came.
 const maxStale = 4
 
-// attester asks the software TEE for reports.
-type attester struct {
+// port asks the software TEE for evidence.
+type port struct {
 	open func(context.Context) (io.ReadWriteCloser, error)
 	// turn is held by the one request under way: the port has one opener.
 	turn chan struct{}
 }
+
+// snpAttester is that of an SEV-SNP guest.
+type snpAttester struct{ port }
 
 // New returns the attester of a guest whose security processor is behind a
 // virtio-serial port. open opens that port anew for each request; what it
@@ -35,18 +38,23 @@ type attester struct {
 // when the request's context ends. Its TEE is [tee.SNP]: the evidence has the
 // format of real hardware and differs in the root that its chain ends in.
 func New(open func(context.Context) (io.ReadWriteCloser, error)) tee.Attester {
-	return &attester{open: open, turn: make(chan struct{}, 1)}
+	return &snpAttester{newPort(open)}
+}
+
+func newPort(open func(context.Context) (io.ReadWriteCloser, error)) port {
+	return port{open: open, turn: make(chan struct{}, 1)}
 }
 
 // TEE implements [tee.Attester].
-func (*attester) TEE() tee.Name { return tee.SNP }
+func (*snpAttester) TEE() tee.Name { return tee.SNP }
 
 // Evidence implements [tee.Attester].
-func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
-	if len(reportData) > ReportDataSize {
-		return nil, fmt.Errorf("softport: report data: expected at most %d bytes, got %d", ReportDataSize, len(reportData))
+func (a *snpAttester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
+	data, err := fit(reportData)
+	if err != nil {
+		return nil, err
 	}
-	e, err := a.request(ctx, [ReportDataSize]byte(tee.Fit(reportData, ReportDataSize)))
+	e, err := a.report(ctx, data)
 	if err != nil {
 		return nil, err
 	}
@@ -55,74 +63,101 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 
 // InitData implements [tee.Attester]: HOST_DATA of a report over fresh report
 // data.
-func (a *attester) InitData(ctx context.Context) ([]byte, error) {
-	var fresh [ReportDataSize]byte
-	_, _ = rand.Read(fresh[:]) // never fails
-	e, err := a.request(ctx, fresh)
+func (a *snpAttester) InitData(ctx context.Context) ([]byte, error) {
+	e, err := a.report(ctx, fresh())
 	if err != nil {
 		return nil, err
 	}
 	return e.AttestationReport.HostData[:], nil
 }
 
-// request gets one report.
-func (a *attester) request(ctx context.Context, reportData [ReportDataSize]byte) (*snp.Evidence, error) {
+// report gets one report.
+func (a *snpAttester) report(ctx context.Context, reportData [ReportDataSize]byte) (*snp.Evidence, error) {
+	resp, err := a.request(ctx, SNP, reportData)
+	if err != nil {
+		return nil, err
+	}
+	e, err := snp.NewEvidence(resp.report, resp.certs)
+	if err != nil {
+		return nil, fmt.Errorf("softport: %w", err)
+	}
+	if err := same(reportData, e.AttestationReport.ReportData); err != nil {
+		return nil, err
+	}
+	return e, nil
+}
+
+// fit is report data in its full size.
+func fit(reportData []byte) ([ReportDataSize]byte, error) {
+	if len(reportData) > ReportDataSize {
+		return [ReportDataSize]byte{}, fmt.Errorf("softport: report data: expected at most %d bytes, got %d", ReportDataSize, len(reportData))
+	}
+	return [ReportDataSize]byte(tee.Fit(reportData, ReportDataSize)), nil
+}
+
+func fresh() (out [ReportDataSize]byte) {
+	_, _ = rand.Read(out[:]) // never fails
+	return out
+}
+
+func same(want, got [ReportDataSize]byte) error {
+	if got != want {
+		return fmt.Errorf("softport: report_data: expected %x, got %x; the host answered another request", want, got)
+	}
+	return nil
+}
+
+// request gets one answer.
+func (p *port) request(ctx context.Context, format Format, reportData [ReportDataSize]byte) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	select {
-	case a.turn <- struct{}{}:
-		defer func() { <-a.turn }()
+	case p.turn <- struct{}{}:
+		defer func() { <-p.turn }()
 	case <-ctx.Done():
-		return nil, fmt.Errorf("softport: waiting for an earlier request: %w", ctx.Err())
+		return response{}, fmt.Errorf("softport: waiting for an earlier request: %w", ctx.Err())
 	}
-	port, err := a.open(ctx)
+	conn, err := p.open(ctx)
 	if err != nil {
-		return nil, fmt.Errorf("softport: opening port %s: %w", PortName, err)
+		return response{}, fmt.Errorf("softport: opening port %s: %w", PortName, err)
 	}
-	stop := context.AfterFunc(ctx, func() { _ = port.Close() })
+	stop := context.AfterFunc(ctx, func() { _ = conn.Close() })
 	defer func() {
 		if stop() {
-			_ = port.Close()
+			_ = conn.Close()
 		}
 	}()
-	e, err := exchange(port, reportData)
+	resp, err := exchange(conn, format, reportData)
 	if ctx.Err() != nil {
 		// The port was closed under the exchange; its error says nothing.
-		return nil, fmt.Errorf("softport: no answer on port %s: %w", PortName, ctx.Err())
+		return response{}, fmt.Errorf("softport: no answer on port %s: %w", PortName, ctx.Err())
 	}
-	return e, err
+	return resp, err
 }
 
 // exchange sends a request and reads its response.
-func exchange(port io.ReadWriter, reportData [ReportDataSize]byte) (*snp.Evidence, error) {
+func exchange(conn io.ReadWriter, format Format, reportData [ReportDataSize]byte) (response, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	q := Request{ID: binary.BigEndian.Uint64(id[:]), ReportData: reportData}
-	if err := writeRequest(port, q); err != nil {
-		return nil, fmt.Errorf("softport: sending a report request: %w", err)
+	q := Request{ID: binary.BigEndian.Uint64(id[:]), Format: format, ReportData: reportData}
+	if err := writeRequest(conn, q); err != nil {
+		return response{}, fmt.Errorf("softport: sending a report request: %w", err)
 	}
 	for range maxStale + 1 {
-		resp, err := readResponse(port)
+		resp, err := readResponse(conn, format)
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return nil, fmt.Errorf("softport: reading a report: %w", err)
+			return response{}, fmt.Errorf("softport: reading a report: %w", err)
 		}
 		if resp.id != q.ID {
 			continue
 		}
-		if resp.report == nil {
-			return nil, fmt.Errorf("softport: the host refused the report: %q", resp.refusal)
+		if resp.report == nil && resp.quote == nil {
+			return response{}, fmt.Errorf("softport: the host refused the report: %q", resp.refusal)
 		}
-		e, err := snp.NewEvidence(resp.report, resp.certs)
-		if err != nil {
-			return nil, fmt.Errorf("softport: %w", err)
-		}
-		if e.AttestationReport.ReportData != reportData {
-			return nil, fmt.Errorf("softport: report_data: expected %x, got %x; the host answered another request", reportData, e.AttestationReport.ReportData)
-		}
-		return e, nil
+		return resp, nil
 	}
-	return nil, fmt.Errorf("softport: got %d responses to other requests", maxStale+1)
+	return response{}, fmt.Errorf("softport: got %d responses to other requests", maxStale+1)
 }

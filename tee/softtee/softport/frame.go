@@ -11,10 +11,19 @@
 //	8  8  identifier: a response repeats that of its request
 //	16 4  length of the payload
 //
-//	kind 1, guest to host: report request. Payload: 64 bytes of report data.
+//	kind 1, guest to host: request of an SEV-SNP report. Payload: 64 bytes of
+//	        report data.
 //	kind 2, host to guest: report. Payload: the report (1184 bytes), then a
 //	        certificate table as hardware hosts supply it (see tee/snp).
 //	kind 3, host to guest: refusal. Payload: at most 512 bytes of text.
+//	kind 4, guest to host: request of a TDX quote. Payload: 64 bytes of report
+//	        data.
+//	kind 5, host to guest: quote. Payload: the quote's length (4 bytes, 1 to
+//	        16 KiB), the quote, and the event log as it goes into evidence
+//	        (at most 64 KiB, may be empty).
+//
+// A host answers the requests of the one format that the guest was launched
+// with and refuses the others.
 //
 // Neither side trusts the other: lengths are checked against the kind before
 // anything is allocated. That a response comes from the software TEE and not
@@ -42,12 +51,17 @@ const (
 	version    = 1
 	headerSize = 20
 
-	kindRequest = 1
-	kindReport  = 2
-	kindRefusal = 3
+	kindRequest      = 1
+	kindReport       = 2
+	kindRefusal      = 3
+	kindQuoteRequest = 4
+	kindQuote        = 5
 
-	maxTable   = 64 << 10
-	maxRefusal = 512
+	maxTable    = 64 << 10
+	maxRefusal  = 512
+	quoteLength = 4
+	maxQuote    = 16 << 10
+	maxEventLog = 64 << 10
 )
 
 // ErrFrame is wrapped by every error about a malformed frame. The stream cannot
@@ -101,24 +115,45 @@ func writeFrame(w io.Writer, f frame) error {
 	return err
 }
 
+// Format is what evidence looks like.
+type Format uint8
+
+// The formats.
+const (
+	// SNP are SEV-SNP reports.
+	SNP Format = iota
+	// TDX are TDX quotes.
+	TDX
+)
+
 // Request is what a guest asks for.
 type Request struct {
 	ID         uint64
+	Format     Format
 	ReportData [ReportDataSize]byte
 }
 
 // ReadRequest reads the next request of a guest. It returns io.EOF where the
 // stream ends between requests.
 func ReadRequest(r io.Reader) (Request, error) {
-	f, err := readFrame(r, map[byte][2]uint32{kindRequest: {ReportDataSize, ReportDataSize}})
+	size := [2]uint32{ReportDataSize, ReportDataSize}
+	f, err := readFrame(r, map[byte][2]uint32{kindRequest: size, kindQuoteRequest: size})
 	if err != nil {
 		return Request{}, err
 	}
-	return Request{ID: f.id, ReportData: [ReportDataSize]byte(f.payload)}, nil
+	q := Request{ID: f.id, ReportData: [ReportDataSize]byte(f.payload)}
+	if f.kind == kindQuoteRequest {
+		q.Format = TDX
+	}
+	return q, nil
 }
 
 func writeRequest(w io.Writer, q Request) error {
-	return writeFrame(w, frame{kind: kindRequest, id: q.ID, payload: q.ReportData[:]})
+	kind := byte(kindRequest)
+	if q.Format == TDX {
+		kind = kindQuoteRequest
+	}
+	return writeFrame(w, frame{kind: kind, id: q.ID, payload: q.ReportData[:]})
 }
 
 // WriteReport answers the request id with a report and its certificates.
@@ -137,34 +172,57 @@ func WriteReport(w io.Writer, id uint64, report []byte, certs []snp.Certificate)
 	return writeFrame(w, frame{kind: kindReport, id: id, payload: payload})
 }
 
+// WriteQuote answers the request id with a quote and the event log, which may be
+// empty.
+func WriteQuote(w io.Writer, id uint64, quote, log []byte) error {
+	if len(quote) == 0 || len(quote) > maxQuote || len(log) > maxEventLog {
+		return fmt.Errorf("softport: expected a quote of 1 to %d bytes and an event log of at most %d, got %d and %d", maxQuote, maxEventLog, len(quote), len(log))
+	}
+	payload := binary.BigEndian.AppendUint32(nil, uint32(len(quote)))
+	return writeFrame(w, frame{kind: kindQuote, id: id, payload: append(append(payload, quote...), log...)})
+}
+
 // WriteRefusal answers the request id with a reason; text beyond 512 bytes is
 // cut.
 func WriteRefusal(w io.Writer, id uint64, reason string) error {
 	return writeFrame(w, frame{kind: kindRefusal, id: id, payload: []byte(reason[:min(len(reason), maxRefusal)])})
 }
 
-// response is what the host answered.
+// response is what the host answered: a report, a quote, or neither.
 type response struct {
 	id      uint64
 	report  []byte
 	certs   []snp.Certificate
+	quote   []byte
+	log     []byte
 	refusal string
 }
 
-func readResponse(r io.Reader) (response, error) {
-	f, err := readFrame(r, map[byte][2]uint32{
-		kindReport:  {snp.ReportSize, snp.ReportSize + maxTable},
-		kindRefusal: {0, maxRefusal},
-	})
+// readResponse reads an answer to a request of the format, or a refusal.
+func readResponse(r io.Reader, format Format) (response, error) {
+	limits := map[byte][2]uint32{kindRefusal: {0, maxRefusal}}
+	if format == TDX {
+		limits[kindQuote] = [2]uint32{quoteLength + 1, quoteLength + maxQuote + maxEventLog}
+	} else {
+		limits[kindReport] = [2]uint32{snp.ReportSize, snp.ReportSize + maxTable}
+	}
+	f, err := readFrame(r, limits)
 	if err != nil {
 		return response{}, err
 	}
-	if f.kind == kindRefusal {
-		return response{id: f.id, refusal: string(f.payload)}, nil
+	switch f.kind {
+	case kindQuote:
+		n, rest := binary.BigEndian.Uint32(f.payload), f.payload[quoteLength:]
+		if n == 0 || n > maxQuote || uint64(n) > uint64(len(rest)) || len(rest)-int(n) > maxEventLog {
+			return response{}, fmt.Errorf("%w: expected a quote of 1 to %d bytes and an event log of at most %d, got a quote of %d in %d bytes", ErrFrame, maxQuote, maxEventLog, n, len(rest))
+		}
+		return response{id: f.id, quote: rest[:n:n], log: rest[n:]}, nil
+	case kindReport:
+		certs, err := snp.ParseCertTable(f.payload[snp.ReportSize:])
+		if err != nil {
+			return response{}, fmt.Errorf("%w: %w", ErrFrame, err)
+		}
+		return response{id: f.id, report: f.payload[:snp.ReportSize], certs: certs}, nil
 	}
-	certs, err := snp.ParseCertTable(f.payload[snp.ReportSize:])
-	if err != nil {
-		return response{}, fmt.Errorf("%w: %w", ErrFrame, err)
-	}
-	return response{id: f.id, report: f.payload[:snp.ReportSize], certs: certs}, nil
+	return response{id: f.id, refusal: string(f.payload)}, nil
 }

@@ -228,6 +228,11 @@ func FuzzReadRequest(f *testing.F) {
 		f.Fatal(err)
 	}
 	f.Add(good.Bytes())
+	var quote bytes.Buffer
+	if err := writeRequest(&quote, Request{ID: 7, Format: TDX, ReportData: [64]byte{1}}); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(quote.Bytes())
 	f.Add(head(version, kindRequest, 1, 1<<31))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		q, err := ReadRequest(bytes.NewReader(data))
@@ -245,23 +250,42 @@ func FuzzReadRequest(f *testing.F) {
 }
 
 func FuzzReadResponse(f *testing.F) {
-	var good, refusal bytes.Buffer
+	var good, refusal, quote bytes.Buffer
 	if err := errors.Join(
 		WriteReport(&good, 7, report(f, [64]byte{1}), []snp.Certificate{{Type: snp.CertVCEK, Data: []byte("chip")}}),
 		WriteRefusal(&refusal, 7, "no"),
+		WriteQuote(&quote, 7, []byte("quote"), []byte("log")),
 	); err != nil {
 		f.Fatal(err)
 	}
-	f.Add(good.Bytes())
-	f.Add(refusal.Bytes())
-	f.Add(head(version, kindReport, 1, 1<<31))
-	f.Fuzz(func(t *testing.T, data []byte) {
-		resp, err := readResponse(bytes.NewReader(data))
-		if err != nil && (resp.report != nil || resp.refusal != "") {
-			t.Fatal("both a response and an error")
+	for _, b := range [][]byte{good.Bytes(), refusal.Bytes(), quote.Bytes(), head(version, kindReport, 1, 1<<31), head(version, kindQuote, 1, 1<<31)} {
+		f.Add(b, false)
+		f.Add(b, true)
+	}
+	f.Fuzz(func(t *testing.T, data []byte, td bool) {
+		format := SNP
+		if td {
+			format = TDX
 		}
-		if resp.report != nil && len(resp.report) != snp.ReportSize {
+		resp, err := readResponse(bytes.NewReader(data), format)
+		if err != nil {
+			if resp.report != nil || resp.quote != nil || resp.refusal != "" {
+				t.Fatal("both a response and an error")
+			}
+			return
+		}
+		if resp.report != nil && (td || len(resp.report) != snp.ReportSize) {
 			t.Fatalf("report of %d bytes", len(resp.report))
+		}
+		if resp.quote == nil {
+			return
+		}
+		if !td || len(resp.quote) == 0 || len(resp.quote) > maxQuote || len(resp.log) > maxEventLog {
+			t.Fatalf("quote of %d bytes, log of %d", len(resp.quote), len(resp.log))
+		}
+		var again bytes.Buffer
+		if err := WriteQuote(&again, resp.id, resp.quote, resp.log); err != nil || !bytes.HasPrefix(data, again.Bytes()) {
+			t.Fatalf("response changed (%v)", err)
 		}
 	})
 }
