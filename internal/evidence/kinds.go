@@ -145,7 +145,7 @@ func newTPM(o Options) (tee.Verifier, error) {
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	add := func(development bool) func(string, []byte) error {
+	add := func(development bool) func(name string, text []byte) error {
 		return func(_ string, text []byte) error {
 			anchors, err := ccaverify.ParseTrustAnchors(text, development)
 			c.TrustAnchors = append(c.TrustAnchors, anchors...)
@@ -176,7 +176,7 @@ func readEach(what string, files []string, use func(name string, text []byte) er
 			return fmt.Errorf("%s: %w", what, err)
 		}
 		if err := use(filepath.Base(file), text); err != nil {
-			return fmt.Errorf("%s: %s: %w", what, file, err)
+			return fmt.Errorf("%s %s: %w", what, file, err)
 		}
 	}
 	return nil

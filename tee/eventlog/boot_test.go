@@ -96,3 +96,22 @@ func TestBootedSystemCannotLie(t *testing.T) {
 		t.Errorf("PCRs: got %+v", pcrs)
 	}
 }
+
+// The data of a runtime event is what was measured, or nothing is said of it.
+func TestRuntimeEventCannotLie(t *testing.T) {
+	t.Parallel()
+	event, err := eventlog.NewRuntimeEvent("d", "pull", "image@good")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for measured, want := range map[string]bool{string(event.Data()): true, "d pull image@bad": false} {
+		claim, ok := logOf(t, eventlog.CCEL, entry{4, eventlog.EventTag, string(event.Data()), measured}).ClaimsOf(eventlog.SHA384)[0].(map[string]any)
+		if !ok {
+			t.Fatal("no claim")
+		}
+		details, ok := claim["details"].(map[string]any)
+		if got := details["data"] != nil; !ok || got != want || claim["digest_matches_event"] != want {
+			t.Errorf("%q: got %v", measured, claim)
+		}
+	}
+}
