@@ -99,6 +99,9 @@ usage or input that cannot be read, or that is no evidence of this TEE at all.`,
 	fl.StringVar(&f.collateral.Update, "tcb-update", "standard", "Intel's track: standard or early")
 	fl.StringVar(&f.collateral.Endpoints.KDS, "kds", "", "URL of AMD's key distribution service or a mirror (default AMD's)")
 	fl.StringVar(&f.collateral.Endpoints.PCS, "pcs", "", "URL of Intel's provisioning service or a PCCS (default Intel's)")
+	fl.StringVar(&f.collateral.Endpoints.RIM, "rim-service", "", "URL of NVIDIA's manifests or a mirror (default NVIDIA's)")
+	fl.StringVar(&f.collateral.Endpoints.OCSP, "ocsp-service", "", "URL of NVIDIA's OCSP responder (default NVIDIA's)")
+	fl.StringVar(&f.collateral.Endpoints.Hygon, "hygon-service", "", "URL of Hygon's certificate service or a mirror (default Hygon's)")
 	fl.StringVar(&f.collateral.Cache, "cache", "", "directory that keeps what is fetched (default that of coffer collateral)")
 	return c
 }
@@ -137,6 +140,7 @@ func (a *app) verifyEvidence(c *cobra.Command, f *evidenceFlags, file string) (*
 	v := &verdict{TEE: name, Claims: map[string]any{}, Failures: failures(nil), Warnings: failures(nil)}
 	refused, isRefused := errors.AsType[*tee.Error](err)
 	unavailable, isUnavailable := errors.AsType[*tee.UnavailableError](err)
+	input, isInput := errors.AsType[*evidence.InputError](err)
 	switch {
 	case isRefused:
 		v.Failures = failures(refused.Failures)
@@ -144,8 +148,10 @@ func (a *app) verifyEvidence(c *cobra.Command, f *evidenceFlags, file string) (*
 	case isUnavailable:
 		v.Failures = failures(unavailable.Failures)
 		return v, nil
-	case evidence.IsInput(err):
+	case isInput && input.Content:
 		return nil, usageError{fmt.Errorf("%s: %w", file, err)}
+	case isInput:
+		return nil, usageError{err}
 	case err != nil:
 		return nil, err
 	}

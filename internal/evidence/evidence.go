@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"strings"
 	"time"
@@ -38,18 +37,16 @@ type Options struct {
 }
 
 // InputError is about a file that cannot be read as what it should be.
-type InputError struct{ Err error }
+type InputError struct {
+	Err error
+	// Content is whether the file is that with the evidence.
+	Content bool
+}
 
 func (e *InputError) Error() string { return e.Err.Error() }
 
 // Unwrap returns the cause.
 func (e *InputError) Unwrap() error { return e.Err }
-
-// IsInput reports whether the input, and not what it proves, is at fault.
-func IsInput(err error) bool {
-	_, ok := errors.AsType[*InputError](err)
-	return ok
-}
 
 // Names lists the TEEs whose evidence can be verified.
 func Names() []string {
@@ -82,11 +79,19 @@ func Verify(ctx context.Context, name tee.Name, data []byte, want tee.Expected, 
 		return nil, err
 	}
 	if k.verifier == nil {
-		return nil, &InputError{fmt.Errorf("evidence of %s cannot be verified here: %s", name, k.why)}
+		return nil, &InputError{Err: fmt.Errorf("evidence of %s cannot be verified here: %s", name, k.why)}
+	}
+	if o.Collateral == nil {
+		none, _, err := OpenCollateral(CollateralOptions{Offline: true}, o.Now)
+		if err != nil {
+			return nil, err
+		}
+		defer func() { _ = none.Close() }() // it holds nothing
+		o.Collateral = none
 	}
 	v, err := k.verifier(o)
 	if err != nil {
-		return nil, &InputError{err}
+		return nil, &InputError{Err: err}
 	}
 	documents, err := k.load(data, o.Beside)
 	if err != nil {
@@ -141,7 +146,7 @@ func Inspect(data []byte, only tee.Name) (*tee.Inspection, error) {
 		}
 		x, err := k.inspect(data)
 		if err != nil {
-			return nil, &InputError{fmt.Errorf("expected evidence of %s: %w", only, err)}
+			return nil, &InputError{fmt.Errorf("expected evidence of %s: %w", only, err), true}
 		}
 		return x, nil
 	}
@@ -152,7 +157,7 @@ func Inspect(data []byte, only tee.Name) (*tee.Inspection, error) {
 		}
 	}
 	if best == nil {
-		return nil, &InputError{fmt.Errorf("expected evidence of one of %s, got %d bytes that are none; name the TEE with --tee to see why", strings.Join(Inspectable(), ", "), len(data))}
+		return nil, &InputError{fmt.Errorf("expected evidence of one of %s, got %d bytes that are none; name the TEE with --tee to see why", strings.Join(Inspectable(), ", "), len(data)), true}
 	}
 	return best, nil
 }
@@ -168,7 +173,7 @@ func (k kind) load(data []byte, beside []string) ([]json.RawMessage, error) {
 	if k.complete != nil && len(beside) > 0 {
 		files, err := readBeside(beside)
 		if err != nil {
-			return nil, &InputError{err}
+			return nil, &InputError{Err: err}
 		}
 		if whole := k.complete(data, files); len(whole) > 0 {
 			raws = whole
@@ -188,11 +193,14 @@ func (k kind) load(data []byte, beside []string) ([]json.RawMessage, error) {
 		return out, nil
 	}
 	if _, err := k.inspect(data); err != nil {
-		return nil, &InputError{fmt.Errorf("expected evidence of %s, raw or as JSON: %w", k.name, malformed)}
+		return nil, &InputError{fmt.Errorf("expected evidence of %s, raw or as JSON: %w", k.name, malformed), true}
+	}
+	help := "the evidence was cut, altered, or is of a form that cannot be verified: `coffer evidence inspect` says what is in it"
+	if k.complete != nil {
+		help += "; certificates that are in another file can be named with --collateral"
 	}
 	return nil, &tee.Error{TEE: k.name, Failures: []tee.Failure{{
-		Check: string(k.name) + ".format", Field: "evidence", Expected: "evidence of " + string(k.name), Got: malformed.Error(),
-		Help: "the evidence was cut, altered, or is of a form that cannot be verified: `coffer evidence inspect` says what is in it",
+		Check: string(k.name) + ".format", Field: "evidence", Expected: "evidence of " + string(k.name), Got: malformed.Error(), Help: help,
 	}}}
 }
 

@@ -66,7 +66,7 @@ func find(name tee.Name) (kind, error) {
 			return k, nil
 		}
 	}
-	return kind{}, &InputError{fmt.Errorf("evidence of %s is not known here: expected one of %s", name, strings.Join(Inspectable(), ", "))}
+	return kind{}, &InputError{Err: fmt.Errorf("evidence of %s is not known here: expected one of %s", name, strings.Join(Inspectable(), ", "))}
 }
 
 func decodeURL(s string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(s) }
@@ -75,9 +75,7 @@ func newSNP(o Options) (tee.Verifier, error) { return o.snp() }
 
 func (o Options) snp() (*snpverify.Verifier, error) {
 	c := snpverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, CheckRevocation: true}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.AMD()
-	}
+	c.Collateral = o.Collateral.AMD()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, snpverify.DevelopmentRoot{Name: name, PEM: text})
 	})
@@ -105,9 +103,7 @@ func (o Options) tdx() (*tdxverify.Verifier, error) {
 		return nil, err
 	}
 	c := tdxverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, DevelopmentRoots: roots}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Intel()
-	}
+	c.Collateral = o.Collateral.Intel()
 	return tdxverify.New(c)
 }
 
@@ -127,9 +123,7 @@ func newSGX(o Options) (tee.Verifier, error) {
 		return nil, err
 	}
 	c := sgxverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, DevelopmentRoots: roots}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Intel()
-	}
+	c.Collateral = o.Collateral.Intel()
 	return sgxverify.New(c)
 }
 
@@ -201,9 +195,7 @@ func (o Options) roots(add func(name string, text []byte)) error {
 
 func newNVIDIA(o Options) (tee.Verifier, error) {
 	c := nvidiaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral, CheckRevocation: true, CompareRIM: true}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.NVIDIA()
-	}
+	c.Collateral = o.Collateral.NVIDIA()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, nvidiaverify.DevelopmentRoot{Name: name, PEM: text})
 	})
@@ -215,9 +207,7 @@ func newNVIDIA(o Options) (tee.Verifier, error) {
 
 func newCSV(o Options) (tee.Verifier, error) {
 	c := csvverify.Options{Now: o.Now, AllowDebug: o.AllowDebug, AllowMissingCollateral: o.AllowMissingCollateral}
-	if o.Collateral != nil {
-		c.Collateral = o.Collateral.Hygon()
-	}
+	c.Collateral = o.Collateral.Hygon()
 	err := o.roots(func(name string, text []byte) {
 		c.DevelopmentRoots = append(c.DevelopmentRoots, csvverify.DevelopmentRoot{Name: name, HRK: text})
 	})
