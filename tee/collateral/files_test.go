@@ -17,6 +17,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -457,6 +458,22 @@ func TestManyIssuers(t *testing.T) {
 	}
 	if len(said) != 2 {
 		t.Errorf("findings say %v", said)
+	}
+}
+
+func TestManyFamilies(t *testing.T) {
+	s := newServer(t)
+	list := `{"collaterals":{"tcbinfos":[` + strings.Repeat("{},", 1<<20) + `{}]}}`
+	file := write(t, t.TempDir(), "tool.json", []byte(list))
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	files := open(t, file, s.Checks())
+	runtime.ReadMemStats(&after)
+	if f := files.Findings(); len(f) != 1 || !strings.Contains(f[0].Reason, "at most 1024") {
+		t.Errorf("findings %+v", f)
+	}
+	if got, most := after.TotalAlloc-before.TotalAlloc, uint64(20*len(list)); got > most {
+		t.Errorf("%d bytes were allocated for %d", got, len(list))
 	}
 }
 
