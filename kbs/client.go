@@ -33,7 +33,8 @@ type ClientOptions struct {
 	Attester tee.Attester
 	// Devices make evidence of what is attached to the environment, at most
 	// one attester for each kind of device; the primary evidence is bound to
-	// theirs. Nil: none.
+	// theirs. One that returns nil without an error has nothing attached and
+	// is left out. Nil: none.
 	Devices []tee.Attester
 	// KeyType is the kind of key that resources are encrypted to; "" is [KeyP256].
 	KeyType KeyType

@@ -46,7 +46,8 @@ func (c *Client) collect(ctx context.Context, challenge *Challenge, key *TEEKey)
 	return a, nil
 }
 
-// additional is the devices' evidence in the form that is sent, "" for none.
+// additional is the devices' evidence in the form that is sent, "" for none. A
+// device that is not there has none (nil, without an error).
 func (c *Client) additional(ctx context.Context, challenge *Challenge, a *Attestation) (string, error) {
 	if len(c.devices) == 0 {
 		return "", nil
@@ -57,9 +58,16 @@ func (c *Client) additional(ctx context.Context, challenge *Challenge, a *Attest
 	}
 	all := make(map[tee.Name]json.RawMessage, len(c.devices))
 	for _, d := range c.devices {
-		if all[d.TEE()], err = d.Evidence(ctx, digest); err != nil {
+		evidence, err := d.Evidence(ctx, digest)
+		if err != nil {
 			return "", fmt.Errorf("%s evidence: %w", d.TEE(), err)
 		}
+		if evidence != nil {
+			all[d.TEE()] = evidence
+		}
+	}
+	if len(all) == 0 {
+		return "", nil
 	}
 	doc, err := marshal(all)
 	if err != nil {

@@ -174,12 +174,17 @@ type deviceAttester struct {
 	fakeAttester
 	name tee.Name
 	got  *[]byte
+	// absent: nothing is attached.
+	absent bool
 }
 
 func (d deviceAttester) TEE() tee.Name { return d.name }
 
 func (d deviceAttester) Evidence(_ context.Context, reportData []byte) (json.RawMessage, error) {
 	*d.got = reportData
+	if d.absent {
+		return nil, nil
+	}
 	return json.RawMessage(`{"list": ["<` + string(d.name) + `>"]}`), nil
 }
 
@@ -216,6 +221,43 @@ func TestDevicesOfClient(t *testing.T) {
 		want, err := a.DeviceDigest(alg, a.Nonce)
 		if err != nil || !bytes.Equal(gpu, want) || !bytes.Equal(sample, want) {
 			t.Errorf("devices were asked for %x and %x, want %x", gpu, sample, want)
+		}
+	}
+}
+
+// TestAbsentDevices: what is not attached is not in the evidence.
+func TestAbsentDevices(t *testing.T) {
+	t.Parallel()
+	var gpu, sample []byte
+	absent := deviceAttester{name: tee.NVIDIA, got: &gpu, absent: true}
+	for _, tt := range []struct {
+		devices []tee.Attester
+		want    string
+	}{
+		{[]tee.Attester{absent}, ""},
+		{[]tee.Attester{absent, deviceAttester{name: tee.SampleDevice, got: &sample}}, `{"sampledevice":{"list":["<sampledevice>"]}}`},
+	} {
+		ft := newTrustee(t)
+		var body []byte
+		ft.hook = func(_ http.ResponseWriter, r *http.Request, _ int) bool {
+			if r.URL.Path == AttestPath {
+				var b bytes.Buffer
+				_, _ = b.ReadFrom(r.Body)
+				body = b.Bytes()
+				r.Body = readCloser{bytes.NewReader(body)}
+			}
+			return false
+		}
+		c, _ := ft.client(func(o *ClientOptions) { o.Devices = tt.devices })
+		if err := c.Attest(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+		a, err := ParseAttestation(V040, body)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gpu == nil || *a.Additional != tt.want {
+			t.Errorf("got %q, want %q", *a.Additional, tt.want)
 		}
 	}
 }

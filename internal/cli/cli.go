@@ -4,6 +4,7 @@
 package cli
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -74,12 +75,19 @@ func (a *app) logger() *slog.Logger {
 	return slog.New(slog.NewTextHandler(a.env.Stderr, &slog.HandlerOptions{Level: level}))
 }
 
-// printJSON writes v to standard output.
+// printJSON writes v to standard output. Control characters that encoding/json
+// lets through, such as those of C1, are escaped: somebody else's text must not
+// steer a terminal.
 func (a *app) printJSON(v any) error {
-	enc := json.NewEncoder(a.env.Stdout)
+	var text bytes.Buffer
+	enc := json.NewEncoder(&text)
 	enc.SetIndent("", "  ")
 	enc.SetEscapeHTML(false)
-	return enc.Encode(v)
+	if err := enc.Encode(v); err != nil {
+		return err
+	}
+	_, err := a.env.Stdout.Write(escapeControls(text.Bytes()))
+	return err
 }
 
 func (a *app) printf(format string, args ...any) {
@@ -105,7 +113,7 @@ func (a *app) report(w io.Writer, err error) int {
 	if code, ok := errors.AsType[exitCode](err); ok {
 		return int(code)
 	}
-	_, _ = fmt.Fprintf(w, "coffer: %s\n", strings.TrimSpace(err.Error()))
+	_, _ = fmt.Fprintf(w, "coffer: %s\n", cleanLines(strings.TrimSpace(err.Error())))
 	for _, h := range hint.Of(err) {
 		_, _ = fmt.Fprintf(w, "hint: %s\n", h)
 	}

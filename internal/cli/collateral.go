@@ -52,9 +52,18 @@ func (g *collateralGroup) directory() (string, error) {
 	if g.dir != "" {
 		return g.dir, nil
 	}
-	cache, err := os.UserCacheDir()
+	dir, err := collateralCache()
 	if err != nil {
 		return "", usageError{hint.New(err, "name the directory with --dir")}
+	}
+	return dir, nil
+}
+
+// collateralCache is the directory of collateral where none is named.
+func collateralCache() (string, error) {
+	cache, err := os.UserCacheDir()
+	if err != nil {
+		return "", err
 	}
 	return filepath.Join(cache, "coffer", "collateral"), nil
 }

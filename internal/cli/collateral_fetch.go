@@ -72,6 +72,15 @@ Exit status 1 means that something could not be had.`,
 }
 
 func (g *collateralGroup) fetch(ctx context.Context, f fetchFlags) error {
+	if f.kind != "tdx" && f.kind != "sgx" {
+		return usagef("--kind: expected tdx or sgx, got %.40q", f.kind)
+	}
+	if f.update != string(collateral.Standard) && f.update != string(collateral.Early) {
+		return usagef("--update: expected standard or early, got %.40q", f.update)
+	}
+	if g := snp.Generation(f.vcek); f.vcek != "" && g != snp.Milan && g != snp.Genoa && g != snp.Turin {
+		return usagef("--vcek: expected Milan, Genoa or Turin, got %.40q", f.vcek)
+	}
 	items, err := g.wanted(f)
 	if err != nil {
 		return err
@@ -284,7 +293,11 @@ func wantOthers(f fetchFlags, out *wantList) error {
 func hexOf(flag, text string, lengths ...int) ([]byte, error) {
 	b, err := hex.DecodeString(text)
 	if err != nil || !slices.Contains(lengths, len(b)) {
-		return nil, usagef("%s: expected %v bytes in hex, got %.200q", flag, lengths, text)
+		either := make([]string, len(lengths))
+		for i, n := range lengths {
+			either[i] = strconv.Itoa(n)
+		}
+		return nil, usagef("%s: expected %s bytes in hex, got %.200q", flag, strings.Join(either, " or "), text)
 	}
 	return b, nil
 }

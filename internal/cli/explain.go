@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -43,7 +45,7 @@ is understood as well.
 Lines of the built-in policies are known; for a policy of your own give its text with
 --policy. The signature is checked where --jwks names the trustee's keys.`,
 		Example: `  coffer explain token.jwt
-  curl -s http://127.0.0.1:8006/aa/token?token_type=kbs | coffer explain -
+  curl -s 'http://127.0.0.1:8006/aa/token?token_type=kbs' | coffer explain -
   coffer explain token.jwt --policy default_cpu.rego --jwks jwks.json --output json`,
 		Args: args(cobra.ExactArgs(1)),
 		RunE: func(c *cobra.Command, args []string) error {
@@ -53,9 +55,9 @@ Lines of the built-in policies are known; for a policy of your own give its text
 			}
 			policy := ""
 			if policyFile != "" {
-				b, err := os.ReadFile(filepath.Clean(policyFile))
+				b, err := readSmall(policyFile, maxSmall)
 				if err != nil {
-					return usageError{err}
+					return usagef("--policy: %w", err)
 				}
 				policy = string(b)
 			}
@@ -135,31 +137,62 @@ func explainToken(text, policy, keys string, now time.Time) (*explanation, error
 		}
 		return nil, usageError{fmt.Errorf("token: expected an EAT attestation result: %w", err)}
 	}
-	x.Issuer = claims.Issuer
-	if claims.IssuedAt != 0 {
-		t := time.Unix(claims.IssuedAt, 0).UTC()
-		x.Issued = &t
+	if err := checkClaims(&claims); err != nil {
+		return nil, usageError{fmt.Errorf("token: %w", err)}
 	}
-	if claims.Expires != 0 {
-		t := time.Unix(claims.Expires, 0).UTC()
-		x.Expires = &t
-		if now.After(t) {
-			x.Warnings = append(x.Warnings, "the token expired at "+stamp(t))
+	x.Issuer = claims.Issuer
+	x.Issued, x.Expires = dateOf(claims.IssuedAt), dateOf(claims.Expires)
+	if x.Expires != nil && now.After(*x.Expires) {
+		x.Warnings = append(x.Warnings, "the token expired at "+stamp(*x.Expires))
+	}
+	for _, name := range slices.Sorted(maps.Keys(claims.Submods)) {
+		m := claims.Submods[name]
+		if worst := m.Vector.Status(); ear.Worse(m.Status, worst) != m.Status {
+			x.Warnings = append(x.Warnings, fmt.Sprintf("submods: %.80q: ear.status says %s, but its trustworthiness vector is %s", name, m.Status, worst))
 		}
 	}
 	x.Report = explain.Explain(&claims, policy)
 	return x, nil
 }
 
+// lastSecond is the end of the year 9999, the last that RFC 3339 can write.
+const lastSecond = 253402300799
+
+// checkClaims refuses what no explanation can be given of.
+func checkClaims(c *ear.Claims) error {
+	for name, t := range map[string]int64{"iat": c.IssuedAt, "exp": c.Expires} {
+		if t < 0 || t > lastSecond {
+			return fmt.Errorf("%s: expected seconds since 1970 up to %d, got %d", name, int64(lastSecond), t)
+		}
+	}
+	for name, m := range c.Submods {
+		switch m.Status {
+		case ear.None, ear.Affirming, ear.Warning, ear.Contraindicated:
+		default:
+			return fmt.Errorf("submods: %.80q: ear.status: expected none, affirming, warning or contraindicated, got %.40q", name, m.Status)
+		}
+	}
+	return nil
+}
+
+// dateOf is nil for none.
+func dateOf(seconds int64) *time.Time {
+	if seconds == 0 {
+		return nil
+	}
+	t := time.Unix(seconds, 0).UTC()
+	return &t
+}
+
 // verifyToken checks the signature with a key of the set in the file.
 func verifyToken(parsed *jose.JSONWebSignature, file string) ([]byte, error) {
-	raw, err := os.ReadFile(filepath.Clean(file))
+	raw, err := readSmall(file, maxSmall)
 	if err != nil {
-		return nil, usageError{err}
+		return nil, usagef("--jwks: %w", err)
 	}
 	var set jose.JSONWebKeySet
 	if err := json.Unmarshal(raw, &set); err != nil {
-		return nil, usageError{fmt.Errorf("%s: expected a JSON Web Key Set: %w", file, err)}
+		return nil, usagef("--jwks: %s: expected a JSON Web Key Set: %w", file, err)
 	}
 	for _, k := range set.Keys {
 		if !k.IsPublic() {
@@ -174,7 +207,7 @@ func verifyToken(parsed *jose.JSONWebSignature, file string) ([]byte, error) {
 
 func (a *app) printExplained(x *explanation) error {
 	for _, w := range x.Warnings {
-		_, _ = fmt.Fprintf(a.env.Stderr, "warning: %s\n", w)
+		_, _ = fmt.Fprintf(a.env.Stderr, "warning: %s\n", clean(w))
 	}
 	a.printf("status: %s", x.Status)
 	if x.Issuer != "" {
@@ -192,7 +225,10 @@ func (a *app) printExplained(x *explanation) error {
 		if m.Simulated {
 			a.printf(", simulated")
 		}
-		a.printf(", judged by %s\n", clean(m.Policy))
+		if m.Policy != "" {
+			a.printf(", judged by %s", clean(m.Policy))
+		}
+		a.printf("\n")
 		w := tabwriter.NewWriter(a.env.Stdout, 0, 4, 2, ' ', 0)
 		for _, c := range m.Components {
 			if c.Value == 0 && len(c.Findings) == 0 {

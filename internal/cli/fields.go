@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"maps"
@@ -9,7 +10,7 @@ import (
 	"text/tabwriter"
 )
 
-// maxCell is how much of a value a table shows.
+// maxCell is how many characters of a value a table shows.
 const maxCell = 160
 
 // printFields prints nested values as a table of paths and values.
@@ -20,7 +21,9 @@ func (a *app) printFields(fields map[string]any) error {
 		return err
 	}
 	var plain map[string]any
-	if err := json.Unmarshal(text, &plain); err != nil {
+	d := json.NewDecoder(bytes.NewReader(text))
+	d.UseNumber() // a clock of 64 bits is no float
+	if err := d.Decode(&plain); err != nil {
 		return err
 	}
 	w := tabwriter.NewWriter(a.env.Stdout, 0, 4, 2, ' ', 0)
@@ -37,21 +40,25 @@ func walkFields(path string, v any, f func(path, value string)) {
 	}
 	switch v := v.(type) {
 	case map[string]any:
+		if len(v) == 0 && path != "" {
+			f(path, "{}")
+		}
 		for _, name := range slices.Sorted(maps.Keys(v)) {
 			walkFields(join(name), v[name], f)
 		}
 	case []any:
+		if len(v) == 0 {
+			f(path, "[]")
+		}
 		for i, e := range v {
 			walkFields(join(strconv.Itoa(i)), e, f)
 		}
 	case nil:
 		f(path, "-")
-	case float64:
-		f(path, strconv.FormatFloat(v, 'f', -1, 64))
 	default:
 		text := fmt.Sprint(v)
-		if len(text) > maxCell {
-			text = text[:maxCell] + "…"
+		if runes := []rune(text); len(runes) > maxCell {
+			text = string(runes[:maxCell]) + "…"
 		}
 		f(path, text)
 	}

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"crypto/ed25519"
+	"encoding/json"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -70,6 +71,31 @@ func TestTimes(t *testing.T) {
 		if got, err := parseTime(in, now, 1); err == nil {
 			t.Errorf("%q: expected an error, got %s", in, got)
 		}
+	}
+}
+
+func TestEscapeControls(t *testing.T) {
+	t.Parallel()
+	in := "a\u009b\x7f\u202e\u00a0ü→😀\U000e0001\n"
+	text, err := json.Marshal(in)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := escapeControls(text)
+	if want := `"a\u009b\u007f\u202e\u00a0ü→😀\udb40\udc01\n"`; string(got) != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+	var back string
+	if err := json.Unmarshal(got, &back); err != nil || back != in {
+		t.Errorf("comes back as %q, %v", back, err)
+	}
+}
+
+func TestReportClean(t *testing.T) {
+	t.Parallel()
+	var out bytes.Buffer
+	if code := (&app{}).report(&out, usagef("a\x1b[2J\nb\u009b")); code != ExitUsage || out.String() != "coffer: a?[2J\nb?\n" {
+		t.Errorf("got %d, %q", code, out.String())
 	}
 }
 

@@ -210,6 +210,9 @@ func (b *bootFiles) read() (firmware, kernel, initrd []byte, err error) {
 	if b.firmware == "" {
 		return nil, nil, nil, usageError{hint.New(errors.New("--firmware is needed"), "give the image that the machine starts with, such as --firmware /usr/share/ovmf/OVMF.fd")}
 	}
+	if b.kernel == "" && (b.initrd != "" || b.cmdline != "") {
+		return nil, nil, nil, usagef("--initrd and --cmdline: expected --kernel beside them, got none: they are measured with it")
+	}
 	for _, f := range []struct {
 		flag, path string
 		limit      int64

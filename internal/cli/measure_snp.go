@@ -3,8 +3,10 @@ package cli
 import (
 	"crypto/ecdsa"
 	"crypto/rand"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -68,8 +70,11 @@ func (s *snpFlags) run(a *app) error {
 		return err
 	}
 	p, err := reference.SNP(l, numbers)
+	if errors.Is(err, measure.ErrVCPUModel) {
+		return usageError{hint.New(fmt.Errorf("--vcpu-model: %w", err), "the guest's CPU model is measured: give --vcpu-model as QEMU's -cpu has it, or --vcpu-signature")}
+	}
 	if err != nil {
-		return hint.New(err, snpHints(l)...)
+		return err
 	}
 	if p.Layout == measure.LayoutSoftware {
 		a.logger().Warn("the firmware has no SEV metadata: no SNP host starts it, only the software TEE", "firmware", s.boot.firmware)
@@ -80,21 +85,20 @@ func (s *snpFlags) run(a *app) error {
 	return s.out.write(a, p)
 }
 
-func snpHints(l measure.Launch) []string {
-	if l.VCPUModel == "" && l.VCPUSignature == nil {
-		return []string{"the guest's CPU model is measured: give --vcpu-model as QEMU's -cpu has it, or --vcpu-signature"}
-	}
-	return nil
-}
-
 // launch turns flags into a launch.
 func (s *snpFlags) launch() (l measure.Launch, numbers []int, err error) {
 	if numbers, err = counts("--vcpus", s.vcpus); err != nil {
 		return l, nil, err
 	}
+	if !slices.Contains(measure.VMMs(), measure.VMM(s.vmm)) {
+		return l, nil, usagef("--vmm: expected qemu, ec2 or gce, got %q", s.vmm)
+	}
+	if s.signature != "" && s.model != "" {
+		return l, nil, usagef("--vcpu-signature and --vcpu-model: expected one of them, got %q and %q", s.signature, s.model)
+	}
 	l = measure.Launch{Cmdline: s.boot.cmdline, VCPUModel: s.model, VMM: measure.VMM(s.vmm), VCPUs: 1}
-	if l.GuestFeatures, err = strconv.ParseUint(s.features, 0, 64); err != nil {
-		return l, nil, usagef("--guest-features: expected a number such as 0x21, got %q", s.features)
+	if l.GuestFeatures, err = strconv.ParseUint(s.features, 0, 64); err != nil || l.GuestFeatures&1 == 0 {
+		return l, nil, usagef("--guest-features: expected a number such as 0x21, with bit 0 (SNP active) set, got %q", s.features)
 	}
 	if s.signature != "" {
 		signature, err := cpuSignature(s.signature)

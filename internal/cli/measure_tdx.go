@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -93,7 +94,7 @@ func (t *tdxFlags) run(a *app) error {
 	p, err := reference.TDX(t.l)
 	if err != nil {
 		if t.profile == "" {
-			err = hint.New(err, "give --firmware-profile; see `coffer measure tdx --help`")
+			return usageError{hint.New(err, "give --firmware-profile; see `coffer measure tdx --help`")}
 		}
 		return err
 	}
@@ -118,6 +119,9 @@ func (t *tdxFlags) read() (err error) {
 	if t.l.Memory, err = podpolicy.ParseBytes(memory); err != nil {
 		return usagef("--memory: %w", err)
 	}
+	if err := t.check(); err != nil {
+		return err
+	}
 	t.l.Order, t.l.Profile, t.l.Cmdline = measure.PageOrder(t.order), measure.TDXProfile(t.profile), t.boot.cmdline
 	for _, s := range t.rtmr3 {
 		var d [48]byte
@@ -131,6 +135,21 @@ func (t *tdxFlags) read() (err error) {
 	}
 	t.l.Firmware, t.l.Kernel, t.l.Initrd, err = t.boot.read()
 	return err
+}
+
+// check reports wrong values of flags that the files have no say in.
+func (t *tdxFlags) check() error {
+	switch {
+	case t.l.Memory == 0 || t.l.Memory > measure.MaxMemory || t.l.Memory%4096 != 0:
+		return usagef("--memory: expected pages of 4096 bytes, %d bytes at most, got %q", int64(measure.MaxMemory), t.memory)
+	case t.l.VCPUs < 1 || t.l.VCPUs > measure.MaxVCPUs:
+		return usagef("--vcpus: expected 1 to %d, got %d", measure.MaxVCPUs, t.l.VCPUs)
+	case t.profile != "" && !slices.Contains(measure.TDXProfiles(), measure.TDXProfile(t.profile)):
+		return usagef("--firmware-profile: expected ovmf-2022, ovmf-2024 or ovmf-2025, got %q", t.profile)
+	case t.order != string(measure.PageOrderInterleaved) && t.order != string(measure.PageOrderTwoPass):
+		return usagef("--page-order: expected interleaved or two-pass, got %q", t.order)
+	}
+	return nil
 }
 
 // platform is nil where no flag says anything of RTMR0.
@@ -158,6 +177,9 @@ func (t *tdxFlags) platform() (*measure.TDXPlatform, error) {
 			return nil, usageError{hint.New(errors.New("UEFI variables are part of RTMR0, which needs the ACPI tables"), "give --acpi DIR, or --acpi-loader, --acpi-rsdp and --acpi-tables")}
 		}
 		return nil, nil
+	}
+	if t.profile == string(measure.ProfileOVMF2025) && t.authority == "" {
+		return nil, usageError{hint.New(errors.New("--variable-authority: expected the digest that ovmf-2025 measures into RTMR0, got none"), "it is in the event log of a guest with the same firmware: `coffer eventlog inspect`")}
 	}
 	return &p, t.variablesInto(&p)
 }
@@ -224,6 +246,9 @@ which accept every enclave that the signer calls so.`,
 		RunE: func(_ *cobra.Command, args []string) error {
 			if err := out.check(a); err != nil {
 				return err
+			}
+			if by != string(reference.SGXByEnclave) && by != string(reference.SGXBySigner) {
+				return usagef("--by: expected enclave or signer, got %q", by)
 			}
 			raw, err := readSmall(args[0], maxSmall)
 			if err != nil {

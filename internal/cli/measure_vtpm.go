@@ -2,6 +2,7 @@ package cli
 
 import (
 	"encoding/hex"
+	"errors"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -71,9 +72,6 @@ func (v *vtpmFlags) run(a *app) error {
 	}
 	p, err := reference.VTPM(v.l, bank)
 	if err != nil {
-		if v.boot.kernel == "" {
-			err = hint.New(err, "give --kernel, and --initrd and --cmdline as QEMU gets them")
-		}
 		return err
 	}
 	return v.out.write(a, p)
@@ -87,6 +85,12 @@ func (v *vtpmFlags) read() (err error) {
 	}
 	if v.l.Memory, err = podpolicy.ParseBytes(memory); err != nil {
 		return usagef("--memory: %w", err)
+	}
+	if v.machine != string(qemuload.Q35) && v.machine != string(qemuload.PC) {
+		return usagef("--machine: expected q35 or pc, got %q", v.machine)
+	}
+	if v.boot.firmware != "" && v.boot.kernel == "" {
+		return usageError{hint.New(errors.New("--kernel is needed: only direct kernel boot is predicted"), "give --kernel, and --initrd and --cmdline as QEMU gets them")}
 	}
 	v.l.Machine, v.l.Cmdline = qemuload.Machine(v.machine), v.boot.cmdline
 	if v.vars != "" {

@@ -3,11 +3,10 @@ package evidence
 import (
 	"encoding/base64"
 	"encoding/json"
-	"encoding/pem"
 	"errors"
 	"fmt"
-	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/azure"
@@ -20,6 +19,7 @@ import (
 	"github.com/coffer-project/coffer/tee/nvidia"
 	"github.com/coffer-project/coffer/tee/nvidia/nvidiaverify"
 	"github.com/coffer-project/coffer/tee/sample"
+	"github.com/coffer-project/coffer/tee/se"
 	"github.com/coffer-project/coffer/tee/sgx"
 	"github.com/coffer-project/coffer/tee/sgx/sgxverify"
 	"github.com/coffer-project/coffer/tee/snp"
@@ -36,21 +36,27 @@ type kind struct {
 	fromRaw  func([]byte) (json.RawMessage, error)
 	inspect  func([]byte) (*tee.Inspection, error)
 	verifier func(Options) (tee.Verifier, error)
+	// complete adds to raw evidence what is kept in files beside it, in each way
+	// that is possible. Nil, or nothing added: it is whole.
+	complete func(raw []byte, files [][]byte) [][]byte
+	// why says why there is no verifier.
+	why string
 }
 
 // kinds lists them all, those first whose form is unmistakable.
 func kinds() []kind {
 	return []kind{
-		{tee.SNP, snp.FromRaw, snp.Inspect, newSNP},
-		{tee.TDX, tdx.FromRaw, tdx.Inspect, newTDX},
-		{tee.SGX, sgx.FromRaw, sgx.Inspect, newSGX},
-		{tee.AzureSNPVTPM, azure.FromRaw, azure.Inspect, newAzureSNP},
-		{tee.AzureTDXVTPM, azure.FromRaw, azure.Inspect, newAzureTDX},
-		{tee.NVIDIA, nvidia.FromRaw, nvidia.Inspect, newNVIDIA},
-		{tee.CSV, csv.FromRaw, csv.Inspect, newCSV},
-		{tee.TPM, tpm.FromRaw, tpm.Inspect, newTPM},
-		{tee.CCA, cca.FromRaw, cca.Inspect, newCCA},
-		{tee.Sample, sample.FromRaw, sample.Inspect, func(Options) (tee.Verifier, error) { return sample.NewVerifier(), nil }},
+		{name: tee.SNP, fromRaw: snp.FromRaw, inspect: snp.Inspect, verifier: newSNP, complete: withVLEK},
+		{name: tee.TDX, fromRaw: tdx.FromRaw, inspect: tdx.Inspect, verifier: newTDX},
+		{name: tee.SGX, fromRaw: sgx.FromRaw, inspect: sgx.Inspect, verifier: newSGX},
+		{name: tee.AzureSNPVTPM, fromRaw: azure.FromRaw, inspect: azure.Inspect, verifier: newAzureSNP},
+		{name: tee.AzureTDXVTPM, fromRaw: azure.FromRaw, inspect: azure.Inspect, verifier: newAzureTDX},
+		{name: tee.NVIDIA, fromRaw: nvidia.FromRaw, inspect: nvidia.Inspect, verifier: newNVIDIA, complete: withDeviceChain},
+		{name: tee.CSV, fromRaw: csv.FromRaw, inspect: csv.Inspect, verifier: newCSV},
+		{name: tee.TPM, fromRaw: tpm.FromRaw, inspect: tpm.Inspect, verifier: newTPM},
+		{name: tee.CCA, fromRaw: cca.FromRaw, inspect: cca.Inspect, verifier: newCCA},
+		{name: tee.SE, fromRaw: se.FromRaw, inspect: se.Inspect, why: "only who made the request has the keys that it is sealed with (Go package tee/se/severify)"},
+		{name: tee.Sample, fromRaw: sample.FromRaw, inspect: sample.Inspect, verifier: newSample},
 	}
 }
 
@@ -60,7 +66,7 @@ func find(name tee.Name) (kind, error) {
 			return k, nil
 		}
 	}
-	return kind{}, &InputError{fmt.Errorf("evidence of %s cannot be verified: known are %v", name, Names())}
+	return kind{}, &InputError{fmt.Errorf("evidence of %s is not known here: expected one of %s", name, strings.Join(Inspectable(), ", "))}
 }
 
 func decodeURL(s string) ([]byte, error) { return base64.RawURLEncoding.DecodeString(s) }
@@ -129,51 +135,68 @@ func newSGX(o Options) (tee.Verifier, error) {
 
 func newTPM(o Options) (tee.Verifier, error) {
 	c := tpmverify.Options{Now: o.Now}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
-		}
-		for block, rest := pem.Decode(text); block != nil; block, rest = pem.Decode(rest) {
-			switch block.Type {
-			case "PUBLIC KEY":
-				c.TrustedAKs = append(c.TrustedAKs, block.Bytes)
-			case "CERTIFICATE":
-				c.AKRoots = append(c.AKRoots, block.Bytes)
-			default:
-				return nil, fmt.Errorf("%s: expected public keys and certificates in PEM, got %.40q", file, block.Type)
-			}
-		}
+	if len(o.Roots) > 0 {
+		return nil, errors.New("development root: a TPM has none: name its attestation keys as trust anchors")
+	}
+	err := readEach("trust anchor", o.Anchors, func(_ string, text []byte) error {
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		c.TrustedAKs, c.AKRoots = append(c.TrustedAKs, keys...), append(c.AKRoots, roots...)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
 	return tpmverify.New(c)
 }
 
 func newCCA(o Options) (tee.Verifier, error) {
 	c := ccaverify.Options{Now: o.Now, AllowDebug: o.AllowDebug}
-	for _, file := range o.Anchors {
-		text, err := os.ReadFile(filepath.Clean(file))
-		if err != nil {
-			return nil, err
+	add := func(development bool) func(name string, text []byte) error {
+		return func(_ string, text []byte) error {
+			anchors, err := ccaverify.ParseTrustAnchors(text, development)
+			c.TrustAnchors = append(c.TrustAnchors, anchors...)
+			return err
 		}
-		anchors, err := ccaverify.ParseTrustAnchors(text, false)
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", file, err)
-		}
-		c.TrustAnchors = append(c.TrustAnchors, anchors...)
+	}
+	if err := errors.Join(readEach("trust anchor", o.Anchors, add(false)), readEach("development root", o.Roots, add(true))); err != nil {
+		return nil, err
 	}
 	return ccaverify.New(c)
 }
 
-// roots reads the files of development roots.
-func (o Options) roots(add func(name string, text []byte)) error {
-	for _, file := range o.Roots {
-		text, err := os.ReadFile(filepath.Clean(file))
+func newSample(o Options) (tee.Verifier, error) {
+	if len(o.Roots)+len(o.Anchors) > 0 {
+		return nil, errors.New("sample evidence is not signed: roots and trust anchors do not apply")
+	}
+	return sample.NewVerifier(), nil
+}
+
+// maxTrustFile bounds a file of roots or trust anchors in bytes.
+const maxTrustFile = 1 << 20
+
+// readEach hands the content of each file to use, with the file's base name.
+func readEach(what string, files []string, use func(name string, text []byte) error) error {
+	for _, file := range files {
+		text, err := readSmall(file, maxTrustFile)
 		if err != nil {
-			return fmt.Errorf("development root: %w", err)
+			return fmt.Errorf("%s: %w", what, err)
 		}
-		add(filepath.Base(file), text)
+		if err := use(filepath.Base(file), text); err != nil {
+			return fmt.Errorf("%s %s: %w", what, file, err)
+		}
 	}
 	return nil
+}
+
+// roots reads the files of development roots. Who has roots takes no trust anchors.
+func (o Options) roots(add func(name string, text []byte)) error {
+	if len(o.Anchors) > 0 {
+		return errors.New("trust anchor: the vendor's root is pinned for this TEE, and no other is trusted; for a software TEE name a development root")
+	}
+	return readEach("development root", o.Roots, func(name string, text []byte) error {
+		add(name, text)
+		return nil
+	})
 }
 
 func newNVIDIA(o Options) (tee.Verifier, error) {

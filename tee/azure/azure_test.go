@@ -6,7 +6,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -256,16 +255,7 @@ func TestInspect(t *testing.T) {
 func TestAllocation(t *testing.T) {
 	for f, want := range vectors() {
 		raw := file(t, f)
-		const runs = 50
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range runs {
-			if _, err := azure.ParseEvidence(want.name, raw); err != nil {
-				t.Fatal(err)
-			}
-		}
-		runtime.ReadMemStats(&after)
-		got := float64(after.TotalAlloc-before.TotalAlloc) / runs / float64(len(raw))
+		got := float64(teetest.Allocated(t, func() error { _, err := azure.ParseEvidence(want.name, raw); return err })) / float64(len(raw))
 		t.Logf("%s: %.2f times the input", f, got)
 		if got >= 4 {
 			t.Errorf("%s: expected less than 4 times the input, got %.2f", f, got)

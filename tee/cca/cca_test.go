@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -146,31 +145,19 @@ func TestAllocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if got := allocated(func() { _, err = ParseEvidence(evidence) }); err != nil || got > 4*len(evidence) {
-		t.Errorf("evidence of %d bytes: allocated %d, %v", len(evidence), got, err)
+	if got := teetest.Allocated(t, func() error { _, err := ParseEvidence(evidence); return err }); got > 4*len(evidence) {
+		t.Errorf("evidence of %d bytes: allocated %d", len(evidence), got)
 	}
-	got := allocated(func() {
-		e, parseErr := ParseEvidence(evidence)
-		if err = parseErr; err == nil {
+	got := teetest.Allocated(t, func() error {
+		e, err := ParseEvidence(evidence)
+		if err == nil {
 			_, err = ParseToken(e.Token)
 		}
+		return err
 	})
-	if err != nil || got > 4*len(evidence) {
-		t.Errorf("evidence of %d bytes and its token: allocated %d, %v", len(evidence), got, err)
+	if got > 4*len(evidence) {
+		t.Errorf("evidence of %d bytes and its token: allocated %d", len(evidence), got)
 	}
-}
-
-// allocated is how many bytes one call allocates, on average.
-func allocated(f func()) int {
-	const rounds = 50
-	f()
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range rounds {
-		f()
-	}
-	runtime.ReadMemStats(&after)
-	return int(after.TotalAlloc-before.TotalAlloc) / rounds
 }
 
 func FuzzParseToken(f *testing.F) {

@@ -57,13 +57,16 @@ func isTar(head []byte) bool { return len(head) == 512 && string(head[257:262]) 
 // belongs together.
 func (r *reader) bundle(from io.Reader) error {
 	t := tar.NewReader(io.LimitReader(from, 2*maxBundle))
-	for {
+	for entries := 1; ; entries++ {
 		h, err := t.Next()
 		if err == io.EOF {
 			return nil
 		}
 		if err != nil {
 			return fmt.Errorf("bundle: %w", err)
+		}
+		if entries > 2*maxFiles { // directories count
+			return fmt.Errorf("bundle: expected at most %d files and directories", 2*maxFiles)
 		}
 		name := path.Clean("/" + h.Name)[1:]
 		switch {

@@ -3,8 +3,6 @@ package collateral
 import (
 	"bytes"
 	"crypto/x509"
-	_ "embed"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -15,8 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"github.com/coffer-project/coffer/tee/internal/pemchain"
 )
 
 // Limits on a directory of loose files and on a bundle.
@@ -24,7 +20,6 @@ const (
 	maxFiles     = 16384
 	maxDepth     = 8
 	maxLooseFile = 16 << 20
-	maxIssuers   = 256
 )
 
 // Status is what became of a file.
@@ -159,14 +154,14 @@ func (r *reader) directory(dir string) error {
 }
 
 func (r *reader) file(name string, info fs.FileInfo) error {
+	if !info.Mode().IsRegular() { // to open a pipe would wait for a writer
+		return fmt.Errorf("%s: expected a file or a directory, got %s", name, info.Mode().Type())
+	}
 	f, err := os.Open(name)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = f.Close() }() // read only
-	if !info.Mode().IsRegular() {
-		return fmt.Errorf("%s: expected a file or a directory", name)
-	}
 	var head [512]byte
 	n, err := io.ReadFull(f, head[:])
 	if err != nil && err != io.ErrUnexpectedEOF && err != io.EOF {
@@ -195,7 +190,7 @@ func (r *reader) judge(checks Checks) *Files {
 		candidate
 	}
 	var all []found
-	var issuers []*x509.Certificate
+	issuers := issuerSet{chains: map[*x509.Certificate][]byte{}}
 	for _, name := range slices.Sorted(maps.Keys(r.files)) {
 		f := r.files[name]
 		if certificate, ok := strings.CutSuffix(name, ".json"); ok && strings.HasSuffix(certificate, ".der") && r.files[certificate] != nil {
@@ -206,11 +201,11 @@ func (r *reader) judge(checks Checks) *Files {
 			r.found(name, nil, Ignored, "%v", err)
 			continue
 		}
-		if len(seen.issuers) > 0 && len(issuers)+len(seen.issuers) <= maxIssuers {
-			issuers = append(issuers, seen.issuers...)
-			if len(seen.candidates) == 0 {
-				r.found(name, nil, Issuers, "%d certificates", len(seen.issuers))
-			}
+		switch {
+		case !issuers.add(seen.issuers):
+			r.found(name, nil, Ignored, "expected at most %d different certificates of issuers in all files", maxIssuers)
+		case len(seen.issuers) > 0 && len(seen.candidates) == 0:
+			r.found(name, nil, Issuers, "%d certificates", len(seen.issuers))
 		}
 		for _, c := range seen.candidates {
 			if c.source == "" {
@@ -224,9 +219,9 @@ func (r *reader) judge(checks Checks) *Files {
 			all = append(all, found{name, c})
 		}
 	}
-	issuers = append(issuers, knownIssuers()...)
+	issuers.certs = append(issuers.certs, knownIssuers()...)
 	for _, c := range all {
-		e, err := complete(&checks, c.candidate, issuers)
+		e, err := issuers.complete(&checks, c.candidate)
 		if err != nil {
 			r.found(c.file, &c.item, Refused, "%v", err)
 			continue
@@ -244,79 +239,6 @@ func (r *reader) judge(checks Checks) *Files {
 	}
 	slices.SortStableFunc(r.findings, func(a, b Finding) int { return strings.Compare(a.File, b.File) })
 	out.findings = r.findings
-	return out
-}
-
-//go:embed intel_tcb_signing_2018.pem
-var signing2018 []byte
-
-//go:embed intel_tcb_signing_2025.pem
-var signing2025 []byte
-
-//go:embed intel_pck_platform_ca.pem
-var platformCA []byte
-
-// knownIssuers are the certificates that Intel's service sends with TCB info, of
-// 2018 and of 2025, and with the platform CA's list, with Intel's root: people
-// keep the documents without the header that has them. They are trusted no more than others; the checks say
-// whose signature counts.
-func knownIssuers() []*x509.Certificate {
-	var out []*x509.Certificate
-	for _, text := range [][]byte{signing2025, signing2018, platformCA} {
-		if certs, err := pemchain.Parse(text); err == nil {
-			out = append(out, certs...)
-		}
-	}
-	return out
-}
-
-// complete checks a candidate, with issuers where it came without.
-func complete(checks *Checks, c candidate, issuers []*x509.Certificate) (*Entry, error) {
-	e, err := checks.check(c.item, c.body, c.chain)
-	if err == nil || len(c.chain) > 0 || c.item.Kind != TCBInfo && c.item.Kind != QEIdentity && c.item.Kind != PCKCRL {
-		return e, err
-	}
-	var name []byte
-	if l, err := x509.ParseRevocationList(c.body); err == nil {
-		name = l.RawIssuer
-	}
-	var best *Entry
-	for _, leaf := range issuers {
-		if c.item.Kind == PCKCRL && !bytes.Equal(leaf.RawSubject, name) || c.item.Kind != PCKCRL && leaf.IsCA {
-			continue
-		}
-		e, why := checks.check(c.item, c.body, pemOf(chainOf(leaf, issuers)...))
-		if why != nil {
-			err = why
-			continue
-		}
-		if best == nil {
-			best = e
-		}
-		if !e.Issued.Before(leaf.NotBefore) && !e.Issued.After(leaf.NotAfter) {
-			return e, nil
-		}
-	}
-	if best != nil {
-		return best, nil
-	}
-	return nil, errors.Join(errors.New("it came without its issuers' certificates, and none here fits: put the issuer chain (PEM) beside it"), err)
-}
-
-// chainOf follows issuers upward.
-func chainOf(leaf *x509.Certificate, issuers []*x509.Certificate) []*x509.Certificate {
-	const longest = 4
-	out := []*x509.Certificate{leaf}
-	for len(out) < longest && !bytes.Equal(leaf.RawSubject, leaf.RawIssuer) {
-		i := slices.IndexFunc(issuers, func(c *x509.Certificate) bool {
-			return bytes.Equal(c.RawSubject, leaf.RawIssuer) && leaf.CheckSignatureFrom(c) == nil
-		})
-		if i < 0 {
-			break
-		}
-		leaf = issuers[i]
-		out = append(out, leaf)
-	}
 	return out
 }
 

@@ -3,17 +3,25 @@ package collateral_test
 import (
 	"archive/tar"
 	"bytes"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/x509"
+	"crypto/x509/pkix"
 	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"errors"
+	"fmt"
+	"math/big"
 	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/tee/collateral"
 	"github.com/coffer-project/coffer/tee/collateral/collateraltest"
@@ -357,6 +365,98 @@ func TestHostileBundles(t *testing.T) {
 	findings, err := collateral.Import(dir, write(t, t.TempDir(), "x.tar", hostile), s.Checks())
 	if err != nil || len(findings) != 4 || len(tree(t, dir)) != 0 {
 		t.Errorf("%+v, %v", findings, err)
+	}
+}
+
+// A pipe is refused, and nothing waits for somebody to write into it.
+func TestPipe(t *testing.T) {
+	s := newServer(t)
+	pipe := filepath.Join(t.TempDir(), "pipe")
+	if err := unix.Mkfifo(pipe, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	got := make(chan error, 1)
+	go func() {
+		_, err := collateral.Open(pipe, s.Checks())
+		got <- err
+	}()
+	select {
+	case err := <-got:
+		if err == nil || !strings.Contains(err.Error(), "expected a file or a directory") {
+			t.Errorf("got %v", err)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatal("it waits")
+	}
+}
+
+func TestManyTarEntries(t *testing.T) {
+	s := newServer(t)
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for i := range 40000 {
+		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeSymlink, Name: fmt.Sprint(i), Linkname: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := collateral.Open(write(t, t.TempDir(), "x.tar", b.Bytes()), s.Checks()); err == nil || !strings.Contains(err.Error(), "at most") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// Certificates that all call each other their issuers, and documents without: to
+// try everything with everything would take hours.
+func TestManyIssuers(t *testing.T) {
+	s := newServer(t)
+	dir := t.TempDir()
+	for i := range 120 {
+		key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+		if err != nil {
+			t.Fatal(err)
+		}
+		parent := &x509.Certificate{Subject: pkix.Name{CommonName: "CA"}, SerialNumber: big.NewInt(1)}
+		c := &x509.Certificate{Subject: pkix.Name{CommonName: "Intel SGX TCB Signing"}, SerialNumber: big.NewInt(int64(i + 1)), NotBefore: time.Unix(1, 0), NotAfter: time.Unix(1<<32, 0)}
+		if i%2 == 0 {
+			c.Subject.CommonName, c.IsCA, c.BasicConstraintsValid = "CA", true, true
+			parent.Subject.CommonName = "Root"
+		}
+		der, err := x509.CreateCertificate(rand.Reader, c, parent, &key.PublicKey, key)
+		if err != nil {
+			t.Fatal(err)
+		}
+		write(t, dir, fmt.Sprintf("c%d.pem", i), pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}))
+	}
+	infos := []any{}
+	for i := range 1000 {
+		info := map[string]any{"tcbInfo": map[string]any{"id": "TDX", "fmspc": fmt.Sprintf("%012x", i)}}
+		infos = append(infos, map[string]any{"tdx_tcbinfo": info, "tdx_tcbinfo_early": info})
+	}
+	tool, err := json.Marshal(map[string]any{"collaterals": map[string]any{"tcbinfos": infos}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	write(t, dir, "tool.json", tool)
+	start := time.Now()
+	files := open(t, dir, s.Checks())
+	if took := time.Since(start); took > 20*time.Second { // it was minutes
+		t.Errorf("took %s", took)
+	}
+	if len(files.Entries()) != 0 {
+		t.Errorf("accepted %d", len(files.Entries()))
+	}
+	said := map[string]bool{}
+	for _, f := range files.Findings() {
+		for _, part := range []string{"different certificates of issuers", "too many documents"} {
+			if strings.Contains(f.Reason, part) {
+				said[part] = true
+			}
+		}
+	}
+	if len(said) != 2 {
+		t.Errorf("findings say %v", said)
 	}
 }
 

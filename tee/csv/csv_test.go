@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"encoding/json"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -243,16 +242,8 @@ func TestInspect(t *testing.T) {
 
 func TestAllocation(t *testing.T) {
 	data := read(t, "evidence.json")
-	const rounds = 50
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range rounds {
-		if _, err := ParseEvidence(data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	if got := int(after.TotalAlloc-before.TotalAlloc) / rounds; got > 4*len(data) {
+	got := teetest.Allocated(t, func() error { _, err := ParseEvidence(data); return err })
+	if got > 4*len(data) {
 		t.Errorf("%d bytes: allocated %d", len(data), got)
 	}
 }

@@ -19,6 +19,9 @@ func (v *Verifier) judge(ctx context.Context, l *checks.List, q Quote, e *endors
 	expired := v.checkDates(l, spans, now)
 	v.checkRevocation(l, d, e)
 	dateClaims(p.Claims, d, spans, expired)
+	if d.qe == nil && !e.root.Development {
+		l.Fail(checkIntelQE(v.kind, e.qe)...)
+	}
 	if d.tcb == nil || d.qe == nil {
 		return
 	}

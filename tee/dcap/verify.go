@@ -33,9 +33,9 @@ type Options struct {
 	Now func() time.Time
 	// Collateral gives Intel's documents. Nil: there are none.
 	Collateral Collateral
-	// AllowMissingCollateral turns stale documents into warnings. (That
-	// documents are lacking is for the [checks.List] to judge.)
-	AllowMissingCollateral bool
+	// AllowStaleCollateral turns documents past their date into warnings. That
+	// documents are lacking is for the [checks.List] to judge.
+	AllowStaleCollateral bool
 	// DevelopmentRoots are accepted beside Intel's root.
 	DevelopmentRoots []DevelopmentRoot
 }
@@ -68,7 +68,7 @@ func New(o Options) (*Verifier, error) {
 		return nil, err
 	}
 	v := &Verifier{
-		kind: o.Kind, now: o.Now, roots: roots, collateral: o.Collateral, allowStale: o.AllowMissingCollateral,
+		kind: o.Kind, now: o.Now, roots: roots, collateral: o.Collateral, allowStale: o.AllowStaleCollateral,
 		endorsements: memo.New[*endorsement](maxEndorsements), tcbInfos: memo.New[*TCBInfo](maxDocuments),
 		identities: memo.New[*QEIdentity](maxDocuments), crls: memo.New[*crl](maxDocuments),
 	}

@@ -11,6 +11,12 @@ import (
 // Boot is what a log says was booted. It is found by the conventions of edk2, GRUB,
 // td-shim and the EFI stub of Linux; a log of other firmware may give less. It is
 // only to be believed after [Log.Compare], and as far as the fields say.
+//
+// What runs later can extend registers, too, and write whatever events it likes
+// behind those of the boot. That is why what loaders measure is read out of their own
+// registers only (PCR 8 and 9, CCMR 3), and why a field is nil where two events say
+// different things. It takes an image that one does not know, or a console that
+// others can use, to add the first event about something: see Images.
 type Boot struct {
 	// SecureBoot is nil where no event says. Its digest matches.
 	SecureBoot *bool
@@ -45,8 +51,7 @@ func (l *Log) Boot(a Alg) Boot {
 	if l.Kind != TCG2 {
 		images, settings = 2, 1
 	}
-	var b Boot
-	files := map[string][]byte{}
+	b := booted{files: map[string]*fact{}}
 	for i := range l.Events {
 		e := &l.Events[i]
 		d := e.Digest(a)
@@ -58,17 +63,71 @@ func (l *Log) Boot(a Alg) Boot {
 			b.secureBoot(l, e)
 		case e.Register == images && !l.fixed(e):
 			b.image(l, e, d)
-		default:
-			b.loader(l, e, a, d, files)
+		case l.ofLoader(e):
+			b.loader(l, e, a, d)
 		}
 	}
-	return b
+	return b.result()
+}
+
+// ofLoader reports whether an event is of a register that loaders, and the EFI stub
+// of Linux, measure into (CCMR 3 stands for PCR 8 to 15). Others, such as RTMR 3,
+// are those of the running system.
+func (l *Log) ofLoader(e *Event) bool {
+	if l.Kind == TCG2 {
+		return e.Register == 8 || e.Register == 9
+	}
+	return e.Register == 3
+}
+
+// fact is what all events about something agree on.
+type fact struct {
+	value    []byte
+	disputed bool
+}
+
+func (f *fact) is(value []byte) {
+	f.disputed = f.disputed || f.value != nil && !bytes.Equal(f.value, value)
+	f.value = value
+}
+
+func (f *fact) get() []byte {
+	if f.disputed {
+		return nil
+	}
+	return f.value
+}
+
+// booted is a summary in the making.
+type booted struct {
+	Boot
+	kernel, initrd fact
+	// cmdline is the digest of the text from GRUB, options that of what the stub
+	// was handed.
+	cmdline, options fact
+	files            map[string]*fact // digests of files by the path that GRUB gives
+}
+
+func (b *booted) result() Boot {
+	if b.kernel.value != nil {
+		b.Kernel = b.kernel.get()
+	}
+	b.Initrd = b.initrd.get()
+	switch {
+	case b.cmdline.disputed || b.options.disputed:
+		b.Cmdline, b.CmdlineDigest = "", nil
+	case b.options.value != nil:
+		b.CmdlineDigest = b.options.value
+	case b.cmdline.value != nil:
+		b.CmdlineDigest = b.cmdline.value
+	}
+	return b.Boot
 }
 
 // efiGlobalVariable is 8be4df61-93ca-11d2-aa0d-00e098032b8c (UEFI 2.10, section 3.3).
 var efiGlobalVariable = GUID{0x61, 0xdf, 0xe4, 0x8b, 0xca, 0x93, 0xd2, 0x11, 0xaa, 0x0d, 0x00, 0xe0, 0x98, 0x03, 0x2b, 0x8c}
 
-func (b *Boot) secureBoot(l *Log, e *Event) {
+func (b *booted) secureBoot(l *Log, e *Event) {
 	v, err := ParseVariable(e.Data)
 	if err != nil || v.Vendor != efiGlobalVariable || v.Name != "SecureBoot" || b.SecureBoot != nil || !l.DigestMatchesEvent(e) {
 		return
@@ -92,10 +151,11 @@ func (l *Log) fixed(e *Event) bool {
 	return false
 }
 
-func (b *Boot) image(l *Log, e *Event, digest []byte) {
+func (b *booted) image(l *Log, e *Event, digest []byte) {
 	if e.Type == PlatformConfigFlags {
 		if text, ok := l.shimText(e); ok { // td-shim puts the command line here
-			b.Cmdline, b.CmdlineDigest = text, digest
+			b.Cmdline = text
+			b.cmdline.is(digest)
 			return
 		}
 	}
@@ -124,9 +184,8 @@ func (l *Log) shimText(e *Event) (string, bool) {
 	return string(text), true
 }
 
-// loader looks at what boot loaders and the EFI stub of Linux measure. files are the
-// digests of files by the path that GRUB gives.
-func (b *Boot) loader(l *Log, e *Event, a Alg, digest []byte, files map[string][]byte) {
+// loader looks at what boot loaders and the EFI stub of Linux measure.
+func (b *booted) loader(l *Log, e *Event, a Alg, digest []byte) {
 	switch e.Type {
 	case EventTag:
 		if len(e.Data) >= 4 {
@@ -136,34 +195,45 @@ func (b *Boot) loader(l *Log, e *Event, a Alg, digest []byte, files map[string][
 		text := firstText(e.Data)
 		switch text {
 		case "grub_linuxefi Kernel":
-			b.Kernel = digest
+			b.kernel.is(digest)
 		case "grub_linuxefi Initrd":
-			b.Initrd = digest
+			b.initrd.is(digest)
 		default:
-			files[text] = digest
+			if b.files[text] == nil {
+				b.files[text] = new(fact)
+			}
+			b.files[text].is(digest)
 		}
 		for _, prefix := range []string{"kernel_cmdline: ", "grub_kernel_cmdline "} {
 			line, ok := strings.CutPrefix(text, prefix)
 			if !ok || !bytes.Equal(l.sum(a, []byte(line)), digest) {
 				continue
 			}
-			b.Cmdline, b.CmdlineDigest = line, digest
+			if b.cmdline.value == nil {
+				b.Cmdline = line
+			}
+			b.cmdline.is(digest)
 			path, _, _ := strings.Cut(line, " ")
-			if file, ok := files[path]; ok {
-				b.Kernel = file
+			if file, ok := b.files[path]; ok {
+				b.kernel.is(file.value)
+				b.kernel.disputed = b.kernel.disputed || file.disputed
 			}
 		}
 	}
 }
 
 // stub takes what the EFI stub measures. It leaves no text, but GRUB may have, of
-// the same line or of one to which it adds the name of the kernel.
-func (b *Boot) stub(l *Log, tag uint32, a Alg, digest []byte) {
+// the same line or of one to which it adds the name of the kernel. Where it has one
+// of another line, one of the two is not true.
+func (b *booted) stub(l *Log, tag uint32, a Alg, digest []byte) {
 	switch tag {
 	case linuxInitrdTag:
-		b.Initrd = digest
+		b.initrd.is(digest)
 	case linuxOptionsTag:
-		b.CmdlineDigest = digest
+		b.options.is(digest)
+		if b.Cmdline == "" {
+			return
+		}
 		for _, line := range []string{b.Cmdline, "BOOT_IMAGE=" + b.Cmdline} {
 			for _, options := range [][]byte{LoadOptions(line), append(LoadOptions(line), 0, 0)} {
 				if bytes.Equal(l.sum(a, options), digest) {
@@ -172,7 +242,7 @@ func (b *Boot) stub(l *Log, tag uint32, a Alg, digest []byte) {
 				}
 			}
 		}
-		b.Cmdline = ""
+		b.options.disputed = true
 	}
 }
 

@@ -15,11 +15,28 @@ import (
 // the members that are known for the type: string; unicode_name,
 // unicode_name_length, variable_name, variable_data (base64), variable_data_length;
 // device_paths; for runtime events string, unicode_name "AAEL" and
-// data{domain,operation,content}. Claims are only to be believed after [Log.Compare].
+// data{domain,operation,content}, nothing where the digest is of other data. This is for tools that look at a log: a register
+// vouches for one algorithm's digests only, see [Log.ClaimsOf].
 func (l *Log) Claims() []any {
 	out := make([]any, len(l.Events))
 	for i := range l.Events {
 		out[i] = l.claim(&l.Events[i])
+	}
+	return out
+}
+
+// ClaimsOf is [Log.Claims] with the digests of one algorithm, the one that
+// [Log.Compare] has compared registers of: nothing vouches for the others, not even
+// that they are digests of anything.
+func (l *Log) ClaimsOf(a Alg) []any {
+	out := make([]any, len(l.Events))
+	for i, e := range l.Events {
+		var digests []Digest
+		if d := e.Digest(a); d != nil {
+			digests = []Digest{{a, d}}
+		}
+		e.Digests = digests
+		out[i] = l.claim(&e)
 	}
 	return out
 }
@@ -30,10 +47,14 @@ func (l *Log) claim(e *Event) map[string]any {
 		digests[i] = map[string]any{"alg": d.Alg.String(), "digest": hex.EncodeToString(d.Value)}
 	}
 	details, _ := e.Details() // empty where the data is not understood
+	matches := l.DigestMatchesEvent(e)
+	if details.Runtime != nil && !matches {
+		details = Details{} // what is measured of a runtime event is its data: this is not it
+	}
 	return map[string]any{
 		"index":                e.Register,
 		"type_name":            e.Type.String(),
-		"digest_matches_event": l.DigestMatchesEvent(e),
+		"digest_matches_event": matches,
 		"digests":              digests,
 		"event":                base64.StdEncoding.EncodeToString(e.Data),
 		"details":              details.claim(e.Type),

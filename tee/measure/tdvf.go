@@ -59,8 +59,13 @@ type TDVFSection struct {
 	Attributes          uint32
 }
 
-// maxTDXMemory bounds the pages whose adding is measured in one section.
-const maxTDXMemory = 256 << 20
+// Bounds of the work that metadata can ask for, which are far above what firmware
+// needs: bytes of one section, and of all whose adding is measured; and bytes of
+// all whose content is measured.
+const (
+	maxTDXMemory   = 256 << 20
+	maxTDXExtended = 4 * MaxFirmware
+)
 
 // ParseTDVF reads the TDX metadata of a firmware image. It returns nil for an
 // image that has none, which no TDX host starts.
@@ -133,13 +138,23 @@ func (s TDVFSection) check(image int) error {
 // checkTDVF holds the sections to what the design guide demands of all.
 func checkTDVF(sections []TDVFSection) error {
 	count := map[TDVFKind]int{}
+	var added, extended uint64
 	for i, s := range sections {
 		count[s.Kind]++
+		if s.Attributes&TDVFAug == 0 {
+			added += s.MemorySize
+		}
+		if s.Attributes&TDVFExtend != 0 {
+			extended += s.MemorySize
+		}
 		for j, o := range sections[:i] {
 			if s.MemorySize != 0 && o.MemorySize != 0 && s.Address < o.Address+o.MemorySize && o.Address < s.Address+s.MemorySize {
 				return fmt.Errorf("measure: firmware: TDX metadata: sections %d (%v) and %d (%v) overlap in memory", j, o.Kind, i, s.Kind)
 			}
 		}
+	}
+	if added > maxTDXMemory || extended > maxTDXExtended {
+		return fmt.Errorf("measure: firmware: TDX metadata: expected pages of at most %#x bytes that are added and %#x that are measured in all sections, got %#x and %#x", maxTDXMemory, maxTDXExtended, added, extended)
 	}
 	if count[TDVFBFV] == 0 {
 		return fmt.Errorf("measure: firmware: TDX metadata: expected a boot firmware volume (BFV), got none")

@@ -70,6 +70,8 @@ func TestTDVFRefused(t *testing.T) {
 		"attributes":           {one(func(s *TDVFSection) { s.Attributes = 4 }), "attributes"},
 		"measured, added late": {one(func(s *TDVFSection) { s.Attributes = 3 }), "added after"},
 		"overlap":              {one(func(s *TDVFSection) { s.Address = 0xffff9000 }), "overlap"},
+		"much memory":          {tdvfImage(0x6000, append(smallSections(), spread(2, maxTDXMemory, 0)...)), "in all sections"},
+		"much content":         {tdvfImage(0x6000, append(smallSections(), spread(5, maxTDXExtended/4, TDVFExtend)...)), "in all sections"},
 		"two hand-off blocks":  {tdvfImage(0x6000, append(smallSections(), TDVFSection{Kind: TDVFHOB, Address: 0x80d000, MemorySize: 0x1000})), "TD_HOB"},
 		"GUID":                 {patch(0x810, 0), "GUID"},
 		"signature":            {patch(0x800, 'X'), "TDVF"},
@@ -88,6 +90,14 @@ func TestTDVFRefused(t *testing.T) {
 			t.Errorf("offset %s: got %v", name, err)
 		}
 	}
+}
+
+// spread are n sections without data, side by side above 4 GiB.
+func spread(n int, size uint64, attributes uint32) (out []TDVFSection) {
+	for i := range n {
+		out = append(out, TDVFSection{Kind: TDVFPayload, Address: fourGiB + uint64(i)*size, MemorySize: size, Attributes: attributes})
+	}
+	return out
 }
 
 func FuzzTDX(f *testing.F) {

@@ -2,6 +2,7 @@ package measure
 
 import (
 	"encoding/binary"
+	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -135,6 +136,9 @@ func CPUSignature(model string) (uint32, error) {
 	return cpuSignature(model, LayoutOVMF)
 }
 
+// ErrVCPUModel is wrapped where a CPU model is missing or unknown.
+var ErrVCPUModel = errors.New("measure: vcpu_model: no predictable CPU signature")
+
 func cpuSignature(model string, layout Layout) (uint32, error) {
 	known := cpuModels()
 	if layout == LayoutSoftware {
@@ -143,7 +147,7 @@ func cpuSignature(model string, layout Layout) (uint32, error) {
 	fms, ok := known[model]
 	if !ok {
 		names := slices.Sorted(maps.Keys(known))
-		return 0, fmt.Errorf("measure: vcpu_model: %q has no predictable CPU signature in layout %q; use one of %s", model, layout, strings.Join(names, ", "))
+		return 0, fmt.Errorf("%w: %q in layout %q; use one of %s", ErrVCPUModel, model, layout, strings.Join(names, ", "))
 	}
 	return signature(fms[0], fms[1], fms[2]), nil
 }

@@ -8,13 +8,13 @@ import (
 	"encoding/hex"
 	"encoding/json"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/internal/teetest"
 )
 
 func read(t testing.TB, name string) []byte {
@@ -157,19 +157,7 @@ func TestAllocation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const rounds = 50
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range rounds {
-		if _, err := ParseEvidence(data); err != nil {
-			t.Fatal(err)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	// The evidence is of a fixed size of about 1 kB: what reflection over its
-	// fields costs once does not grow with the input.
-	const reflection = 6 << 10
-	if got := int(after.TotalAlloc-before.TotalAlloc) / rounds; got > 4*len(data)+reflection {
+	if got := teetest.Allocated(t, func() error { _, err := ParseEvidence(data); return err }); got > 4*len(data) {
 		t.Errorf("%d bytes: allocated %d", len(data), got)
 	}
 }

@@ -1,12 +1,11 @@
 package snp
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
-	"strconv"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
+	"github.com/coffer-project/coffer/tee/internal/numbers"
 )
 
 // Limits on evidence from the other side.
@@ -44,53 +43,10 @@ type Certificate struct {
 	Data []byte
 }
 
-// wireCertificate is the JSON form. Data is an array of numbers, which []byte
-// would not be; there are thousands, so they are handled without reflection.
+// wireCertificate is the JSON form. Data is an array of numbers.
 type wireCertificate struct {
 	CertType json.RawMessage `json:"cert_type"`
 	Data     json.RawMessage `json:"data"`
-}
-
-// appendNumbers writes data as a JSON array of numbers.
-func appendNumbers(out, data []byte) []byte {
-	out = append(out, '[')
-	for i, b := range data {
-		if i > 0 {
-			out = append(out, ',')
-		}
-		out = strconv.AppendUint(out, uint64(b), 10)
-	}
-	return append(out, ']')
-}
-
-// parseNumbers reads a JSON array of at most limit numbers from 0 to 255, which
-// is known to be valid JSON.
-func parseNumbers(array json.RawMessage, limit int) ([]byte, error) {
-	inner, opened := bytes.CutPrefix(bytes.TrimSpace(array), []byte("["))
-	inner, closed := bytes.CutSuffix(inner, []byte("]"))
-	if !opened || !closed {
-		return nil, fmt.Errorf("expected an array of numbers, got %.20q", array)
-	}
-	out := []byte{}
-	if len(bytes.TrimSpace(inner)) == 0 {
-		return out, nil
-	}
-	for item := range bytes.SplitSeq(inner, []byte(",")) {
-		if len(out) == limit {
-			return nil, fmt.Errorf("expected at most %d bytes, got more", limit)
-		}
-		item = bytes.TrimSpace(item)
-		n, ok := 0, len(item) > 0 && len(item) <= 3
-		for _, c := range item {
-			ok = ok && c >= '0' && c <= '9'
-			n = n*10 + int(c-'0')
-		}
-		if !ok || n > 0xFF {
-			return nil, fmt.Errorf("[%d]: expected a number from 0 to 255, got %.20q", len(out), item)
-		}
-		out = append(out, byte(n))
-	}
-	return out, nil
 }
 
 type wireOther struct {
@@ -107,7 +63,7 @@ func (c Certificate) MarshalJSON() ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	return json.Marshal(wireCertificate{CertType: kind, Data: appendNumbers(nil, c.Data)})
+	return json.Marshal(wireCertificate{CertType: kind, Data: numbers.Append(nil, c.Data)})
 }
 
 // UnmarshalJSON implements json.Unmarshaler; it is as strict as
@@ -141,7 +97,7 @@ func (c *Certificate) UnmarshalJSON(data []byte) error {
 		}
 	}
 	var err error
-	if out.Data, err = parseNumbers(w.Data, MaxCertificate); err != nil {
+	if out.Data, err = numbers.Parse(w.Data, MaxCertificate); err != nil {
 		return fmt.Errorf("snp: cert_chain: data: %w", err)
 	}
 	*c = out

@@ -3,7 +3,6 @@ package snp
 import (
 	"bytes"
 	"encoding/json"
-	"runtime"
 	"slices"
 	"strings"
 	"testing"
@@ -173,31 +172,16 @@ func TestParsingAllocates(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, data := range vectors {
-		if got := allocated(t, func() error { _, err := ParseEvidence(data); return err }); got >= 4*len(data) {
+		if got := teetest.Allocated(t, func() error { _, err := ParseEvidence(data); return err }); got >= 4*len(data) {
 			t.Errorf("%s: evidence of %d bytes: allocated %d", name, len(data), got)
 		}
 	}
-	if got := allocated(t, func() error { _, err := ParseRaw(raw); return err }); got >= 4*len(raw) {
+	if got := teetest.Allocated(t, func() error { _, err := ParseRaw(raw); return err }); got >= 4*len(raw) {
 		t.Errorf("raw evidence of %d bytes: allocated %d", len(raw), got)
 	}
-	if got := allocated(t, func() error { _, err := DecodeReport(raw[:ReportSize]); return err }); got >= 4*ReportSize {
+	if got := teetest.Allocated(t, func() error { _, err := DecodeReport(raw[:ReportSize]); return err }); got >= 4*ReportSize {
 		t.Errorf("report: allocated %d", got)
 	}
-}
-
-// allocated is how many bytes one call of f allocates.
-func allocated(t *testing.T, f func() error) int {
-	t.Helper()
-	const runs = 50
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		if err := f(); err != nil {
-			t.Fatal(err)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	return int(after.TotalAlloc-before.TotalAlloc) / runs
 }
 
 func FuzzInspect(f *testing.F) {

@@ -2,12 +2,12 @@ package tdx_test
 
 import (
 	"bytes"
-	"runtime"
 	"strings"
 	"testing"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/dcap/dcaptest"
+	"github.com/coffer-project/coffer/tee/internal/teetest"
 	"github.com/coffer-project/coffer/tee/tdx"
 )
 
@@ -136,20 +136,14 @@ func TestAllocations(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, data := range map[string][]byte{"as attesters write it": plain, "the long way": bytes.Replace(plain, []byte(`"quote"`), []byte(`"\u0071uote"`), 1)} {
-		const rounds = 50
-		var before, after runtime.MemStats
-		runtime.ReadMemStats(&before)
-		for range rounds {
+		got := teetest.Allocated(t, func() error {
 			e, err := tdx.ParseEvidence(data)
-			if err != nil {
-				t.Fatal(err)
+			if err == nil {
+				_, err = tdx.ParseQuote(e.Quote)
 			}
-			if _, err := tdx.ParseQuote(e.Quote); err != nil {
-				t.Fatal(err)
-			}
-		}
-		runtime.ReadMemStats(&after)
-		if got, limit := (after.TotalAlloc-before.TotalAlloc)/rounds, 4*uint64(len(data)); got >= limit {
+			return err
+		})
+		if got >= 4*len(data) {
 			t.Errorf("%s: %d bytes for %d", name, got, len(data))
 		}
 	}

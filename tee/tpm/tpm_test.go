@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"runtime"
 	"strings"
 	"testing"
 
@@ -248,16 +247,7 @@ func TestInspect(t *testing.T) {
 // TestAllocation: reading costs less memory than four times what is read.
 func TestAllocation(t *testing.T) {
 	raw := vector(t)
-	const runs = 200
-	var before, after runtime.MemStats
-	runtime.ReadMemStats(&before)
-	for range runs {
-		if _, err := tpm.ParseEvidence(raw); err != nil {
-			t.Fatal(err)
-		}
-	}
-	runtime.ReadMemStats(&after)
-	got := float64(after.TotalAlloc-before.TotalAlloc) / runs / float64(len(raw))
+	got := float64(teetest.Allocated(t, func() error { _, err := tpm.ParseEvidence(raw); return err })) / float64(len(raw))
 	t.Logf("%.2f times the input", got)
 	if got >= 4 {
 		t.Errorf("expected less than 4 times the input, got %.2f", got)

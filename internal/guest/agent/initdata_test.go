@@ -9,6 +9,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/tpm"
 )
 
 // FuzzInitdata: whatever a host sends, only the document that the evidence
@@ -32,14 +33,60 @@ func FuzzInitdata(f *testing.F) {
 	}
 	facts := attestation.Facts{TEE: tee.SNP, InitData: digest}
 	f.Fuzz(func(t *testing.T, gz []byte) {
-		got, err := checkInitdata(facts, gz)
+		got, _, err := checkInitdata(facts, gz)
 		if (err == nil) != bytes.Equal(got, raw) {
 			t.Fatalf("%q, %v", got, err)
 		}
-		if got, err := checkInitdata(attestation.Facts{TEE: tee.SNP, InitData: make([]byte, 32)}, gz); len(gz) > 0 && err == nil {
+		if got, _, err := checkInitdata(attestation.Facts{TEE: tee.SNP, InitData: make([]byte, 32)}, gz); len(gz) > 0 && err == nil {
 			t.Fatalf("launched without initdata: %q was taken", got)
 		}
 	})
+}
+
+// Where initdata is measured into a TPM, the register decides.
+func TestMeasuredInitdata(t *testing.T) {
+	t.Parallel()
+	document := func(algorithm string) (gz, digest []byte) {
+		raw := []byte("version = \"0.1.0\"\nalgorithm = \"" + algorithm + "\"\n[data]\n")
+		_, digest, err := initdata.Digest(raw)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if gz, err = initdata.Compress(raw); err != nil {
+			t.Fatal(err)
+		}
+		return gz, digest
+	}
+	gz, digest := document(initdata.SHA256)
+	long, _ := document(initdata.SHA384)
+	zero, extended := make([]byte, 32), tpm.Extended([32]byte(digest))
+	for name, tt := range map[string]struct {
+		register, gz []byte
+		got          string // of the refusal; empty: taken
+		help         string
+	}{
+		"first":                 {zero, gz, "", ""},
+		"again":                 {extended[:], gz, "", ""},
+		"the digest itself":     {digest, gz, "sha256 ", "start the machine again"},
+		"something else":        {bytes.Repeat([]byte{1}, 32), gz, "sha256 ", "start the machine again"},
+		"sha384":                {zero, long, "sha384 ", "algorithm = \"sha256\""},
+		"none, but bound":       {extended[:], nil, "none", ""},
+		"none, something in it": {bytes.Repeat([]byte{1}, 32), nil, "none", ""},
+	} {
+		raw, got, err := checkInitdata(attestation.Facts{TEE: tee.TPM, InitData: tt.register, Measured: true}, tt.gz)
+		if tt.got == "" {
+			if err != nil || raw == nil || !bytes.Equal(got, digest) {
+				t.Errorf("%s: %v", name, err)
+			}
+			continue
+		}
+		if r := refusalOf(err); r == nil || r.Rule != RuleInitdata || !strings.HasPrefix(r.Got, tt.got) || !strings.Contains(r.Help, tt.help) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+	if raw, got, err := checkInitdata(attestation.Facts{TEE: tee.TPM, InitData: zero, Measured: true}, nil); raw != nil || got != nil || err != nil {
+		t.Errorf("a pod without initdata: %v", err)
+	}
 }
 
 // A document that is valid and belongs to the machine must also be complete.

@@ -75,8 +75,11 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 		return nil, err
 	}
 	// Nothing of the initdata is looked at before it is the one launched with.
-	raw, err := checkInitdata(facts, req.GetInitdata())
+	raw, digest, err := checkInitdata(facts, req.GetInitdata())
 	if err != nil {
+		return nil, err
+	}
+	if facts, err = a.bind(ctx, facts, digest); err != nil {
 		return nil, err
 	}
 	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1)}
@@ -110,40 +113,59 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 }
 
 // checkInitdata holds what the host sent against what the machine was launched
-// with, and returns the raw document: nil for an unsealed pod.
-func checkInitdata(facts attestation.Facts, gz []byte) ([]byte, error) {
+// with, and returns the raw document: nil for an unsealed pod. The digest is nil
+// where there is no evidence that could name it.
+func checkInitdata(facts attestation.Facts, gz []byte) (raw, digest []byte, err error) {
 	refuse := func(expected, got, help string) error {
 		return &podpolicy.Refusal{Rule: RuleInitdata, Path: "initdata", Expected: expected, Got: got, Help: help}
 	}
 	field := hex.EncodeToString(facts.InitData)
 	if len(gz) == 0 {
 		if facts.Sealed() {
-			return nil, refuse("initdata with digest "+field, "none (no digest)", "send the initdata that the machine was launched with")
+			return nil, nil, refuse("initdata with digest "+field, "none (no digest)", "send the initdata that the machine was launched with")
 		}
-		return nil, nil
+		return nil, nil, nil
 	}
-	raw, err := initdata.Decompress(gz, initdata.MaxBytes)
+	raw, err = initdata.Decompress(gz, initdata.MaxBytes)
 	if err != nil {
-		return nil, &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "initdata", Expected: "one gzip member", Got: clip(err.Error())}
+		return nil, nil, &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "initdata", Expected: "one gzip member", Got: clip(err.Error())}
 	}
 	alg, digest, err := initdata.Digest(raw)
 	if err != nil {
 		// A document that was tampered with until it is not one any more: say
 		// what its digest would have to be, too.
 		sum := sha256.Sum256(raw)
-		return nil, refuse("initdata with digest "+field, fmt.Sprintf("a document that is not valid (%s; its sha256 is %x)", clip(err.Error()), sum), "send the initdata that the machine was launched with")
+		return nil, nil, refuse("initdata with digest "+field, fmt.Sprintf("a document that is not valid (%s; its sha256 is %x)", clip(err.Error()), sum), "send the initdata that the machine was launched with")
 	}
 	if facts.TEE == "" {
-		return raw, nil // development without a TEE: there is nothing to compare
+		return raw, nil, nil // development without a TEE: there is nothing to compare
 	}
 	got := fmt.Sprintf("%s %x", alg, digest)
 	switch {
+	case facts.Measured && len(digest) != sha256.Size:
+		return nil, nil, refuse("initdata whose algorithm is "+initdata.SHA256, got, "this environment's evidence names initdata by a register of a TPM, which takes no other digest; write `algorithm = \"sha256\"`")
+	case facts.Measured && !facts.Sealed():
+		// The agent is the one who names it.
 	case !facts.Sealed():
-		return nil, refuse("no initdata: the launch evidence has the digest "+field, got, "launch the machine with the digest of this initdata (SNP: HOST_DATA)")
-	case !initdata.MatchesField(digest, facts.InitData):
-		return nil, refuse("initdata with digest "+field, got, "the initdata was changed after the launch, or belongs to another machine")
+		return nil, nil, refuse("no initdata: the launch evidence has the digest "+field, got, "launch the machine with the digest of this initdata (SNP: HOST_DATA)")
+	case facts.Measured && !facts.Names(digest):
+		return nil, nil, refuse("register 8 with zeros, or with this initdata; it holds "+field, got, "other initdata, or something else, was measured into the TPM; start the machine again")
+	case !facts.Names(digest):
+		return nil, nil, refuse("initdata with digest "+field, got, "the initdata was changed after the launch, or belongs to another machine")
 	}
-	return raw, nil
+	return raw, digest, nil
+}
+
+// bind has the evidence name what is in force, where it is for the guest to do so.
+func (a *Agent) bind(ctx context.Context, facts attestation.Facts, digest []byte) (attestation.Facts, error) {
+	if digest == nil {
+		return facts, a.o.Attestation.BindNothing(ctx)
+	}
+	facts, err := a.o.Attestation.Bind(ctx, digest)
+	if err == nil && !facts.Names(digest) {
+		err = fmt.Errorf("the %s evidence names %x after initdata with digest %x was bound to it", facts.TEE, facts.InitData, digest)
+	}
+	return facts, err
 }
 
 // readInitdata takes the policy and the guest's configuration from a document

@@ -44,9 +44,10 @@ func TestParseCmdline(t *testing.T) {
 		{in: "console=ttyS0 quiet panic=-1\n", want: Cmdline{TEE: TEEAuto}},
 		{in: "quiet coffer.tee=soft", want: Cmdline{TEE: TEESoft}},
 		{in: "quiet coffer.tee=soft-tdx", want: Cmdline{TEE: TEESoftTDX}},
+		{in: "coffer.tee=tpm", want: Cmdline{TEE: TEETPM}},
 		{in: "coffer.tee=none coffer.development coffer.debug", want: Cmdline{TEE: TEENone, Development: true, Debug: true}},
 		{in: "coffer.tee=none", err: "needs coffer.development"},
-		{in: "coffer.tee=sample coffer.development", err: "expected auto, soft, soft-tdx or none"},
+		{in: "coffer.tee=sample coffer.development", err: "expected auto, tpm, soft, soft-tdx or none"},
 		{in: "coffer.tee=soft coffer.tee=none", err: "given twice"},
 		{in: "coffer.developement", err: "unknown parameter"},
 		{in: "coffer.development=1", err: "takes no value"},
@@ -133,5 +134,15 @@ func TestHarden(t *testing.T) {
 	}
 	if err := harden(dir); err == nil || !strings.Contains(err.Error(), "dmesg_restrict") {
 		t.Errorf("a parameter that cannot be set: %v", err)
+	}
+}
+
+// TestHardware: drivers are loaded where the environment is one.
+func TestHardware(t *testing.T) {
+	t.Parallel()
+	for tee, want := range map[TEE]bool{TEEAuto: true, TEETPM: true, TEESoft: false, TEENone: false} {
+		if tee.Hardware() != want {
+			t.Errorf("%s: %t", tee, !want)
+		}
 	}
 }

@@ -15,6 +15,9 @@ type TEE string
 const (
 	// TEEAuto takes the hardware's environment, and nothing else.
 	TEEAuto TEE = "auto"
+	// TEETPM takes a TPM alone. It is never taken otherwise: any host can
+	// offer one, and what it proves depends on who makes and keeps it.
+	TEETPM TEE = "tpm"
 	// TEESoft takes the software TEE's port, for SEV-SNP reports.
 	TEESoft TEE = "soft"
 	// TEESoftTDX takes the software TEE's port, for TDX quotes.
@@ -22,6 +25,9 @@ const (
 	// TEENone runs without evidence: development only.
 	TEENone TEE = "none"
 )
+
+// Hardware tells whether the environment needs drivers.
+func (t TEE) Hardware() bool { return t == TEEAuto || t == TEETPM }
 
 // Cmdline is what the kernel command line tells the agent. It is part of the
 // launch measurement, so what it says was said by whoever made the reference
@@ -55,10 +61,10 @@ func ParseCmdline(s string) (Cmdline, error) {
 		switch name {
 		case "coffer.tee":
 			switch t := TEE(value); t {
-			case TEEAuto, TEESoft, TEESoftTDX, TEENone:
+			case TEEAuto, TEETPM, TEESoft, TEESoftTDX, TEENone:
 				c.TEE = t
 			default:
-				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, soft, soft-tdx or none, got %q", value)
+				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, tpm, soft, soft-tdx or none, got %q", value)
 			}
 		case "coffer.development", "coffer.debug":
 			if hasValue {

@@ -61,21 +61,27 @@ func DriverPhases() []Phase {
 
 // TEEPhases loads drivers of hardware TEEs, and of transports that are hardware.
 func TEEPhases() []Phase {
-	return []Phase{{"tee-modules", loadTEEModules}, {"configfs", mountConfigFS}}
+	return []Phase{
+		{"tee-modules", loadTEEModules},
+		{"configfs", mountWhereKnown("configfs", "/sys/kernel/config")},
+		{"securityfs", mountWhereKnown("securityfs", "/sys/kernel/security")},
+	}
 }
 
-// mountConfigFS mounts configfs where the kernel has it: TEE drivers offer
-// their reports there. A guest without it has no hardware TEE, which the
-// choice of an attester reports in its own words.
-func mountConfigFS(context.Context) error {
-	const dir = "/sys/kernel/config"
-	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+// mountWhereKnown mounts a file system where the kernel has it: TEE drivers offer
+// their reports in configfs, and a TPM's event log is in securityfs. A guest
+// without them has no such TEE, which the choice of an attester reports in its
+// own words.
+func mountWhereKnown(fstype, dir string) func(context.Context) error {
+	return func(context.Context) error {
+		if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err := unix.Mount(fstype, dir, fstype, noExec, ""); err != nil {
+			return fmt.Errorf("mount %s on %s: %w", fstype, dir, err)
+		}
 		return nil
 	}
-	if err := unix.Mount("configfs", dir, "configfs", noExec, ""); err != nil {
-		return fmt.Errorf("mount configfs on %s: %w", dir, err)
-	}
-	return nil
 }
 
 // readRandom fills b from the kernel's generator and waits until that has

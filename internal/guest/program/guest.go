@@ -107,7 +107,7 @@ func (g *guest) run(ctx context.Context) error {
 	}
 	go func() { _ = g.reap.Run(ctx) }()
 	// A hardware TEE is a driver, and must be found before a host is answered.
-	if g.boot.Cmdline.TEE == boot.TEEAuto {
+	if g.boot.Cmdline.TEE.Hardware() {
 		if err := g.loadTEE(ctx); err != nil {
 			return err
 		}

@@ -15,6 +15,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/mdlayher/vsock"
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/guest/agent"
@@ -32,8 +33,10 @@ import (
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/tee"
-	"github.com/coffer-project/coffer/tee/snp/snpattest"
+	"github.com/coffer-project/coffer/tee/azure/azureattest"
+	"github.com/coffer-project/coffer/tee/platform"
 	"github.com/coffer-project/coffer/tee/softtee/softport"
+	"github.com/coffer-project/coffer/tee/tpm/tpmattest"
 )
 
 // Version is the agent's, as it names itself.
@@ -100,12 +103,49 @@ func build(p parts) (*agent.Agent, error) {
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
 		}),
 		Runtime: crun, Images: images, Volumes: volumes, PodDir: dirs["pod"],
-		NewBroker:  func(c agent.BrokerConfig) (datahub.Broker, error) { return newBroker(c, p.log) },
+		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
+			attached, err := devices(nvidiaProgram, runThrough(p.reaper))
+			if err != nil {
+				return nil, err
+			}
+			return newBroker(c, attached, p.log)
+		},
 		NewFetcher: newFetcher,
 	})
 }
 
-// newAttestation looks for hardware through configfs-tsm, and for the software
+// quotePort is where a TDX host offers its quote generation service on vsock
+// (Intel SGXDataCenterAttestationPrimitives, QuoteGeneration: qgs.conf, port).
+const quotePort = 4050
+
+// thisMachine is where an environment is looked for, once its drivers are loaded.
+func thisMachine() platform.Machine {
+	m := platform.ThisMachine()
+	if _, err := os.Stat("/dev/vsock"); err == nil {
+		m.QuoteService = func(context.Context) (net.Conn, error) {
+			// The kernel gives a host that does not answer two seconds.
+			return vsock.Dial(vsock.Host, quotePort, nil)
+		}
+	}
+	return m
+}
+
+// attester returns that of the first candidate which shows itself.
+func attester(ctx context.Context, candidates ...platform.Candidate) (tee.Attester, error) {
+	found, err := platform.Detect(ctx, candidates)
+	if err != nil {
+		return nil, err
+	}
+	return found.Attester(ctx)
+}
+
+// In these environments the agent names the initdata.
+var (
+	_ attestation.Binder = (*tpmattest.Attester)(nil)
+	_ attestation.Binder = (*azureattest.Attester)(nil)
+)
+
+// newAttestation looks for environments on this machine, and for the software
 // TEE at its port.
 func newAttestation(cmdline boot.Cmdline) *attestation.Source {
 	finder := serial.System()
@@ -117,16 +157,12 @@ func newAttestation(cmdline boot.Cmdline) *attestation.Source {
 		return &wholePort{port.Conn(), port}, nil
 	}
 	return attestation.New(attestation.Options{
-		Cmdline: cmdline,
-		Hardware: func(context.Context) (tee.Attester, error) {
-			if _, err := os.Stat("/dev/sev-guest"); errors.Is(err, os.ErrNotExist) {
-				return nil, nil
-			}
-			return snpattest.New()
-		},
-		HasSoft: func() bool { return finder.Has(softport.PortName) },
-		Soft:    func() tee.Attester { return softport.New(open) },
-		SoftTDX: func() tee.Attester { return softport.NewTDX(open) },
+		Cmdline:  cmdline,
+		Hardware: func(ctx context.Context) (tee.Attester, error) { return attester(ctx, thisMachine().Hardware()...) },
+		TPM:      func(ctx context.Context) (tee.Attester, error) { return attester(ctx, thisMachine().BareTPM()) },
+		HasSoft:  func() bool { return finder.Has(softport.PortName) },
+		Soft:     func() tee.Attester { return softport.New(open) },
+		SoftTDX:  func() tee.Attester { return softport.NewTDX(open) },
 	})
 }
 
@@ -138,9 +174,9 @@ type wholePort struct {
 
 func (w *wholePort) Close() error { return errors.Join(w.Conn.Close(), w.port.Close()) }
 
-func newBroker(c agent.BrokerConfig, log *slog.Logger) (datahub.Broker, error) {
+func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) (datahub.Broker, error) {
 	return kbs.NewClient(kbs.ClientOptions{
-		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, InitData: c.InitData,
+		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: attached, InitData: c.InitData,
 		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader,
 	})
 }

@@ -291,11 +291,11 @@ func TestNoTEE(t *testing.T) {
 	v := start(t, "-append", strings.ReplaceAll(cmdline, "coffer.tee=none coffer.development", ""))
 	h := v.connect()
 	_, err := h.Hello(t.Context(), &agentapi.HelloRequest{Versions: []uint32{1}})
-	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE: no trusted execution environment found: looked for tdx") {
 		t.Errorf("hello: %v", err)
 	}
 	_, err = h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod"})
-	if err == nil || !strings.Contains(err.Error(), "no hardware TEE found") {
+	if err == nil || !strings.Contains(err.Error(), "no hardware TEE: no trusted execution environment found: looked for tdx") {
 		t.Errorf("sandbox: %v", err)
 	}
 }

@@ -129,6 +129,8 @@ func TestBuiltInPolicies(t *testing.T) {
 	sgxRefs := fakeReferences{"sgx_mr_enclave": list(`"e1"`)}
 	ccaRefs := fakeReferences{"cca_realm_initial_measurement": list(`"Q0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQ0NDQw=="`)}
 	tpm := `{"pcr11": "p11", "pcr07": "p7", "ak_public": "AK=="}`
+	direct := `{"pcr04": "p4", "pcr09": "p9", "pcr11": "00", "ak_public": "AK=="}`
+	directRefs := fakeReferences{"tpm_pcr04": list(`"p4"`), "tpm_pcr09": list(`"p9"`), "trusted_aks": list(`"AK=="`)}
 	tpmRefs := fakeReferences{"tpm_pcr11": list(`"p11"`), "trusted_aks": list(`"AK=="`)}
 	se := `{"cuid": "c", "version": 256, "tag": "t4", "image_phkh": "i", "attestation_phkh": "a"}`
 	seRefs := fakeReferences{"se_tag": list(`"t4"`)}
@@ -161,6 +163,11 @@ func TestBuiltInPolicies(t *testing.T) {
 			want: hec{2, 3, 36}, findings: []string{"tdx.td_attributes.debug"}},
 		{name: "tdx without attributes", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("td_attributes", nil)), refs: tdxRefs,
 			want: hec{2, 3, 36}, findings: []string{"tdx.td_attributes.debug"}},
+		{name: "tdx migratable", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("td_attributes/migratable", true), set("quote/body/mr_servicetd", "5e")), refs: tdxRefs,
+			want: hec{2, 3, 36}, findings: []string{"tdx.mr_servicetd"}},
+		{name: "tdx migratable, by a registered TD", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("td_attributes/migratable", true), set("quote/body/mr_servicetd", "5e")),
+			refs: with(tdxRefs, "mr_servicetd", list(`"5e"`)), want: hec{2, 3, 3}},
+		{name: "tdx not migratable", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("td_attributes/migratable", false)), refs: tdxRefs, want: hec{2, 3, 3}},
 		{name: "tdx out of date", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("tcb_status", "OutOfDate")), refs: tdxRefs,
 			want: hec{97, 3, 3}, findings: []string{"tdx.tcb_status"}},
 		{name: "tdx level accepted", tee: tee.TDX, claims: "tdx-claims.json", change: append(slices.Clone(goodTDX), set("tcb_status", "SWHardeningNeeded")),
@@ -209,6 +216,15 @@ func TestBuiltInPolicies(t *testing.T) {
 			want: hec{2, 33, 3}, findings: []string{"az-snp-vtpm.measurement"}},
 
 		{name: "tpm", tee: tee.TPM, claims: tpm, refs: tpmRefs, want: hec{2, 3, 3}},
+		{name: "tpm direct boot", tee: tee.TPM, claims: direct, refs: directRefs, want: hec{2, 3, 3}},
+		{name: "tpm direct boot, other kernel", tee: tee.TPM, claims: direct, change: []func(map[string]any){set("pcr04", "x")}, refs: directRefs,
+			want: hec{2, 33, 36}, findings: []string{"tpm.tpm_pcr04", "tpm.tpm_pcr04"}},
+		{name: "tpm direct boot, other command line", tee: tee.TPM, claims: direct, change: []func(map[string]any){set("pcr09", "x")}, refs: directRefs,
+			want: hec{2, 33, 36}, findings: []string{"tpm.tpm_pcr09", "tpm.tpm_pcr09"}},
+		{name: "tpm direct boot, kernel alone", tee: tee.TPM, claims: direct, refs: fakeReferences{"tpm_pcr04": list(`"p4"`), "trusted_aks": list(`"AK=="`)},
+			want: hec{2, 33, 3}, findings: []string{"tpm.tpm_pcr11"}},
+		{name: "tpm direct boot where an image is registered", tee: tee.TPM, claims: direct, refs: with(directRefs, "tpm_pcr11", list(`"p11"`)),
+			want: hec{2, 33, 3}, findings: []string{"tpm.tpm_pcr11"}},
 		{name: "tpm of anyone", tee: tee.TPM, claims: tpm, refs: fakeReferences{"tpm_pcr11": list(`"p11"`)}, want: hec{97, 3, 3}, findings: []string{"tpm.trusted_aks"}},
 		{name: "tpm secure boot", tee: tee.TPM, claims: tpm, refs: with(tpmRefs, "tpm_pcr07", list(`"x"`)), want: hec{2, 3, 36}, findings: []string{"tpm.tpm_pcr07"}},
 
@@ -254,6 +270,11 @@ func TestBuiltInPolicies(t *testing.T) {
 		{name: "gpu here, compared", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{}, want: hec{2, 3, 3}},
 		{name: "gpu here, compared, versions", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU,
 			refs: fakeReferences{"allowed_vbios_versions": list(`"96.00.9F.00.01"`), "allowed_driver_versions": list(`"550.90.07"`)}, want: hec{2, 3, 2}},
+		{name: "gpu here, collateral", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("collateral_expiration_status", "0")}, refs: fakeReferences{}, want: hec{2, 3, 3}},
+		{name: "gpu here, expired collateral", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("collateral_expiration_status", "1")}, refs: fakeReferences{},
+			want: hec{97, 3, 3}, findings: []string{"nvidia.collateral_expiration_status"}},
+		{name: "switch here, expired collateral", tee: tee.NVIDIA, class: Switch, claims: localSwitch, change: []func(map[string]any){set("collateral_expiration_status", "1")}, refs: fakeReferences{},
+			want: hec{97, 3, 3}, findings: []string{"nvidia.collateral_expiration_status"}},
 		{name: "gpu here, compared, registered too", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, refs: fakeReferences{"nvidia_gpu_measurement_1": list(`"bb"`)},
 			want: hec{2, 33, 3}, findings: []string{"nvidia.nvidia_gpu_measurement_1"}},
 		{name: "gpu here, other firmware", tee: tee.NVIDIA, class: tee.GPU, claims: localGPU, change: []func(map[string]any){set("measres", "fail")},

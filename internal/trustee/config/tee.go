@@ -68,7 +68,8 @@ type Intel struct {
 	DevelopmentRoots []string `toml:"development_roots"`
 	AllowDebug       bool     `toml:"allow_debug"`
 	// AllowStaleCollateral judges by Intel's documents past their date where no
-	// fresher can be had.
+	// fresher can be had. Documents that cannot be had at all are another matter:
+	// without them nothing is judged.
 	AllowStaleCollateral bool `toml:"allow_stale_collateral"`
 }
 

@@ -28,7 +28,7 @@ func addLines(m *ast.Module, file, rule string) {
 			if key.Get(line[0]) == nil {
 				key.Insert(line[0], line[1])
 			}
-		case ast.Var:
+		case ast.Var, ast.Ref, ast.Call:
 			r.Head.Key = ast.CallTerm(ast.NewTerm(ast.ObjectUnion.Ref()), ast.ObjectTerm(line), ast.NewTerm(key)).SetLocation(r.Head.Key.Location)
 			if n := len(r.Head.Reference); n > 1 {
 				r.Head.Reference[n-1] = r.Head.Key

@@ -28,6 +28,12 @@ findings contains finding if {
 
 findings contains {"rule": "own", "line": "mine"} if input.bad
 
+findings contains make("d") if input.bad
+
+findings contains input.told if input.bad
+
+make(rule) := {"rule": rule}
+
 made := {{"rule": "b"}, {"rule": "c", "x": 1}} if input.bad
 
 blamed contains finding.rule if some finding in findings
@@ -38,7 +44,7 @@ func TestLines(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	in, err := NewInput([]byte(`{"bad": true}`))
+	in, err := NewInput([]byte(`{"bad": true, "told": {"rule": "e"}}`))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -46,7 +52,7 @@ func TestLines(t *testing.T) {
 	if _, err := p.Eval(t.Context(), "findings", in, nil, &got); err != nil {
 		t.Fatal(err)
 	}
-	want := map[string]string{"a": "p.rego:17", "b": "p.rego:19", "c": "p.rego:19", "own": "mine"}
+	want := map[string]string{"a": "p.rego:17", "b": "p.rego:19", "c": "p.rego:19", "own": "mine", "d": "p.rego:25", "e": "p.rego:27"}
 	if len(got) != len(want) {
 		t.Fatalf("got %v", got)
 	}
@@ -56,7 +62,7 @@ func TestLines(t *testing.T) {
 		}
 	}
 	var blamed []string
-	if _, err := p.Eval(t.Context(), "blamed", in, nil, &blamed); err != nil || len(blamed) != 4 {
+	if _, err := p.Eval(t.Context(), "blamed", in, nil, &blamed); err != nil || len(blamed) != 6 {
 		t.Errorf("rules that read findings: %v, %v", blamed, err)
 	}
 }

@@ -1,7 +1,9 @@
 package release
 
 import (
+	"bytes"
 	"context"
+	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
 	"fmt"
@@ -13,6 +15,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/tpm"
 )
 
 // Binding is an initdata digest that a resource's owner has registered.
@@ -126,10 +129,11 @@ func withoutCredentials(query map[string]string) map[string]string {
 
 // Registered fits digests to the field that the evidence has for them, so that
 // a policy compares plain strings, and describes them. What cannot match, a
-// digest too short to tell anything or of zeros, is left out.
+// digest too short to tell anything or of zeros, is left out; so is one that is
+// not SHA-256 where a register of a TPM names the initdata.
 func Registered(bindings []Binding, c *ear.Claims) (digests []string, description string, err error) {
 	field := InitDataField(c)
-	own := hex.EncodeToString(field)
+	own, measured := hex.EncodeToString(field), inRegister(c)
 	digests = []string{}
 	var text []string
 	total := 0
@@ -140,8 +144,8 @@ func Registered(bindings []Binding, c *ear.Claims) (digests []string, descriptio
 		}
 		line := strings.ToLower(b.InitData)
 		if len(field) > 0 {
-			fitted := tee.Fit(digest, len(field))
-			if !initdata.MatchesField(digest, fitted) {
+			fitted := asHeld(digest, len(field), measured)
+			if fitted == nil {
 				continue
 			}
 			line = hex.EncodeToString(fitted)
@@ -176,6 +180,39 @@ func describe(text []string, total int) string {
 		text = append(text, fmt.Sprintf("and %d more", more))
 	}
 	return "[" + strings.Join(text, ", ") + "]"
+}
+
+// asHeld is what evidence with a field of that size holds for a digest, nil where
+// it holds none: cut or padded to the field, or what becomes of the register of a
+// TPM when it is extended with it.
+func asHeld(digest []byte, size int, measured bool) []byte {
+	if measured {
+		if len(digest) != sha256.Size || size != sha256.Size || bytes.Count(digest, []byte{0}) == len(digest) {
+			return nil
+		}
+		extended := tpm.Extended([sha256.Size]byte(digest))
+		return extended[:]
+	}
+	fitted := tee.Fit(digest, size)
+	if !initdata.MatchesField(digest, fitted) {
+		return nil
+	}
+	return fitted
+}
+
+// inRegister tells whether the CPU's evidence names initdata by the register of
+// a TPM: its claims are those of such an environment, and of no other.
+func inRegister(c *ear.Claims) bool {
+	var evidence map[string]json.RawMessage
+	if json.Unmarshal(c.Submods[ear.CPU].Evidence, &evidence) != nil {
+		return false
+	}
+	for _, n := range []tee.Name{tee.TPM, tee.AzureSNPVTPM, tee.AzureTDXVTPM} {
+		if _, ok := evidence[string(n)]; ok {
+			return true
+		}
+	}
+	return false
 }
 
 // InitDataField is the initdata field of the CPU's evidence as the token

@@ -1,6 +1,8 @@
 package release
 
 import (
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"slices"
 	"strings"
@@ -11,6 +13,8 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/ear"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/tpm"
 )
 
 func TestScopes(t *testing.T) {
@@ -172,6 +176,32 @@ func TestRegisteredIsBounded(t *testing.T) {
 	}
 	if _, _, err := Registered([]Binding{{InitData: "xy"}}, c); err == nil {
 		t.Error("no hex: want an error")
+	}
+}
+
+// TestRegisteredInRegister: the register of a TPM holds not the digest but what
+// becomes of it.
+func TestRegisteredInRegister(t *testing.T) {
+	t.Parallel()
+	raw := sha256.Sum256([]byte("initdata"))
+	extended := tpm.Extended(raw)
+	registered := hex.EncodeToString(raw[:])
+	bindings := []Binding{{InitData: digest("ab")}, {InitData: strings.Repeat("0", 64)}, {InitData: strings.ToUpper(registered), Description: "mine"}}
+	for _, name := range []tee.Name{tee.TPM, tee.AzureSNPVTPM, tee.AzureTDXVTPM} {
+		for _, held := range []string{hex.EncodeToString(extended[:]), strings.Repeat("0", 64)} {
+			m := submod(ear.Affirming, good, false, held)
+			m.Evidence = json.RawMessage(`{"` + string(name) + `":{},"init_data":"` + held + `"}`)
+			got, text, err := Registered(bindings, &ear.Claims{Submods: map[string]ear.Submod{ear.CPU: m}})
+			if err != nil || len(got) != 1 || got[0] != hex.EncodeToString(extended[:]) || !strings.Contains(text, "mine") {
+				t.Errorf("%s: %v, %s, %v", name, got, text, err)
+			}
+		}
+	}
+	// The digest in a field of a launch is the digest.
+	m := submod(ear.Affirming, good, false, registered)
+	got, _, err := Registered(bindings, &ear.Claims{Submods: map[string]ear.Submod{ear.CPU: m}})
+	if err != nil || len(got) != 2 || got[0] != registered {
+		t.Errorf("snp: %v, %v", got, err)
 	}
 }
 

@@ -4,7 +4,6 @@ package verifiers
 
 import (
 	"encoding/hex"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
@@ -74,7 +73,7 @@ func New(o Options) (map[tee.Name]tee.Verifier, error) {
 	})
 	add(c.AzureTDX.Enabled, tee.AzureTDXVTPM, func() (tee.Verifier, error) {
 		v, err := tdxs()
-		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2, AllowMissingCollateral: c.TDX.AllowStaleCollateral}), err
+		return azureverify.NewTDX(v, azureverify.Options{RequireV2: c.AzureTDX.RequireVersion2}), err
 	})
 	add(c.SGX.Enabled, tee.SGX, o.sgx)
 	add(c.TPM.Enabled, tee.TPM, o.tpm)
@@ -161,7 +160,7 @@ func (o Options) tdx() (*tdxverify.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowMissingCollateral: o.TEE.TDX.AllowStaleCollateral})
+	return tdxverify.New(tdxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.TDX.AllowDebug, AllowStaleCollateral: o.TEE.TDX.AllowStaleCollateral})
 }
 
 func (o Options) sgx() (tee.Verifier, error) {
@@ -169,26 +168,18 @@ func (o Options) sgx() (tee.Verifier, error) {
 	if err != nil {
 		return nil, err
 	}
-	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowMissingCollateral: o.TEE.SGX.AllowStaleCollateral})
+	return sgxverify.New(sgxverify.Options{Now: o.Now, DevelopmentRoots: roots, Collateral: source, AllowDebug: o.TEE.SGX.AllowDebug, AllowStaleCollateral: o.TEE.SGX.AllowStaleCollateral})
 }
 
 func (o Options) tpm() (tee.Verifier, error) {
 	v := tpmverify.Options{Now: o.Now}
 	err := read("trusted_aks", o.TEE.TPM.TrustedAKs, func(name string, text []byte) error {
-		for block, rest := pem.Decode(text); ; block, rest = pem.Decode(rest) {
-			switch {
-			case block == nil && len(rest) == len(text):
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got none", name)
-			case block == nil:
-				return nil
-			case block.Type == "PUBLIC KEY":
-				v.TrustedAKs = append(v.TrustedAKs, block.Bytes)
-			case block.Type == "CERTIFICATE":
-				v.AKRoots = append(v.AKRoots, block.Bytes)
-			default:
-				return fmt.Errorf("%s: expected public keys or certificates in PEM, got %.40q", name, block.Type)
-			}
+		keys, roots, err := tpmverify.ParseAnchors(text)
+		if err != nil {
+			return fmt.Errorf("%s: %w", name, err)
 		}
+		v.TrustedAKs, v.AKRoots = append(v.TrustedAKs, keys...), append(v.AKRoots, roots...)
+		return nil
 	})
 	if err != nil {
 		return nil, err

@@ -113,6 +113,7 @@ func TestMissingCollateral(t *testing.T) {
 	}
 	defer func() { _ = client.Close() }()
 	c.TEE.TDX.AllowDebug = true
+	c.TEE.TDX.AllowStaleCollateral = true // which is about documents that there are
 	at := time.Date(2025, 1, 1, 0, 0, 0, 0, time.UTC)
 	v, err := New(Options{TEE: c.TEE, Collateral: client, Now: func() time.Time { return at }})
 	if err != nil {
@@ -128,6 +129,26 @@ func TestMissingCollateral(t *testing.T) {
 	}
 	if len(events) == 0 {
 		t.Error("nothing was counted")
+	}
+}
+
+// Nothing in a configuration makes genuine what could not be checked: a report of
+// Hygon CSV without its chip's certificates can be anybody's.
+func TestNoConfigurationToleratesMissing(t *testing.T) {
+	t.Parallel()
+	evidence, err := os.ReadFile("../../../tee/csv/testdata/evidence.json")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := config.Default().TEE
+	c.CSV.AllowDebug, c.SNP.AllowDebug, c.TDX.AllowStaleCollateral, c.SGX.AllowStaleCollateral = true, true, true, true
+	v, err := New(Options{TEE: c, Collateral: offline(t), Now: time.Now})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r, err := v[tee.CSV].Verify(t.Context(), evidence, tee.Expected{AnyReportData: true})
+	if _, ok := errors.AsType[*tee.UnavailableError](err); !ok {
+		t.Errorf("expected missing collateral, got %+v, %v", r, err)
 	}
 }
 

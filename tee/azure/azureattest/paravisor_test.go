@@ -10,7 +10,6 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"encoding/pem"
-	"errors"
 	"fmt"
 	"io"
 	"math/big"
@@ -27,6 +26,7 @@ import (
 	"github.com/coffer-project/coffer/tee/azure"
 	"github.com/coffer-project/coffer/tee/azure/azureattest"
 	"github.com/coffer-project/coffer/tee/internal/swtpm"
+	"github.com/coffer-project/coffer/tee/internal/teetest/swtpmtest"
 	"github.com/coffer-project/coffer/tee/measure"
 	"github.com/coffer-project/coffer/tee/snp"
 	"github.com/coffer-project/coffer/tee/softtee"
@@ -36,18 +36,7 @@ import (
 
 func start(t *testing.T) *swtpm.TPM {
 	t.Helper()
-	s, err := swtpm.Start(context.Background(), t.TempDir())
-	switch {
-	case errors.Is(err, swtpm.ErrAbsent) && os.Getenv("COFFER_REQUIRE_SERVERS") != "1":
-		t.Skip(err)
-	case err != nil:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
+	s := swtpmtest.Start(t)
 	if _, err := tpmattest.CreateKey(s, tpmattest.Endorsement, tpmattest.RSA2048, azureattest.HandleAK); err != nil {
 		t.Fatal(err)
 	}

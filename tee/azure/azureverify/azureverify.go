@@ -34,8 +34,8 @@ type Options struct {
 	// be of any age.
 	RequireV2 bool
 	// AllowMissingCollateral makes a warning of what could not be checked for
-	// want of collateral. The hardware's verifier has an option of the same
-	// name, for collateral that is stale; they are normally equal.
+	// want of collateral. What is stale is for the hardware's verifier to judge,
+	// by an option of its own.
 	AllowMissingCollateral bool
 }
 

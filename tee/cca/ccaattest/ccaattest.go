@@ -7,9 +7,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/json"
-	"errors"
 	"fmt"
-	"strings"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
@@ -17,21 +15,15 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/cca"
+	"github.com/coffer-project/coffer/tee/internal/tsm"
 )
 
-const (
-	// provider is what the kernel's driver calls itself.
-	provider = "arm_cca_guest"
-	// maxRaces is how often a request is repeated that another process
-	// disturbed.
-	maxRaces = 3
-)
+// provider is what the kernel's driver calls itself.
+const provider = "arm_cca_guest"
 
 type attester struct {
 	client configfsi.Client
-	// turn is held by the one request under way: the kernel serialises them
-	// anyway, and a waiting caller can give up.
-	turn chan struct{}
+	turn   tsm.Turn
 }
 
 // New returns the attester of a realm. It fails where configfs is not mounted or
@@ -46,7 +38,7 @@ func New() (tee.Attester, error) {
 
 // NewWithClient is New over another configfs.
 func NewWithClient(client configfsi.Client) tee.Attester {
-	return &attester{client: client, turn: make(chan struct{}, 1)}
+	return &attester{client: client, turn: tsm.NewTurn()}
 }
 
 // TEE implements [tee.Attester].
@@ -57,11 +49,11 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 	if len(reportData) > cca.ChallengeSize {
 		return nil, fmt.Errorf("ccaattest: report data: expected at most %d bytes, got %d", cca.ChallengeSize, len(reportData))
 	}
-	raw, _, err := a.request(ctx, tee.Fit(reportData, cca.ChallengeSize))
+	r, err := a.request(ctx, tee.Fit(reportData, cca.ChallengeSize))
 	if err != nil {
 		return nil, err
 	}
-	return (&cca.Evidence{Token: raw}).JSON()
+	return (&cca.Evidence{Token: r.raw}).JSON()
 }
 
 // InitData implements [tee.Attester]: the realm's personalization value, 64
@@ -69,61 +61,38 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 func (a *attester) InitData(ctx context.Context) ([]byte, error) {
 	fresh := make([]byte, cca.ChallengeSize)
 	_, _ = rand.Read(fresh) // never fails
-	_, t, err := a.request(ctx, fresh)
+	r, err := a.request(ctx, fresh)
 	if err != nil {
 		return nil, err
 	}
-	return t.Realm.Personalization, nil
+	return r.token.Realm.Personalization, nil
 }
 
 type result struct {
 	raw   []byte
 	token *cca.Token
-	err   error
 }
 
-// request gets one token. The kernel's call cannot be interrupted: when ctx ends
-// first, it finishes in the background and its result is dropped.
-func (a *attester) request(ctx context.Context, challenge []byte) ([]byte, *cca.Token, error) {
-	select {
-	case a.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("ccaattest: waiting for an earlier request: %w", ctx.Err())
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer func() { <-a.turn }()
-		done <- a.get(challenge)
-	}()
-	select {
-	case r := <-done:
-		return r.raw, r.token, r.err
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("ccaattest: the kernel's report: %w", ctx.Err())
-	}
-}
-
-func (a *attester) get(challenge []byte) result {
-	var response *report.Response
-	var err error
-	for range maxRaces {
-		response, err = report.Get(a.client, &report.Request{InBlob: challenge})
-		if _, raced := errors.AsType[*report.GenerationErr](err); !raced {
-			break
-		}
-	}
+// request gets one token.
+func (a *attester) request(ctx context.Context, challenge []byte) (result, error) {
+	r, err := tsm.Do(ctx, a.turn, func() (result, error) { return a.get(challenge) })
 	if err != nil {
-		return result{err: fmt.Errorf("ccaattest: the kernel's report: %w", err)}
+		return result{}, fmt.Errorf("ccaattest: %w", err)
 	}
-	if got := strings.TrimSpace(response.Provider); got != provider {
-		return result{err: fmt.Errorf("ccaattest: report provider: expected %q, got %.40q; this is not a CCA realm", provider, got)}
+	return r, nil
+}
+
+func (a *attester) get(challenge []byte) (result, error) {
+	response, err := tsm.Get(a.client, provider, &report.Request{InBlob: challenge})
+	if err != nil {
+		return result{}, err
 	}
 	t, err := cca.ParseToken(response.OutBlob)
 	if err != nil {
-		return result{err: fmt.Errorf("ccaattest: %w", err)}
+		return result{}, err
 	}
 	if string(t.Realm.Challenge) != string(challenge) {
-		return result{err: fmt.Errorf("ccaattest: cca-realm-challenge: expected %x, got %x", challenge, t.Realm.Challenge)}
+		return result{}, fmt.Errorf("cca-realm-challenge: expected %x, got %x", challenge, t.Realm.Challenge)
 	}
-	return result{raw: response.OutBlob, token: t}
+	return result{raw: response.OutBlob, token: t}, nil
 }

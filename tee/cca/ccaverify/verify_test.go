@@ -157,23 +157,6 @@ func verifyWith(t testing.TB, token []byte, o Options, want tee.Expected) (*tee.
 	return v.Verify(t.Context(), evidence(t, token), want)
 }
 
-// refused returns the checks that did not pass.
-func refused(t testing.TB, err error) []string {
-	t.Helper()
-	e, ok := errors.AsType[*tee.Error](err)
-	if !ok {
-		t.Fatalf("got %T %v, want a refusal", err, err)
-	}
-	var out []string
-	for _, f := range e.Failures {
-		if f.Field == "" || f.Help == "" || f.Expected == "" || f.Got == "" {
-			t.Errorf("failure says too little: %+v", f)
-		}
-		out = append(out, f.Check)
-	}
-	return out
-}
-
 func TestCurves(t *testing.T) {
 	t.Parallel()
 	curves := []elliptic.Curve{elliptic.P256(), elliptic.P384(), elliptic.P521()}
@@ -258,7 +241,7 @@ func TestRefuses(t *testing.T) {
 			tc.change(p)
 			r, err := verifyWith(t, p.token(t), Options{TrustAnchors: []TrustAnchor{anchor}}, tee.Expected{ReportData: filled(64, 'A')})
 			check, text, _ := strings.Cut(tc.want, " ")
-			if got := refused(t, err); r != nil || !slices.Contains(got, check) || !strings.Contains(err.Error(), text) {
+			if got := teetest.Refused(t, err); r != nil || !slices.Contains(got, check) || !strings.Contains(err.Error(), text) {
 				t.Errorf("got %v, %v; want %s", r, err, tc.want)
 			}
 		})
@@ -297,7 +280,7 @@ func TestLegacy(t *testing.T) {
 		switch {
 		case tc.want == "" && err != nil:
 			t.Errorf("%s: %v", name, err)
-		case tc.want != "" && !slices.Contains(refused(t, err), tc.want):
+		case tc.want != "" && !slices.Contains(teetest.Refused(t, err), tc.want):
 			t.Errorf("%s: got %v", name, err)
 		}
 	}
@@ -328,7 +311,7 @@ func TestSplicing(t *testing.T) {
 		"short signature":       {collect(t, bytes.Replace(pp[:len(pp)-1], []byte{0x58, 0x60}, []byte{0x58, 0x5F}, 1), pr), "cca."},
 		"bytes behind":          {collect(t, append(bytes.Clone(pp), 0), pr), "cca.format"},
 	} {
-		if _, err := verifyWith(t, tc.token, o, tee.Expected{AnyReportData: true}); !slices.ContainsFunc(refused(t, err), func(c string) bool { return strings.HasPrefix(c, tc.want) }) {
+		if _, err := verifyWith(t, tc.token, o, tee.Expected{AnyReportData: true}); !slices.ContainsFunc(teetest.Refused(t, err), func(c string) bool { return strings.HasPrefix(c, tc.want) }) {
 			t.Errorf("%s: got %v, want %s", name, err, tc.want)
 		}
 	}
@@ -350,11 +333,11 @@ func TestExpected(t *testing.T) {
 		t.Errorf("any report data: got %+v, %v", r, err)
 	}
 	_, err = verifyWith(t, token, o, tee.Expected{ReportData: filled(48, 'X'), InitData: filled(32, 'X')})
-	if diff := cmp.Diff([]string{"cca.report_data", "cca.personalization_value"}, refused(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"cca.report_data", "cca.personalization_value"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 	_, err = verifyWith(t, token, o, tee.Expected{})
-	if diff := cmp.Diff([]string{"cca.report_data"}, refused(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"cca.report_data"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 	p.platform[2395] = 0x4000
@@ -379,7 +362,7 @@ func TestMemo(t *testing.T) {
 		if _, err := v.Verify(t.Context(), evidence(t, good), tee.Expected{AnyReportData: true}); err != nil {
 			t.Error(err)
 		}
-		if _, err := v.Verify(t.Context(), evidence(t, altered), tee.Expected{AnyReportData: true}); !slices.Contains(refused(t, err), "cca.platform_signature") {
+		if _, err := v.Verify(t.Context(), evidence(t, altered), tee.Expected{AnyReportData: true}); !slices.Contains(teetest.Refused(t, err), "cca.platform_signature") {
 			t.Errorf("altered: got %v", err)
 		}
 	}

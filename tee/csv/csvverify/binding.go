@@ -32,7 +32,7 @@ func (j *judgement) checkEventLog() {
 			j.Fail(f)
 			return
 		}
-		j.claims["uefi_event_logs"] = log.Claims()
+		j.claims["uefi_event_logs"] = log.ClaimsOf(eventlog.SM3)
 	case err != nil || len(log.Events) > 0:
 		f.Expected, f.Got, f.Help = "no log beside a report of version 1", fmt.Sprintf("a log of %d bytes", len(j.e.EventLog)), "version 1 has no registers that the log could be checked against: it is ignored"
 		j.Warn(f)

@@ -47,8 +47,8 @@
 // measure; sig_usage, sig_algo (four bytes, little-endian); serial_number (text);
 // version 1: anonce; versions 2 and 3: build, rtmr_version (numbers), reserved0,
 // reserved1, rtmr0 to rtmr4, uefi_event_logs where there is a log; version 3:
-// host_data. Ours: cek_digest, the SHA-256 of the CEK's signed part, where it was
-// checked; simulated.
+// host_data. Ours: cek_digest, the SHA-256 of the CEK's signed part, and
+// simulated, both only where the chain was checked.
 package csvverify
 
 import (
@@ -58,6 +58,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -92,7 +93,8 @@ type Options struct {
 	// AllowDebug makes a guest that may be debugged a warning.
 	AllowDebug bool
 	// AllowMissingCollateral makes it a warning that HSK and CEK cannot be had.
-	// Then anybody can have made the report.
+	// Then anybody can have made the report: it is for tools that look at one,
+	// and nothing that decides by the result may set it.
 	AllowMissingCollateral bool
 	// Collateral may be nil.
 	Collateral Collateral
@@ -181,8 +183,11 @@ func (v *verifier) verify(ctx context.Context, e *csv.Evidence, want tee.Expecte
 	if err := j.Err(); err != nil {
 		return nil, err
 	}
-	simulated := chainRoot != nil && chainRoot.development
-	j.claims["simulated"] = simulated
+	simulated := false
+	if chainRoot != nil { // without a chain nobody knows
+		simulated = chainRoot.development
+		j.claims["simulated"] = simulated
+	}
 	return &tee.Result{
 		TEE: tee.CSV, Class: tee.CPU, Claims: j.claims, ReportData: j.r.ReportData, InitData: j.r.HostData, Simulated: simulated, Warnings: j.Warnings(),
 	}, nil
@@ -213,9 +218,15 @@ func (v *verifier) pair(ctx context.Context, j *judgement) ([]byte, error) {
 		return append(bytes.Clone(j.e.HSK), j.e.CEK...), nil
 	}
 	item := "HSK and CEK certificates of Hygon chip " + j.serial
-	missing := tee.Failure{Check: "csv.chain", Field: "cert_chain.hsk_cek"}
+	missing := func(err error) {
+		f := tee.Failure{Check: "csv.chain", Field: "cert_chain.hsk_cek", Expected: item, Help: unchained}
+		if c, ok := errors.AsType[*tee.CollateralError](err); ok {
+			f.Help += ": " + c.Help()
+		}
+		j.Missing(f, err)
+	}
 	if v.o.Collateral == nil {
-		j.Missing(missing, &tee.CollateralError{Item: item, Reason: tee.CollateralMissing})
+		missing(&tee.CollateralError{Item: item, Reason: tee.CollateralMissing})
 		return nil, nil
 	}
 	raw, err := v.o.Collateral.HSKCEK(ctx, j.serial)
@@ -226,11 +237,13 @@ func (v *verifier) pair(ctx context.Context, j *judgement) ([]byte, error) {
 		err = &tee.CollateralError{Item: item, Reason: tee.CollateralInvalid, Err: fmt.Errorf("expected %d bytes, got %d", HSKCEKSize, len(raw))}
 	}
 	if err != nil {
-		missing.Expected, raw = item, nil
-		j.Missing(missing, err)
+		missing(err)
+		return nil, nil
 	}
 	return raw, nil
 }
+
+const unchained = "without HSK and CEK nothing leads from the report to Hygon: anybody can have made it"
 
 // checkChain checks the certificates from the root to the PEK. It returns the
 // root, nil where the chain could not be checked or is not good.

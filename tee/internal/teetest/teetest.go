@@ -3,10 +3,13 @@ package teetest
 
 import (
 	"bytes"
+	"errors"
 	"runtime"
 	"sync"
 	"sync/atomic"
 	"testing"
+
+	"github.com/coffer-project/coffer/tee"
 )
 
 // EachBit flips each bit of data, one at a time, and calls genuine with the
@@ -44,4 +47,38 @@ func EachPrefix(data []byte, f func(cut []byte)) {
 	for n := range data {
 		f(data[:n:n])
 	}
+}
+
+// Refused returns the checks that did not pass, in order. It fails the test where
+// err is no refusal, or where a failure does not say enough to act on it.
+func Refused(t testing.TB, err error) []string {
+	t.Helper()
+	e, ok := errors.AsType[*tee.Error](err)
+	if !ok {
+		t.Fatalf("got %T %v, want a refusal", err, err)
+	}
+	var out []string
+	for _, f := range e.Failures {
+		if f.Check == "" || f.Field == "" || f.Help == "" || f.Expected == "" || f.Got == "" {
+			t.Errorf("failure says too little: %+v", f)
+		}
+		out = append(out, f.Check)
+	}
+	return out
+}
+
+// Allocated is how many bytes one call of f allocates, on average. An error of f
+// ends the test. No other test may run meanwhile.
+func Allocated(t testing.TB, f func() error) int {
+	t.Helper()
+	const rounds = 50
+	var before, after runtime.MemStats
+	runtime.ReadMemStats(&before)
+	for range rounds {
+		if err := f(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	runtime.ReadMemStats(&after)
+	return int(after.TotalAlloc-before.TotalAlloc) / rounds
 }

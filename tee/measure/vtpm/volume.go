@@ -16,6 +16,9 @@ const (
 	MaxFirmware = 16 << 20
 	// maxUnpacked is the size of what is compressed in it.
 	maxUnpacked = 64 << 20
+	// minUnpacked is what every compressed section counts for at least: even one
+	// of nothing takes a decoder, with tables of up to 6 MiB.
+	minUnpacked = 1 << 20
 	maxFiles    = 4096
 )
 
@@ -193,11 +196,14 @@ func volumesIn(sections []byte, budget *int, depth int) ([]*volume, error) {
 			if start > len(s) {
 				return errors.New("compressed section: data is behind its end")
 			}
+			if *budget <= 0 {
+				return fmt.Errorf("expected compressed sections of at most %d bytes in all, each counting for at least %d", maxUnpacked, minUnpacked)
+			}
 			unpacked, err := lzma.Decompress(s[start:], *budget)
 			if err != nil {
 				return err
 			}
-			*budget -= len(unpacked)
+			*budget -= max(len(unpacked), minUnpacked)
 			inner, err := volumesIn(unpacked, budget, depth+1)
 			if err != nil {
 				return err

@@ -338,3 +338,20 @@ func FuzzFirmware(f *testing.F) {
 		}
 	})
 }
+
+func TestManyCompressedSections(t *testing.T) {
+	t.Parallel()
+	section := append([]byte{0, 0, 0, sectionGUIDed}, lzmaSection[:]...)
+	section = append(section, 24, 0, 1, 0)                // data offset, attributes
+	section = append(section, 93)                         // lc 3, lp 0, pb 2
+	section = append(section, make([]byte, 4+8+5+1+1)...) // of no bytes, and up to a multiple of 4
+	section[0] = byte(len(section))
+	budget := maxUnpacked
+	if _, err := volumesIn(bytes.Repeat(section, maxUnpacked/minUnpacked), &budget, 0); err != nil {
+		t.Fatal(err)
+	}
+	budget = maxUnpacked
+	if _, err := volumesIn(bytes.Repeat(section, maxUnpacked/minUnpacked+1), &budget, 0); err == nil || !strings.Contains(err.Error(), "in all") {
+		t.Errorf("one section too many: got %v", err)
+	}
+}

@@ -224,6 +224,15 @@ func TestRevocation(t *testing.T) {
 		"revoked and expired": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) {
 			r.Status, r.ThisUpdate, r.NextUpdate = ocsp.Revoked, Now().Add(-72*time.Hour), Now().Add(-48*time.Hour)
 		}}, "nvidia.revocation", "", "revoked at"},
+		"revoked, by a responder of old": {responder{
+			tune: func(r *ocsp.Response, _ *x509.Certificate) {
+				r.Status, r.ThisUpdate, r.NextUpdate = ocsp.Revoked, Now().AddDate(0, -2, 0), Now().AddDate(0, -2, 1)
+			},
+			by: delegate(func(c *x509.Certificate) { c.NotAfter = Now().AddDate(0, -1, 0) }),
+		}, "nvidia.revocation", "", "revoked at"},
+		"revoked tomorrow": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) {
+			r.Status, r.ThisUpdate = ocsp.Revoked, Now().Add(time.Hour)
+		}}, "nvidia.revocation", "", "revoked at"},
 		"of tomorrow": {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.ThisUpdate = Now().Add(time.Hour) }}, "", "in the future", ""},
 		"backwards":   {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.NextUpdate = r.ThisUpdate.Add(-time.Hour) }}, "", "expires before", ""},
 		"of another":  {responder{tune: func(r *ocsp.Response, _ *x509.Certificate) { r.SerialNumber = Template("x").SerialNumber }}, "", "no response matching", ""},

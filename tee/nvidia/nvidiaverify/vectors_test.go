@@ -217,6 +217,10 @@ func TestRefused(t *testing.T) {
 	refused(t, "other report data", err, "nvidia.report_data", "device_evidence_list[0].nonce")
 	_, err = v.Verify(t.Context(), raw(t, good), tee.Expected{})
 	refused(t, "no report data", err, "nvidia.report_data", "none given")
+	initData := bound(good)
+	initData.InitData = make([]byte, 32)
+	_, err = v.Verify(t.Context(), raw(t, good), initData)
+	refused(t, "initdata, which nothing binds", err, "nvidia.init_data", "no field")
 	r, err := v.Verify(t.Context(), raw(t, good), tee.Expected{AnyReportData: true})
 	if err != nil || len(r.Warnings) != 1 || r.Warnings[0].Check != "nvidia.report_data" || r.Claims["x-nvidia-gpu-attestation-report-nonce-match"] != nil {
 		t.Errorf("any report data: %+v, %v", r, err)

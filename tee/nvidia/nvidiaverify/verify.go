@@ -7,7 +7,7 @@
 // first 32 bytes, the SPDM nonce). Asked to, it checks with NVIDIA's OCSP service
 // that no certificate was revoked, and compares the measurements with NVIDIA's
 // signed reference manifests of the driver and the firmware. A device has no
-// field for initdata.
+// field for initdata: where some is given to compare with, that is a failure.
 //
 // The result is one for each device, of class gpu or switch. Of eight GPUs and
 // four switches it is checked that they name each other, and there is one result
@@ -24,8 +24,8 @@
 //
 // A [tee.Failure] names one of: nvidia.format, nvidia.report, nvidia.devices,
 // nvidia.chain, nvidia.arch, nvidia.fwid, nvidia.signature, nvidia.debug,
-// nvidia.claims, nvidia.report_data, nvidia.revocation, nvidia.collateral,
-// nvidia.rim, nvidia.measurements, nvidia.topology. Its field begins with the
+// nvidia.claims, nvidia.report_data, nvidia.init_data, nvidia.revocation,
+// nvidia.collateral, nvidia.rim, nvidia.measurements, nvidia.topology. Its field begins with the
 // device, for example device_evidence_list[0].nonce.
 //
 // # Claims
@@ -71,6 +71,7 @@ package nvidiaverify
 import (
 	"context"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -218,6 +219,12 @@ func (v *verifier) VerifyAll(ctx context.Context, evidence json.RawMessage, want
 		v.genuine(l, d, want)
 	}
 	unique(l, devices)
+	if want.InitData != nil {
+		l.Fail(tee.Failure{
+			Check: "nvidia.init_data", Field: "init_data", Expected: hex.EncodeToString(want.InitData) + ", bound by the report", Got: "reports that have no field for it",
+			Help: "nothing binds initdata to a device: compare it with the evidence of the guest's own environment",
+		})
+	}
 	var group *tee.Result
 	if !l.Failed() {
 		group = topology(l, devices)

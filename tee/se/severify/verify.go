@@ -46,6 +46,7 @@
 package severify
 
 import (
+	"bytes"
 	"context"
 	"crypto/cipher"
 	"crypto/ecdh"
@@ -59,6 +60,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
+	"slices"
 	"time"
 
 	"github.com/coffer-project/coffer/tee"
@@ -74,14 +77,17 @@ type Options struct {
 	// Rand is the source of keys and nonces; nil: crypto/rand.
 	Rand io.Reader
 	// Secret seals what the verifier gives to guests; at least 32 bytes that
-	// nobody else knows, the same for all replicas.
+	// nobody else knows, the same for all replicas. What is sealed counts as long
+	// as the host keys are the same, too.
 	Secret []byte
 	// HostKeys are host-key documents, Certificates IBM's signing key and the
 	// intermediates over it, Roots the roots over those, CRLs the revocation
 	// lists of each issuer; each is a file in PEM or DER. At most 255 host keys.
 	HostKeys, Certificates, Roots, CRLs [][]byte
 	// DevelopmentHostKeys are documents, or any certificates, that nobody has to
-	// have signed. Guests on their machines are simulated.
+	// have signed. Guests on their machines are simulated. There are none beside
+	// HostKeys: every machine that a request is for can answer it in the name of
+	// each other one.
 	DevelopmentHostKeys [][]byte
 	// Tags are those of the image that requests are for. Guests echo them; it
 	// is the measurement that tells which image runs.
@@ -123,21 +129,38 @@ func New(o Options) (*Verifier, error) {
 	if len(o.Secret) < minSecret {
 		return nil, fmt.Errorf("severify: secret: expected at least %d bytes, got %d", minSecret, len(o.Secret))
 	}
-	key, err := hkdf.Key(sha256.New, o.Secret, nil, "coffer severify 1: seals", protectionKeySize)
+	v := &Verifier{o: o, keys: map[[se.HostKeyHashSize]byte]*hostKey{}, good: memo.New[struct{}](maxHostKeys)}
+	if err := v.readHostKeys(); err != nil {
+		return nil, fmt.Errorf("severify: %w", err)
+	}
+	key, err := hkdf.Key(sha256.New, o.Secret, nil, "coffer severify 2: seals"+v.machines(), protectionKeySize)
 	if err != nil {
 		return nil, fmt.Errorf("severify: secret: %w", err)
 	}
-	v := &Verifier{o: o, keys: map[[se.HostKeyHashSize]byte]*hostKey{}, good: memo.New[struct{}](maxHostKeys)}
 	if v.aead, err = gcm(key); err != nil {
-		return nil, fmt.Errorf("severify: %w", err)
-	}
-	if err := v.readHostKeys(); err != nil {
 		return nil, fmt.Errorf("severify: %w", err)
 	}
 	return v, nil
 }
 
+// machines identifies the host keys, whatever their order. Every machine that a
+// request is for learns the measurement key, and could answer in the name of each
+// other one: what was sealed for other machines than today's must not count, or
+// one that was taken off the list, or an emulated one, could answer for ever.
+func (v *Verifier) machines() string {
+	hashes := slices.Collect(maps.Keys(v.keys))
+	slices.SortFunc(hashes, func(a, b [se.HostKeyHashSize]byte) int { return bytes.Compare(a[:], b[:]) })
+	var out []byte
+	for _, h := range hashes {
+		out = append(out, h[:]...)
+	}
+	return string(out)
+}
+
 func (v *Verifier) readHostKeys() error {
+	if len(v.o.HostKeys) > 0 && len(v.o.DevelopmentHostKeys) > 0 {
+		return errors.New("development host keys: expected none beside those of machines: a request is for all of them, and an emulated machine could answer it in the name of a real one")
+	}
 	if len(v.o.HostKeys) > 0 {
 		certificates, err1 := readCertificates("certificate", v.o.Certificates)
 		roots, err2 := readCertificates("root", v.o.Roots)

@@ -264,22 +264,6 @@ func challenge(t testing.TB, v *Verifier) string {
 	return c
 }
 
-func checksOf(t testing.TB, err error) []string {
-	t.Helper()
-	e, ok := errors.AsType[*tee.Error](err)
-	if !ok {
-		t.Fatalf("got %T %v, want a refusal", err, err)
-	}
-	var out []string
-	for _, f := range e.Failures {
-		if f.Field == "" || f.Help == "" || f.Expected == "" || f.Got == "" {
-			t.Errorf("failure says too little: %+v", f)
-		}
-		out = append(out, f.Check)
-	}
-	return out
-}
-
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
 	p := newPKI(t)
@@ -342,7 +326,7 @@ func TestRefuses(t *testing.T) {
 			e["encr_request_nonce"], e["encr_measurement_key"] = e["encr_measurement_key"], e["encr_request_nonce"]
 		}, []string{"se.request", "se.request"}},
 		"another verifier":  {answer(newVerifier(t, other)), func(map[string]string) {}, []string{"se.request", "se.request"}},
-		"unknown machine":   {stranger.answer(t, challenge(t, newVerifier(t, both)), filled(64, 'U')), func(map[string]string) {}, []string{"se.host_key"}},
+		"unknown machine":   {stranger.answer(t, challenge(t, newVerifier(t, both)), filled(64, 'U')), func(map[string]string) {}, []string{"se.request", "se.request", "se.host_key"}},
 		"no hashes":         {answer(v), func(e map[string]string) { e["additional_data"] = "" }, []string{"se.measurement", "se.additional_data"}},
 		"one hash":          {answer(v), func(e map[string]string) { e["additional_data"] = b64(filled(32, 1)) }, []string{"se.measurement", "se.additional_data"}},
 		"something more":    {answer(v), func(e map[string]string) { e["additional_data"] = b64(filled(65, 1)) }, []string{"se.measurement", "se.additional_data"}},
@@ -351,7 +335,7 @@ func TestRefuses(t *testing.T) {
 	} {
 		tc.change(tc.evidence)
 		r, err := v.Verify(t.Context(), asJSON(t, tc.evidence), tee.Expected{ReportData: filled(64, 'U')})
-		if diff := cmp.Diff(tc.want, checksOf(t, err)); r != nil || diff != "" {
+		if diff := cmp.Diff(tc.want, teetest.Refused(t, err)); r != nil || diff != "" {
 			t.Errorf("%s: got %v: %s", name, err, diff)
 		}
 	}
@@ -363,7 +347,7 @@ func TestRefuses(t *testing.T) {
 	forged := answer(v)
 	forged["encr_measurement_key"] = b64(seal(aead, [12]byte{}, purposeKey, filled(64, 1)))
 	_, err = v.Verify(t.Context(), asJSON(t, forged), tee.Expected{ReportData: filled(64, 'U')})
-	if diff := cmp.Diff([]string{"se.request"}, checksOf(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"se.request"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -416,7 +400,7 @@ func TestBinding(t *testing.T) {
 		t.Errorf("any: got %+v, %v", r, err)
 	}
 	_, err := v.Verify(t.Context(), evidence, tee.Expected{InitData: filled(32, 1)})
-	if diff := cmp.Diff([]string{"se.report_data", "se.init_data"}, checksOf(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"se.report_data", "se.init_data"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -448,14 +432,14 @@ func TestTimePasses(t *testing.T) {
 	}
 	now = testTime().AddDate(2, 0, 0) // the document has expired
 	_, err = lenient.Verify(t.Context(), evidence, want)
-	if diff := cmp.Diff([]string{"se.host_key"}, checksOf(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"se.host_key"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 	// A list that is old still speaks against what it names.
 	now = testTime().AddDate(0, 2, 0)
 	o.CRLs = append(o.CRLs, crl(t, p.signing, p.signingKey, 11))
 	_, err = newVerifier(t, o).Verify(t.Context(), evidence, want)
-	if diff := cmp.Diff([]string{"se.host_key"}, checksOf(t, err)); diff != "" {
+	if diff := cmp.Diff([]string{"se.host_key"}, teetest.Refused(t, err)); diff != "" {
 		t.Error(diff)
 	}
 }
@@ -468,6 +452,33 @@ func TestDevelopmentHostKeys(t *testing.T) {
 	r, err := v.Verify(t.Context(), asJSON(t, u.answer(t, challenge(t, v), filled(64, 'U'))), tee.Expected{ReportData: filled(64, 'U')})
 	if err != nil || !r.Simulated || r.Claims["simulated"] != true {
 		t.Errorf("got %+v, %v", r, err)
+	}
+}
+
+// Whoever can unpack a request can answer it in the name of every machine that it
+// is for, so that one request is never for real and for emulated machines, and one
+// that was for others counts no more.
+func TestMachinesShareRequests(t *testing.T) {
+	t.Parallel()
+	p := newPKI(t)
+	_, real := p.machine(t, 11)
+	emulated, document := p.machine(t, 12)
+	o := p.options(t, real)
+	o.DevelopmentHostKeys = [][]byte{document.Raw}
+	if _, err := New(o); err == nil || !strings.Contains(err.Error(), "development host keys") {
+		t.Errorf("development host keys beside others: got %v", err)
+	}
+	before := newVerifier(t, p.options(t, real, document))
+	// The second machine is taken off the list; its owner knows the measurement key.
+	v := newVerifier(t, p.options(t, real))
+	emulated.posesAs = &v.order[0].hash
+	forged := asJSON(t, emulated.answer(t, challenge(t, before), filled(64, 'U')))
+	if _, err := before.Verify(t.Context(), forged, tee.Expected{ReportData: filled(64, 'U')}); err != nil {
+		t.Fatalf("the forgery is no good: %v", err)
+	}
+	_, err := v.Verify(t.Context(), forged, tee.Expected{ReportData: filled(64, 'U')})
+	if diff := cmp.Diff([]string{"se.request", "se.request"}, teetest.Refused(t, err)); diff != "" {
+		t.Errorf("%s%v", diff, err)
 	}
 }
 

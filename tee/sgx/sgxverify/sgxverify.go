@@ -62,8 +62,11 @@ type Options struct {
 	Collateral dcap.Collateral
 	// AllowDebug makes a debug enclave a warning.
 	AllowDebug bool
-	// AllowMissingCollateral makes it a warning where something could not be
-	// checked for want of collateral, or where the collateral is stale.
+	// AllowStaleCollateral makes it a warning where collateral is past its date:
+	// the platform is judged by what Intel said then.
+	AllowStaleCollateral bool
+	// AllowMissingCollateral makes it a warning, too, where there is none at all:
+	// a revoked platform, and one at any patch level, then counts as genuine.
 	AllowMissingCollateral bool
 }
 
@@ -77,7 +80,7 @@ type Verifier struct {
 func New(o Options) (*Verifier, error) {
 	v, err := dcap.New(dcap.Options{
 		Kind: dcap.SGX, Now: o.Now, Collateral: o.Collateral,
-		AllowMissingCollateral: o.AllowMissingCollateral, DevelopmentRoots: o.DevelopmentRoots,
+		AllowStaleCollateral: o.AllowStaleCollateral || o.AllowMissingCollateral, DevelopmentRoots: o.DevelopmentRoots,
 	})
 	if err != nil {
 		return nil, fmt.Errorf("sgxverify: %w", err)

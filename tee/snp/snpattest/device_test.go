@@ -217,7 +217,7 @@ func TestDeviceContextEnds(t *testing.T) {
 func TestChoose(t *testing.T) {
 	t.Parallel()
 	none := errors.New("none")
-	client := kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: []byte{0}}.client(t)
+	client := kernel(processor, []byte{0}).Client()
 	overDevice := newAttester(device{(&driver{t: t}).call})
 	tsmIs := func(c configfsi.Client, err error) func() (configfsi.Client, error) {
 		return func() (configfsi.Client, error) { return c, err }

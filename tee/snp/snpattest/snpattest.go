@@ -17,6 +17,7 @@ import (
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/internal/tsm"
 	"github.com/coffer-project/coffer/tee/snp"
 )
 
@@ -31,9 +32,7 @@ type source interface {
 
 type attester struct {
 	source source
-	// turn is held by the one request under way: the kernel serialises them
-	// anyway, and a waiting caller can give up.
-	turn chan struct{}
+	turn   tsm.Turn
 }
 
 // New returns the attester of a guest with SNP hardware: over configfs-tsm, or
@@ -41,8 +40,8 @@ type attester struct {
 // is neither.
 func New() (tee.Attester, error) { return choose(linuxtsm.MakeClient, openDevice) }
 
-func choose(tsm func() (configfsi.Client, error), device func() (tee.Attester, error)) (tee.Attester, error) {
-	client, err := tsm()
+func choose(configFS func() (configfsi.Client, error), device func() (tee.Attester, error)) (tee.Attester, error) {
+	client, err := configFS()
 	if err == nil {
 		return NewWithClient(client), nil
 	}
@@ -54,10 +53,10 @@ func choose(tsm func() (configfsi.Client, error), device func() (tee.Attester, e
 }
 
 // NewWithClient is an attester over a configfs.
-func NewWithClient(client configfsi.Client) tee.Attester { return newAttester(tsm{client}) }
+func NewWithClient(client configfsi.Client) tee.Attester { return newAttester(reports{client}) }
 
 func newAttester(s source) tee.Attester {
-	return &attester{source: s, turn: make(chan struct{}, 1)}
+	return &attester{source: s, turn: tsm.NewTurn()}
 }
 
 // TEE implements [tee.Attester].
@@ -87,36 +86,19 @@ func (a *attester) InitData(ctx context.Context) ([]byte, error) {
 	return e.AttestationReport.HostData[:], nil
 }
 
-// request gets one report. The kernel's call cannot be interrupted: when ctx
-// ends first, it finishes in the background and its result is dropped.
+// request gets one report.
 func (a *attester) request(ctx context.Context, reportData [reportDataSize]byte) (*snp.Evidence, error) {
-	select {
-	case a.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, fmt.Errorf("snpattest: waiting for an earlier request: %w", ctx.Err())
+	e, err := tsm.Do(ctx, a.turn, func() (*snp.Evidence, error) { return a.get(ctx, reportData) })
+	if err != nil {
+		return nil, fmt.Errorf("snpattest: %w", err)
 	}
-	type result struct {
-		evidence *snp.Evidence
-		err      error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer func() { <-a.turn }()
-		e, err := a.get(ctx, reportData)
-		done <- result{e, err}
-	}()
-	select {
-	case r := <-done:
-		return r.evidence, r.err
-	case <-ctx.Done():
-		return nil, fmt.Errorf("snpattest: the kernel's report: %w", ctx.Err())
-	}
+	return e, nil
 }
 
 func (a *attester) get(ctx context.Context, reportData [reportDataSize]byte) (*snp.Evidence, error) {
 	raw, table, err := a.source.report(ctx, reportData)
 	if err != nil {
-		return nil, fmt.Errorf("snpattest: the kernel's report: %w", err)
+		return nil, fmt.Errorf("the kernel's report: %w", err)
 	}
 	// The report fills the blob, or (in early kernels) begins it.
 	if len(raw) > snp.ReportSize {
@@ -130,10 +112,10 @@ func (a *attester) get(ctx context.Context, reportData [reportDataSize]byte) (*s
 	}
 	e, err := snp.NewEvidence(raw, certs)
 	if err != nil {
-		return nil, fmt.Errorf("snpattest: %w", err)
+		return nil, err
 	}
 	if e.AttestationReport.ReportData != reportData {
-		return nil, fmt.Errorf("snpattest: report_data: expected %x, got %x", reportData, e.AttestationReport.ReportData)
+		return nil, fmt.Errorf("report_data: expected %x, got %x", reportData, e.AttestationReport.ReportData)
 	}
 	return e, nil
 }

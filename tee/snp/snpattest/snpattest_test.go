@@ -2,58 +2,20 @@ package snpattest
 
 import (
 	"bytes"
-	"context"
-	"crypto/rand"
 	"errors"
-	"fmt"
-	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-configfs-tsm/configfs/configfsi"
-	"github.com/google/go-configfs-tsm/configfs/faketsm"
-	"github.com/google/go-configfs-tsm/report"
 
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/internal/teetest/tsmtest"
 	"github.com/coffer-project/coffer/tee/snp"
 )
 
-// kernel is a report interface whose attributes read as given.
-type kernel struct {
-	provider string
-	outBlob  func(inBlob []byte) ([]byte, error)
-	auxBlob  []byte
-	races    *int // how many more requests another process disturbs
-}
-
-func (k kernel) client(t testing.TB) configfsi.Client {
-	t.Helper()
-	return &faketsm.Client{Subsystems: map[string]configfsi.Client{"report": &faketsm.ReportSubsystem{
-		Random:      rand.Reader,
-		CheckInAttr: func(*faketsm.ReportEntry, string, []byte) error { return nil },
-		MakeEntry: func() *faketsm.ReportEntry {
-			return &faketsm.ReportEntry{InAttrs: map[string]*faketsm.ReportAttributeState{"inblob": {}, "privlevel": {}}}
-		},
-		ReadAttr: func(e *faketsm.ReportEntry, attribute string) ([]byte, error) {
-			switch attribute {
-			case "provider":
-				return []byte(k.provider), nil
-			case "auxblob":
-				return k.auxBlob, nil
-			case "outblob":
-				if level := string(e.InAttrs["privlevel"].Value); level != "0" {
-					return nil, fmt.Errorf("privilege level %q", level)
-				}
-				if k.races != nil && *k.races > 0 {
-					*k.races--
-					e.WriteGeneration++
-				}
-				return k.outBlob(e.InAttrs["inblob"].Value)
-			}
-			return nil, os.ErrNotExist
-		},
-	}}}
+// kernel is the report interface of an SNP guest; aux is there, if only empty.
+func kernel(outBlob func([]byte) ([]byte, error), aux []byte) tsmtest.Kernel {
+	return tsmtest.Kernel{Provider: "sev_guest\n", OutBlob: outBlob, AuxBlob: aux, Privilege: "0"}
 }
 
 // processor answers with a report over what it is asked for.
@@ -79,7 +41,7 @@ func TestEvidence(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: tc.aux}.client(t))
+			a := NewWithClient(kernel(processor, tc.aux).Client())
 			if a.TEE() != tee.SNP {
 				t.Errorf("TEE: got %s", a.TEE())
 			}
@@ -114,17 +76,17 @@ func TestRefuses(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, tc := range map[string]struct {
-		kernel kernel
+		kernel tsmtest.Kernel
 		data   []byte
 		want   string
 	}{
-		"another TEE":      {kernel{provider: "tdx_guest\n", outBlob: processor, auxBlob: []byte{0}}, nil, "tdx_guest"},
-		"firmware error":   {kernel{provider: "sev_guest\n", outBlob: func([]byte) ([]byte, error) { return nil, errors.New("throttled") }, auxBlob: []byte{0}}, nil, "throttled"},
-		"no report":        {kernel{provider: "sev_guest\n", outBlob: fixed(make([]byte, 100)), auxBlob: []byte{0}}, nil, "1184"},
-		"another's report": {kernel{provider: "sev_guest\n", outBlob: fixed(another), auxBlob: []byte{0}}, []byte("data"), "report_data"},
-		"too much data":    {kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: []byte{0}}, make([]byte, 65), "64 bytes"},
+		"another TEE":      {tsmtest.Kernel{Provider: "tdx_guest\n", OutBlob: processor, AuxBlob: []byte{0}, Privilege: "0"}, nil, "tdx_guest"},
+		"firmware error":   {kernel(func([]byte) ([]byte, error) { return nil, errors.New("throttled") }, []byte{0}), nil, "throttled"},
+		"no report":        {kernel(fixed(make([]byte, 100)), []byte{0}), nil, "1184"},
+		"another's report": {kernel(fixed(another), []byte{0}), []byte("data"), "report_data"},
+		"too much data":    {kernel(processor, []byte{0}), make([]byte, 65), "64 bytes"},
 	} {
-		if raw, err := NewWithClient(tc.kernel.client(t)).Evidence(t.Context(), tc.data); err == nil || raw != nil || !strings.Contains(err.Error(), tc.want) {
+		if raw, err := NewWithClient(tc.kernel.Client()).Evidence(t.Context(), tc.data); err == nil || raw != nil || !strings.Contains(err.Error(), tc.want) {
 			t.Errorf("%s: got %s, %v; want an error with %q", name, raw, err, tc.want)
 		}
 	}
@@ -132,43 +94,5 @@ func TestRefuses(t *testing.T) {
 
 func TestContextEnds(t *testing.T) {
 	t.Parallel()
-	release, entered := make(chan struct{}), make(chan struct{}, 2)
-	a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: func(in []byte) ([]byte, error) {
-		entered <- struct{}{}
-		<-release
-		return processor(in)
-	}, auxBlob: []byte{0}}.client(t))
-	ctx, cancel := context.WithCancel(t.Context())
-	done := make(chan error, 1)
-	go func() { _, err := a.Evidence(ctx, nil); done <- err }()
-	<-entered
-	cancel()
-	if err := <-done; !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
-	}
-	// The kernel is still busy; who waits for it can give up.
-	if _, err := a.InitData(ctx); !errors.Is(err, context.Canceled) {
-		t.Errorf("got %v, want context.Canceled", err)
-	}
-	close(release)
-	if _, err := a.Evidence(t.Context(), nil); err != nil {
-		t.Errorf("after the busy kernel: %v", err)
-	}
-}
-
-// Another process that writes to the same entry makes the kernel's answer
-// somebody else's: the request is made again, but not for ever.
-func TestRaces(t *testing.T) {
-	t.Parallel()
-	for races, ok := range map[int]bool{0: true, maxRaces - 1: true, maxRaces: false} {
-		left := races
-		a := NewWithClient(kernel{provider: "sev_guest\n", outBlob: processor, auxBlob: []byte{0}, races: &left}.client(t))
-		_, err := a.Evidence(t.Context(), []byte("data"))
-		if (err == nil) != ok || left != 0 {
-			t.Errorf("%d races: got %v, %d left", races, err, left)
-		}
-		if _, raced := errors.AsType[*report.GenerationErr](err); !ok && !raced {
-			t.Errorf("%d races: got %v", races, err)
-		}
-	}
+	tsmtest.ContextEnds(t, kernel(processor, []byte{0}), NewWithClient)
 }

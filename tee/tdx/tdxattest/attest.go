@@ -21,7 +21,6 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
-	"strings"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
@@ -29,13 +28,13 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/internal/tsm"
 	"github.com/coffer-project/coffer/tee/tdx"
 )
 
 const (
 	// provider is what the kernel's TDX driver calls itself.
 	provider = "tdx_guest"
-	maxRaces = 3
 	// EventLogArea is where the kernel shows the firmware's log (ACPI table CCEL).
 	EventLogArea = "/sys/firmware/acpi/tables/data/CCEL"
 )
@@ -85,7 +84,7 @@ func readLog(name string) ([]byte, error) {
 
 type attester struct {
 	o    Options
-	turn chan struct{} // held by the one request under way
+	turn tsm.Turn
 }
 
 // New returns the attester of a TDX guest. It fails where neither way to a
@@ -94,7 +93,7 @@ func New(o Options) (tee.Attester, error) {
 	if o.ConfigFS == nil && (o.TDReport == nil || o.Service == nil) {
 		return nil, errors.New("tdxattest: no way to a quote: neither the kernel's report interface (configfs-tsm) nor /dev/tdx_guest with a quote generation service")
 	}
-	return &attester{o: o, turn: make(chan struct{}, 1)}, nil
+	return &attester{o: o, turn: tsm.NewTurn()}, nil
 }
 
 // TEE implements [tee.Attester].
@@ -189,7 +188,10 @@ func (a *attester) quote(ctx context.Context, reportData [reportDataSize]byte) (
 		}
 		tried = append(tried, err)
 	}
-	if ctx.Err() == nil && a.o.ConfigFS != nil {
+	if err := ctx.Err(); err != nil {
+		return nil, nil, errors.Join(append(tried, err)...)
+	}
+	if a.o.ConfigFS != nil {
 		raw, parsed, err := a.viaKernel(ctx, reportData)
 		if err == nil {
 			return raw, parsed, nil
@@ -217,50 +219,13 @@ func parse(raw []byte) ([]byte, *tdx.Quote, error) {
 	return raw, q, err
 }
 
-// viaKernel gets one quote over configfs. The kernel's call cannot be
-// interrupted: when ctx ends first, it finishes in the background and its
-// result is dropped.
+// viaKernel gets one quote over configfs.
 func (a *attester) viaKernel(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
-	select {
-	case a.turn <- struct{}{}:
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("waiting for an earlier request: %w", ctx.Err())
-	}
-	type result struct {
-		blob []byte
-		err  error
-	}
-	done := make(chan result, 1)
-	go func() {
-		defer func() { <-a.turn }()
-		blob, err := fromConfigFS(a.o.ConfigFS, reportData[:])
-		done <- result{blob, err}
-	}()
-	select {
-	case r := <-done:
-		if r.err != nil {
-			return nil, nil, r.err
-		}
-		return parse(r.blob)
-	case <-ctx.Done():
-		return nil, nil, fmt.Errorf("the kernel's quote: %w", ctx.Err())
-	}
-}
-
-func fromConfigFS(client configfsi.Client, reportData []byte) ([]byte, error) {
-	var response *report.Response
-	var err error
-	for range maxRaces {
-		response, err = report.Get(client, &report.Request{InBlob: reportData})
-		if _, raced := errors.AsType[*report.GenerationErr](err); !raced {
-			break
-		}
-	}
+	response, err := tsm.Do(ctx, a.turn, func() (*report.Response, error) {
+		return tsm.Get(a.o.ConfigFS, provider, &report.Request{InBlob: reportData[:]})
+	})
 	if err != nil {
-		return nil, fmt.Errorf("the kernel's quote: %w", err)
+		return nil, nil, fmt.Errorf("the kernel's quote: %w", err)
 	}
-	if got := strings.TrimSpace(response.Provider); got != provider {
-		return nil, fmt.Errorf("report provider: expected %q, got %.40q; this is not a TDX guest", provider, got)
-	}
-	return response.OutBlob, nil
+	return parse(response.OutBlob)
 }

@@ -3,7 +3,6 @@ package tdxattest
 import (
 	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"io/fs"
 	"net"
@@ -12,10 +11,10 @@ import (
 	"testing"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
-	"github.com/google/go-configfs-tsm/configfs/faketsm"
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
+	"github.com/coffer-project/coffer/tee/internal/teetest/tsmtest"
 	"github.com/coffer-project/coffer/tee/tdx"
 )
 
@@ -32,26 +31,12 @@ func quoteOver(t *testing.T, reportData []byte) []byte {
 	return q
 }
 
-// kernel is a report interface.
-func kernel(t *testing.T, name string, calls *int, quote func(in []byte) ([]byte, error)) configfsi.Client {
-	t.Helper()
-	return &faketsm.Client{Subsystems: map[string]configfsi.Client{"report": &faketsm.ReportSubsystem{
-		Random:      rand.Reader,
-		CheckInAttr: func(*faketsm.ReportEntry, string, []byte) error { return nil },
-		MakeEntry: func() *faketsm.ReportEntry {
-			return &faketsm.ReportEntry{InAttrs: map[string]*faketsm.ReportAttributeState{"inblob": {}}}
-		},
-		ReadAttr: func(e *faketsm.ReportEntry, attribute string) ([]byte, error) {
-			switch attribute {
-			case "provider":
-				return []byte(name), nil
-			case "outblob":
-				*calls++
-				return quote(e.InAttrs["inblob"].Value)
-			}
-			return nil, os.ErrNotExist
-		},
-	}}}
+// kernel is a report interface that counts its calls.
+func kernel(name string, calls *int, quote func(in []byte) ([]byte, error)) configfsi.Client {
+	return tsmtest.Kernel{Provider: name, OutBlob: func(in []byte) ([]byte, error) {
+		*calls++
+		return quote(in)
+	}}.Client()
 }
 
 // device is a TDX module's TDREPORT: report data, and MRCONFIGID of sevens.
@@ -106,7 +91,7 @@ func TestWays(t *testing.T) {
 			calls := 0
 			o := Options{TDReport: tc.device, Service: tc.service}
 			if tc.kernel {
-				o.ConfigFS = kernel(t, "tdx_guest\n", &calls, func(in []byte) ([]byte, error) {
+				o.ConfigFS = kernel("tdx_guest\n", &calls, func(in []byte) ([]byte, error) {
 					return append(quoteOver(t, in), make([]byte, 100)...), nil
 				})
 			}
@@ -137,13 +122,13 @@ func TestRefusals(t *testing.T) {
 	}{
 		"report data too long": {func(*Options) {}, make([]byte, 65), "at most 64"},
 		"another provider": {func(o *Options) {
-			o.ConfigFS = kernel(t, "sev_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })
-		}, nil, "this is not a TDX guest"},
+			o.ConfigFS = kernel("sev_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })
+		}, nil, "\"tdx_guest\", got \"sev_guest\""},
 		"another's quote": {func(o *Options) {
-			o.ConfigFS = kernel(t, "tdx_guest", new(int), func([]byte) ([]byte, error) { return quoteOver(t, []byte{9}), nil })
+			o.ConfigFS = kernel("tdx_guest", new(int), func([]byte) ([]byte, error) { return quoteOver(t, []byte{9}), nil })
 		}, nil, "report_data: expected"},
 		"no quote": {func(o *Options) {
-			o.ConfigFS = kernel(t, "tdx_guest", new(int), func([]byte) ([]byte, error) { return nil, errors.New("EIO") })
+			o.ConfigFS = kernel("tdx_guest", new(int), func([]byte) ([]byte, error) { return nil, errors.New("EIO") })
 		}, nil, "EIO"},
 		"no log": {func(o *Options) {
 			o.EventLog = func() ([]byte, error) { return []byte("no log"), nil }
@@ -152,7 +137,7 @@ func TestRefusals(t *testing.T) {
 			o.EventLog = func() ([]byte, error) { return nil, fs.ErrPermission }
 		}, nil, "permission"},
 	} {
-		o := Options{ConfigFS: kernel(t, "tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })}
+		o := Options{ConfigFS: kernel("tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })}
 		tc.o(&o)
 		a, err := New(o)
 		if err != nil {
@@ -164,6 +149,18 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+func TestContextEnds(t *testing.T) {
+	t.Parallel()
+	k := tsmtest.Kernel{Provider: "tdx_guest", OutBlob: func(in []byte) ([]byte, error) { return quoteOver(t, in), nil }}
+	tsmtest.ContextEnds(t, k, func(client configfsi.Client) tee.Attester {
+		a, err := New(Options{ConfigFS: client})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return a
+	})
+}
+
 func TestEventLog(t *testing.T) {
 	t.Parallel()
 	aael, err := os.ReadFile("testdata/aael.bin")
@@ -171,7 +168,7 @@ func TestEventLog(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, err := New(Options{
-		ConfigFS:   kernel(t, "tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil }),
+		ConfigFS:   kernel("tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil }),
 		EventLog:   func() ([]byte, error) { return nil, fs.ErrNotExist },
 		RuntimeLog: func() ([]byte, error) { return aael, nil },
 	})
@@ -190,7 +187,7 @@ func TestEventLog(t *testing.T) {
 
 func TestInitData(t *testing.T) {
 	t.Parallel()
-	slow := kernel(t, "tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })
+	slow := kernel("tdx_guest", new(int), func(in []byte) ([]byte, error) { return quoteOver(t, in), nil })
 	a, err := New(Options{ConfigFS: slow, TDReport: device})
 	if err != nil {
 		t.Fatal(err)

@@ -27,7 +27,7 @@ func checkEventLog(l *checks.List, q *tdx.Quote, raw []byte) map[string]any {
 		l.Fail(mismatch(err))
 		return nil
 	}
-	return map[string]any{"uefi_event_logs": log.Claims(), "boot": log.Boot(eventlog.SHA384).Claims()}
+	return map[string]any{"uefi_event_logs": log.ClaimsOf(eventlog.SHA384), "boot": log.Boot(eventlog.SHA384).Claims()}
 }
 
 // mismatch names the register that the log does not amount to.

@@ -323,6 +323,33 @@ func TestExpiredCollateralAllowed(t *testing.T) {
 	}
 }
 
+// To take what is stale is not to take what is missing.
+func TestStaleCollateralAllowed(t *testing.T) {
+	t.Parallel()
+	w := dcaptest.New(t, dcap.TDX)
+	o := ofWorld(t, w)
+	o.Now, o.AllowStaleCollateral = at(w.Now.AddDate(0, 2, 0)), true
+	r, err := judge(t, w, o, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if r.Claims["collateral_expiration_status"] != "1" || len(r.Warnings) != 3 {
+		t.Errorf("got %v, %v", r.Claims["collateral_expiration_status"], names(r.Warnings))
+	}
+	for name, lose := range map[string]func(*dcap.Static){
+		"TCB info": func(s *dcap.Static) { s.TCBInfos = nil }, "QE identity": func(s *dcap.Static) { s.QEIdentities = nil },
+		"PCK CRL": func(s *dcap.Static) { s.PCKCRLs = nil }, "root CRL": func(s *dcap.Static) { s.Root = nil },
+	} {
+		s := w.Collateral(t)
+		lose(s)
+		o.DevelopmentRoots[0].Collateral = s
+		_, err := judge(t, w, o, nil)
+		if _, ok := errors.AsType[*tee.UnavailableError](err); !ok {
+			t.Errorf("without %s: expected *tee.UnavailableError, got %v", name, err)
+		}
+	}
+}
+
 func TestExpiredChain(t *testing.T) {
 	t.Parallel()
 	w := dcaptest.New(t, dcap.TDX)

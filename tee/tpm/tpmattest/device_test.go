@@ -10,12 +10,13 @@ import (
 
 	"github.com/google/go-tpm/tpm2"
 
+	"github.com/coffer-project/coffer/tee/internal/teetest/swtpmtest"
 	"github.com/coffer-project/coffer/tee/tpm/tpmattest"
 )
 
 func TestKeys(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	if _, err := tpmattest.New(tpmattest.Options{TPM: s}); !errors.Is(err, tpm2.TPMRCHandle) {
 		t.Errorf("without a key: expected an error that says so, got %v", err)
 	}
@@ -51,7 +52,7 @@ func TestKeys(t *testing.T) {
 
 func TestNV(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	const index = 0x01400002
 	if _, err := tpmattest.ReadNV(s, index); !errors.Is(err, tpm2.TPMRCHandle) {
 		t.Errorf("an index that does not exist: got %v", err)

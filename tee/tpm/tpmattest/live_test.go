@@ -13,30 +13,12 @@ import (
 
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/eventlog"
-	"github.com/coffer-project/coffer/tee/internal/swtpm"
 	"github.com/coffer-project/coffer/tee/internal/teetest"
+	"github.com/coffer-project/coffer/tee/internal/teetest/swtpmtest"
 	"github.com/coffer-project/coffer/tee/tpm"
 	"github.com/coffer-project/coffer/tee/tpm/tpmattest"
 	"github.com/coffer-project/coffer/tee/tpm/tpmverify"
 )
-
-// start runs a TPM of the test's own.
-func start(t *testing.T) *swtpm.TPM {
-	t.Helper()
-	s, err := swtpm.Start(context.Background(), t.TempDir())
-	switch {
-	case errors.Is(err, swtpm.ErrAbsent) && os.Getenv("COFFER_REQUIRE_SERVERS") != "1":
-		t.Skip(err)
-	case err != nil:
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := s.Close(); err != nil {
-			t.Error(err)
-		}
-	})
-	return s
-}
 
 func attester(t *testing.T, o tpmattest.Options) *tpmattest.Attester {
 	t.Helper()
@@ -74,7 +56,7 @@ func evidence(t *testing.T, a tee.Attester, data []byte) json.RawMessage {
 // TestRoundTrip quotes with every kind of key, from attester to verifier.
 func TestRoundTrip(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	for i, kind := range []tpmattest.KeyKind{tpmattest.RSA2048, tpmattest.RSA2048PS, tpmattest.P256, tpmattest.P384} {
 		a := attester(t, tpmattest.Options{TPM: s, AK: tpmattest.DefaultAK + uint32(i), CreateAK: true, Kind: kind})
 		data := reportData()
@@ -143,7 +125,7 @@ func flip(t *testing.T, name string, v tee.Verifier, e *tpm.Evidence, data []byt
 // TestInitData binds initdata and sees it in the quote.
 func TestInitData(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	a := attester(t, tpmattest.Options{TPM: s, CreateAK: true, Hierarchy: tpmattest.Owner})
 	v := verifier(t, tpmverify.Options{})
 	digest, data := bytes.Repeat([]byte{0xD1}, 32), reportData()
@@ -193,7 +175,7 @@ func TestInitData(t *testing.T) {
 // TestExtend sees the extension of a register in the next quote.
 func TestExtend(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	a := attester(t, tpmattest.Options{TPM: s, CreateAK: true})
 	v := verifier(t, tpmverify.Options{})
 	data := reportData()
@@ -220,7 +202,7 @@ func TestExtend(t *testing.T) {
 // all the same, or there is no evidence.
 func TestRace(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	v := verifier(t, tpmverify.Options{})
 	for _, c := range []struct {
 		extensions int
@@ -262,7 +244,7 @@ func (r *racing) Send(command []byte) ([]byte, error) {
 // TestEventLog sends a log of what was measured, and logs of something else.
 func TestEventLog(t *testing.T) {
 	t.Parallel()
-	s := start(t)
+	s := swtpmtest.Start(t)
 	w, err := eventlog.NewWriter(eventlog.TCG2, []eventlog.Alg{eventlog.SHA256})
 	if err != nil {
 		t.Fatal(err)

@@ -3,6 +3,7 @@ package tpmverify
 import (
 	"bytes"
 	"crypto"
+	"crypto/rsa"
 	"crypto/x509"
 	"encoding/asn1"
 	"fmt"
@@ -29,6 +30,11 @@ func (v *Verifier) certificate(l *checks.List, e *tpm.Evidence, key crypto.Publi
 		c, err := x509.ParseCertificate(der)
 		if err != nil {
 			return bad(i, "a certificate, DER", err.Error())
+		}
+		// The chain is the sender's: a signature by a key of 60,000 bits would
+		// take as long as thousands by one that is in use.
+		if key, ok := c.PublicKey.(*rsa.PublicKey); ok && key.N.BitLen() > maxRSABits {
+			return bad(i, fmt.Sprintf("a key of at most %d bits", maxRSABits), fmt.Sprintf("RSA of %d bits", key.N.BitLen()))
 		}
 		chain[i] = c
 	}

@@ -6,6 +6,7 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/rsa"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/asn1"
@@ -52,6 +53,12 @@ func TestCertificates(t *testing.T) {
 	otherKey := issue(leaf, root, ca.Public(), ca)
 	otherRoot := issue(leaf, leaf, ak.Public(), ak)
 
+	// Anybody can make a certificate of a key that takes very long to use.
+	huge := template("TPM authority")
+	huge.IsCA, huge.KeyUsage = true, x509.KeyUsageCertSign
+	n := new(big.Int).SetBit(big.NewInt(1), 60_000, 1)
+	slow := issue(huge, root, &rsa.PublicKey{N: n, E: 1<<31 - 1}, ca)
+
 	raw := signer{ak, tpm.AlgECDSA, tpm.AlgSHA256}.evidence(t, nil)
 	for name, c := range map[string]struct {
 		chain  [][]byte
@@ -70,6 +77,7 @@ func TestCertificates(t *testing.T) {
 		"another root":     {[][]byte{otherRoot}, now, []string{"tpm.ak_certificate", "tpm.ak"}},
 		"no certificate":   {[][]byte{{1, 2, 3}}, now, []string{"tpm.ak_certificate", "tpm.ak"}},
 		"more behind":      {[][]byte{append(bytes.Clone(good), 0)}, now, []string{"tpm.ak_certificate", "tpm.ak"}},
+		"enormous key":     {[][]byte{good, slow}, now, []string{"tpm.ak_certificate", "tpm.ak"}},
 		"root as the leaf": {[][]byte{rootDER}, now, []string{"tpm.ak_certificate", "tpm.ak"}},
 	} {
 		v := verifier(t, tpmverify.Options{AKRoots: [][]byte{rootDER}, Now: func() time.Time { return c.at }})

@@ -49,7 +49,7 @@ func checkEventLog(l *checks.List, raw []byte, a *tpm.Attest, pcrs *tpm.PCRs) []
 			Help: "the log does not account for what is in the register: events are missing, or are not those that were measured",
 		})
 	}
-	claims := log.Claims()
+	claims := log.ClaimsOf(eventlog.SHA256)
 	out := make([]any, 0, len(claims))
 	for i, e := range log.Events {
 		if good[e.Register] && e.Type != eventlog.NoAction {

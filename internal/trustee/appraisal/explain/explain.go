@@ -74,40 +74,81 @@ func Explain(c *ear.Claims, text string) Report {
 		}
 		return strings.Compare(a, b)
 	})
+	known := library{}
 	for _, name := range names {
-		out.Submods = append(out.Submods, explainSubmod(name, c.Submods[name], text))
+		out.Submods = append(out.Submods, explainSubmod(name, c.Submods[name], text, known))
 	}
 	return out
 }
 
-func explainSubmod(name string, m ear.Submod, text string) Submod {
+// library remembers what policies say, so that each is read once however many
+// submodules a token has. The key is the environment of a built-in policy, and
+// empty for the one whose text is given.
+type library map[environmentKey]map[string][]policy.Clause
+
+type environmentKey struct {
+	class tee.Class
+	name  tee.Name
+}
+
+// clauses are those of the components, of the modules that modules returns.
+func (l library) clauses(key environmentKey, modules func() []policy.Module) map[string][]policy.Clause {
+	if c, ok := l[key]; ok {
+		return c
+	}
+	c := map[string][]policy.Clause{}
+	if m := modules(); len(m) > 0 {
+		for _, name := range ear.Names() {
+			c[name] = policy.Clauses(m, name)
+		}
+	}
+	l[key] = c
+	return c
+}
+
+func explainSubmod(name string, m ear.Submod, text string, known library) Submod {
 	out := Submod{Name: name, Status: m.Status, Policy: m.Policy}
 	if out.Policy == "" {
 		out.Policy = m.PolicyID
 	}
 	out.TEE, out.Simulated = environment(m)
-	var modules []policy.Module
+	var clauses map[string][]policy.Clause
+	file := ""
 	switch {
 	case strings.HasSuffix(m.Policy, BuiltIn):
-		modules = appraisal.BuiltIn(tee.Class(strings.TrimRight(name, "0123456789")), tee.Name(out.TEE))
+		key := environmentKey{tee.Class(strings.TrimRight(name, "0123456789")), tee.Name(out.TEE)}
+		clauses = known.clauses(key, func() []policy.Module { return appraisal.BuiltIn(key.class, key.name) })
 	case text != "":
-		file, _, _ := strings.Cut(out.Policy, "@")
-		modules = []policy.Module{{Name: file + ".rego", Text: text}}
+		file, _, _ = strings.Cut(out.Policy, "@")
+		file += ".rego"
+		clauses = known.clauses(environmentKey{}, func() []policy.Module { return []policy.Module{{Name: "policy.rego", Text: text}} })
 	}
 	for _, c := range m.Vector.Components() {
-		out.Components = append(out.Components, explainComponent(c, m.Findings, modules))
+		out.Components = append(out.Components, explainComponent(c, m.Findings, named(clauses[c.Name], file)))
 	}
 	return out
 }
 
-func explainComponent(c ear.Component, findings []ear.Finding, modules []policy.Module) Component {
+// named are the clauses with the name of the file that they are in; empty leaves
+// them as they are.
+func named(clauses []policy.Clause, file string) []policy.Clause {
+	if file == "" {
+		return clauses
+	}
+	clauses = slices.Clone(clauses)
+	for i := range clauses {
+		clauses[i].File = file
+	}
+	return clauses
+}
+
+func explainComponent(c ear.Component, findings []ear.Finding, clauses []policy.Clause) Component {
 	out := Component{Name: c.Name, Value: c.Value, Status: c.Status, Meaning: ear.Meaning(c.Name, c.Value)}
 	for _, f := range findings {
 		if f.Affects == c.Name {
 			out.Findings = append(out.Findings, f)
 		}
 	}
-	clauses := policy.Clauses(modules, c.Name)
 	exact, computed := pick(clauses, c.Value)
 	switch {
 	case len(exact) > 0:

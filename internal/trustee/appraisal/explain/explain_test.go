@@ -2,6 +2,8 @@ package explain
 
 import (
 	"context"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -116,5 +118,28 @@ func TestOwnPolicy(t *testing.T) {
 	// Without its text nothing is guessed.
 	if c := component(t, Explain(claims, ""), "executables"); c.SetBy != nil || c.Otherwise != nil {
 		t.Errorf("without the text: %+v", c)
+	}
+}
+
+// A token of the greatest size has thousands of submodules; reading a policy takes
+// milliseconds.
+func TestManySubmods(t *testing.T) {
+	claims := appraise(t, nil, false)
+	one := claims.Submods[ear.CPU]
+	want := Explain(claims, "").Submods[0]
+	for i := range 3000 {
+		claims.Submods["cpu"+strconv.Itoa(i)] = one
+	}
+	start := time.Now()
+	r := Explain(claims, "")
+	if took := time.Since(start); took > 30*time.Second { // it was minutes
+		t.Errorf("took %s", took)
+	}
+	if len(r.Submods) != 3000 {
+		t.Fatalf("%d submodules", len(r.Submods))
+	}
+	last := r.Submods[len(r.Submods)-1]
+	if last.Name = ear.CPU; !reflect.DeepEqual(last, want) {
+		t.Errorf("got %+v, want %+v", last, want)
 	}
 }

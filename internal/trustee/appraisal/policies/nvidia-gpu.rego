@@ -123,3 +123,13 @@ nvidia_registered if {
 	some i, _ in input.nvidia.measurements
 	reference_value_registered(concat("", ["nvidia_gpu_measurement_", i]))
 }
+
+# The verifier may have been told to go on with collateral past its date.
+findings contains finding if {
+	local
+	not is_null(claim_of(input.nvidia, "collateral_expiration_status"))
+	some finding in demanded(
+		"nvidia", "hardware", {"collateral_expiration_status": "0"}, input.nvidia,
+		"NVIDIA's word on certificates or measurements has expired: have it fetched anew",
+	)
+}

@@ -90,3 +90,13 @@ findings contains finding if {
 	not local
 	some finding in demanded("nvidia", "configuration", {"secboot": true, "dbgstat": "disabled"}, input.nvidia, "the switch is open to a debugger: run it in confidential mode")
 }
+
+# The verifier may have been told to go on with collateral past its date.
+findings contains finding if {
+	local
+	not is_null(claim_of(input.nvidia, "collateral_expiration_status"))
+	some finding in demanded(
+		"nvidia", "hardware", {"collateral_expiration_status": "0"}, input.nvidia,
+		"NVIDIA's word on certificates or measurements has expired: have it fetched anew",
+	)
+}

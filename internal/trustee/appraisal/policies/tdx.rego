@@ -72,3 +72,13 @@ findings contains finding if {
 		"quote/body/rtmr_3": "rtmr_3",
 	}, input.tdx, launch_help)
 }
+
+# A TD that may be migrated keeps its secrets as long as the migration TD that is
+# bound to it does. Which one that is, the operator says.
+findings contains finding if {
+	object.get(input.tdx, ["td_attributes", "migratable"], false) != false
+	some finding in required(
+		"tdx", "configuration", {"quote/body/mr_servicetd": "mr_servicetd"}, input.tdx,
+		"a migration TD can move this guest's memory elsewhere: launch the guest without migration, or register the migration TD's measurement",
+	)
+}
