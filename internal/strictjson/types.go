@@ -3,7 +3,9 @@ package strictjson
 import (
 	"encoding"
 	"encoding/json"
+	"iter"
 	"reflect"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -99,7 +101,7 @@ func (w *walker) structFields(t reflect.Type) map[string]reflect.Type {
 	}
 	names := map[string]reflect.Type{}
 	depth := map[string]int{}
-	for _, f := range reflect.VisibleFields(t) {
+	for f := range visibleFields(t) {
 		tag, tagged := f.Tag.Lookup("json")
 		name, options, _ := strings.Cut(tag, ",")
 		if tag == "-" || !f.IsExported() && !f.Anonymous {
@@ -125,6 +127,17 @@ func (w *walker) structFields(t reflect.Type) map[string]reflect.Type {
 	}
 	w.fields[t] = names
 	return names
+}
+
+// visibleFields are those that reflect.VisibleFields returns, which takes much
+// memory for what it does where nothing is embedded.
+func visibleFields(t reflect.Type) iter.Seq[reflect.StructField] {
+	for f := range t.Fields() {
+		if f.Anonymous {
+			return slices.Values(reflect.VisibleFields(t))
+		}
+	}
+	return t.Fields()
 }
 
 func isStruct(t reflect.Type) bool {

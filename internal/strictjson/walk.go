@@ -145,18 +145,19 @@ func (w *walker) scalarText(t reflect.Type) error {
 	if err := w.fits(t, "a string", isStringLike); err != nil {
 		return err
 	}
+	if t == nil || !isText(t) {
+		_, err := w.skipText()
+		return err
+	}
 	s, err := w.text()
 	if err != nil {
 		return err
 	}
-	if t != nil && isText(t) {
-		if u, ok := reflect.New(t).Interface().(encoding.TextUnmarshaler); ok && u.UnmarshalText([]byte(s)) != nil {
-			return w.fail("the text is not a valid %s", t)
-		}
+	if u, ok := reflect.New(t).Interface().(encoding.TextUnmarshaler); ok && u.UnmarshalText([]byte(s)) != nil {
+		return w.fail("the text is not a valid %s", t)
 	}
 	return nil
 }
-
 func (w *walker) literal(t reflect.Type, word string) error {
 	if !strings.HasPrefix(string(w.data[w.pos:min(len(w.data), w.pos+len(word))]), word) {
 		return w.fail("not a JSON value")
@@ -316,38 +317,48 @@ func (w *walker) number() error {
 
 // text reads a string and returns what it means.
 func (w *walker) text() (string, error) {
-	start, escaped := w.pos, false
+	start := w.pos
+	escaped, err := w.skipText()
+	if err != nil {
+		return "", err
+	}
+	if !escaped { // every byte was looked at and stands for itself
+		return string(w.data[start+1 : w.pos-1]), nil
+	}
+	var s string
+	if err := json.Unmarshal(w.data[start:w.pos], &s); err != nil {
+		return "", w.fail("not a JSON string")
+	}
+	return s, nil
+}
+
+// skipText checks a string, and says whether it has escapes. Evidence is mostly
+// long strings whose meaning only the decoder needs.
+func (w *walker) skipText() (escaped bool, err error) {
 	w.pos++
 	for w.pos < len(w.data) {
 		switch c := w.data[w.pos]; {
 		case c == '"':
 			w.pos++
-			if !escaped { // every byte was looked at and stands for itself
-				return string(w.data[start+1 : w.pos-1]), nil
-			}
-			var s string
-			if err := json.Unmarshal(w.data[start:w.pos], &s); err != nil {
-				return "", w.fail("not a JSON string")
-			}
-			return s, nil
+			return escaped, nil
 		case c == '\\':
 			escaped = true
 			if err := w.escape(); err != nil {
-				return "", err
+				return false, err
 			}
 		case c < 0x20:
-			return "", w.fail("control character in a string")
+			return false, w.fail("control character in a string")
 		case c < utf8.RuneSelf:
 			w.pos++
 		default:
 			r, size := utf8.DecodeRune(w.data[w.pos:])
 			if r == utf8.RuneError && size == 1 {
-				return "", w.fail("the text is not UTF-8")
+				return false, w.fail("the text is not UTF-8")
 			}
 			w.pos += size
 		}
 	}
-	return "", w.fail("the document ends inside a string")
+	return false, w.fail("the document ends inside a string")
 }
 
 func (w *walker) escape() error {

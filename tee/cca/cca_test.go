@@ -137,8 +137,8 @@ func TestLifecycle(t *testing.T) {
 	}
 }
 
-// TestAllocation holds what decoding allocates against its input. A token's
-// claims are copied out of CBOR nested in CBOR nested in CBOR.
+// TestAllocation holds what decoding allocates against its input, CBOR nested in
+// CBOR nested in CBOR.
 func TestAllocation(t *testing.T) {
 	raw := read(t, "token.cbor")
 	evidence, err := FromRaw(raw)
@@ -147,6 +147,9 @@ func TestAllocation(t *testing.T) {
 	}
 	if got := teetest.Allocated(t, func() error { _, err := ParseEvidence(evidence); return err }); got > 4*len(evidence) {
 		t.Errorf("evidence of %d bytes: allocated %d", len(evidence), got)
+	}
+	if got := teetest.Allocated(t, func() error { _, err := ParseToken(raw); return err }); got > 4*len(raw) {
+		t.Errorf("token of %d bytes: allocated %d", len(raw), got)
 	}
 	got := teetest.Allocated(t, func() error {
 		e, err := ParseEvidence(evidence)

@@ -133,7 +133,8 @@ type Realm struct {
 // ParseToken decodes a token. Refused are other tags, profiles and algorithms,
 // claims that are missing, duplicate or of the wrong type or size, indefinite
 // lengths, bytes behind the token, and everything beyond the limits. Claims
-// that the profiles do not know are ignored (RFC 9711, section 4.1).
+// that the profiles do not know are ignored (RFC 9711, section 4.1). The result
+// refers to raw, which must not change afterwards.
 func ParseToken(raw []byte) (*Token, error) {
 	platform, realm, err := parseCollection(raw)
 	if err != nil {
@@ -155,29 +156,20 @@ func ParseToken(raw []byte) (*Token, error) {
 	return t, nil
 }
 
-// rules are those for CBOR from the other side; they are made once, as fxamacker
-// builds tables for them.
-type rules struct{ plain, tagged cbor.DecMode }
-
-var strict = sync.OnceValues(func() (*rules, error) {
-	options := cbor.DecOptions{
+// strict are the rules for CBOR from the other side; they are made once, as
+// fxamacker builds tables for them.
+var strict = sync.OnceValues(func() (cbor.DecMode, error) {
+	return cbor.DecOptions{
 		DupMapKey: cbor.DupMapKeyEnforcedAPF, IndefLength: cbor.IndefLengthForbidden, TagsMd: cbor.TagsForbidden,
 		MaxNestedLevels: 8, MaxArrayElements: maxComponents, MaxMapPairs: 64, FieldNameMatching: cbor.FieldNameMatchingCaseSensitive,
-	}
-	plain, err := options.DecMode()
-	if err != nil {
-		return nil, err
-	}
-	options.TagsMd = cbor.TagsAllowed
-	tagged, err := options.DecMode()
-	return &rules{plain, tagged}, err
+	}.DecMode()
 })
 
 // decode reads one item without tags that fills data.
 func decode(what string, data []byte, v any) error {
 	r, err := strict()
 	if err == nil {
-		err = r.plain.Unmarshal(data, v)
+		err = r.Unmarshal(data, v)
 	}
 	if err != nil {
 		return fmt.Errorf("cca: %s: %w", what, err)
@@ -185,32 +177,59 @@ func decode(what string, data []byte, v any) error {
 	return nil
 }
 
-// untag reads an item under a tag that fills data.
-func untag(what string, data []byte, tag uint64) ([]byte, error) {
-	r, err := strict()
-	if err != nil {
-		return nil, fmt.Errorf("cca: %s: %w", what, err)
+// Major types (RFC 8949, section 3.1).
+const (
+	majorBytes = 2
+	majorTag   = 6
+)
+
+// head reads the beginning of an item: its major type and argument (RFC 8949,
+// section 3). Indefinite lengths have none.
+func head(data []byte) (major byte, argument uint64, rest []byte, ok bool) {
+	const short, long = 24, 27
+	if len(data) == 0 {
+		return 0, 0, nil, false
 	}
-	var t cbor.RawTag
-	if err := r.tagged.Unmarshal(data, &t); err != nil {
-		return nil, fmt.Errorf("cca: %s: %w", what, err)
+	major, info, rest := data[0]>>5, data[0]&31, data[1:]
+	if info < short {
+		return major, uint64(info), rest, true
 	}
-	if t.Number != tag {
-		return nil, fmt.Errorf("cca: %s: expected CBOR tag %d, got %d", what, tag, t.Number)
+	if info > long || len(rest) < 1<<(info-short) {
+		return 0, 0, nil, false
 	}
-	return t.Content, nil
+	n := 1 << (info - short)
+	for _, b := range rest[:n] {
+		argument = argument<<8 | uint64(b)
+	}
+	return major, argument, rest[n:], true
 }
 
-// byteString is a CBOR byte string and nothing that could be taken for one.
+// untag returns the item under a tag. Whether there is one, and only one, is
+// for [decode] to find out.
+func untag(what string, data []byte, tag uint64) ([]byte, error) {
+	major, got, content, ok := head(data)
+	if !ok || major != majorTag {
+		return nil, fmt.Errorf("cca: %s: expected CBOR tag %d, got another item or none", what, tag)
+	}
+	if got != tag {
+		return nil, fmt.Errorf("cca: %s: expected CBOR tag %d, got %d", what, tag, got)
+	}
+	return content, nil
+}
+
+// byteString is a CBOR byte string and nothing that could be taken for one. It
+// refers to what was decoded: a token is strings in strings in a string, which
+// copies would multiply.
 type byteString []byte
 
 // UnmarshalCBOR implements cbor.Unmarshaler; data is well-formed.
 func (b *byteString) UnmarshalCBOR(data []byte) error {
-	const major, bstr = 0xE0, 0x40
-	if len(data) == 0 || data[0]&major != bstr {
+	major, length, content, ok := head(data)
+	if !ok || major != majorBytes || uint64(len(content)) != length {
 		return errors.New("expected a byte string")
 	}
-	return cbor.Unmarshal(data, (*[]byte)(b))
+	*b = slices.Clip(content)
+	return nil
 }
 
 func parseCollection(raw []byte) (platform, realm []byte, err error) {

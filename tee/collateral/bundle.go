@@ -81,8 +81,8 @@ func (r *reader) bundle(from io.Reader) error {
 		case r.files[name] != nil:
 			return fmt.Errorf("bundle: %.200q twice", name)
 		}
-		data, err := io.ReadAll(io.LimitReader(t, h.Size))
-		if err != nil {
+		data := make([]byte, h.Size)
+		if _, err := io.ReadFull(t, data); err != nil {
 			return fmt.Errorf("bundle: %.200q: %w", name, err)
 		}
 		if err := r.keep(name, data, h.ModTime); err != nil {

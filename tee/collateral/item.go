@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"regexp"
 	"strings"
+	"sync"
 
 	"github.com/coffer-project/coffer/tee/snp"
 )
@@ -101,6 +102,19 @@ func idPattern(k Kind) string {
 	return ""
 }
 
+// patterns are compiled once: a verifier names several items for each evidence.
+var patterns = sync.OnceValues(func() (map[Kind]*regexp.Regexp, error) {
+	out := map[Kind]*regexp.Regexp{}
+	for _, k := range []Kind{VCEK, AMDChain, AMDCRL, TCBInfo, QEIdentity, PCKCRL, RootCRL, RIM, OCSP, HSKCEK} {
+		compiled, err := regexp.Compile(`\A` + idPattern(k) + `\z`)
+		if err != nil {
+			return nil, err
+		}
+		out[k] = compiled
+	}
+	return out, nil
+})
+
 // ParseItem reads "kind:id".
 func ParseItem(s string) (Item, error) {
 	kind, id, _ := strings.Cut(s, ":")
@@ -108,12 +122,15 @@ func ParseItem(s string) (Item, error) {
 }
 
 func newItem(k Kind, id string) (Item, error) {
-	pattern := idPattern(k)
-	if pattern == "" {
-		return Item{}, fmt.Errorf("collateral: unknown kind %.32q", string(k))
+	all, err := patterns()
+	if err != nil {
+		return Item{}, fmt.Errorf("collateral: %s: %w", k, err)
 	}
-	if ok, err := regexp.MatchString(`\A`+pattern+`\z`, id); err != nil || !ok {
-		return Item{}, fmt.Errorf("collateral: %s: expected an identifier such as %s, got %.80q", k, pattern, id)
+	switch pattern := all[k]; {
+	case pattern == nil:
+		return Item{}, fmt.Errorf("collateral: unknown kind %.32q", string(k))
+	case !pattern.MatchString(id):
+		return Item{}, fmt.Errorf("collateral: %s: expected an identifier such as %s, got %.80q", k, idPattern(k), id)
 	}
 	i := Item{k, id}
 	if k == VCEK { // numbers have one spelling

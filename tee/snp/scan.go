@@ -22,6 +22,9 @@ func scanEvidence(data []byte) (*Evidence, bool) {
 		case "attestation_report":
 			return scanReport(r, &e.AttestationReport)
 		case "cert_chain":
+			if r.Null() {
+				return true
+			}
 			e.CertChain = []Certificate{}
 			return r.Array(func() bool {
 				if room == nil {

@@ -351,7 +351,11 @@ func TestScanEvidence(t *testing.T) {
 		if err := json.Indent(&indented, doc, "", "\t"); err != nil {
 			t.Fatal(err)
 		}
-		for _, doc := range [][]byte{doc, indented.Bytes()} {
+		alone, err := json.Marshal(Evidence{AttestationReport: *r}) // "cert_chain":null
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, doc := range [][]byte{doc, indented.Bytes(), alone} {
 			short, ok := scanEvidence(doc)
 			long, err := decodeEvidence(doc)
 			if diff := cmp.Diff(long, short); !ok || err != nil || diff != "" {
@@ -393,6 +397,7 @@ func FuzzParseEvidence(f *testing.F) {
 		}
 		f.Add([]byte(data))
 	}
+	f.Add([]byte(`{"attestation_report":{},"cert_chain":null}`))
 	f.Add([]byte(`{"attestation_report":{},"cert_chain":[{"cert_type":{"OTHER":""},"data":[]}]}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		// The short way accepts nothing that the long way refuses or reads otherwise.

@@ -59,7 +59,7 @@ func run(ctx context.Context) error {
 	b := &bench{report: report.Report{Command: "make bench-evidence"}}
 	out := flag.String("out", "build/bench/evidence.json", "where the figures go")
 	flag.IntVar(&b.pairs, "pairs", 15, "pairs of runs of each comparison")
-	flag.DurationVar(&b.slice, "slice", 80*time.Millisecond, "how long one run lasts, about")
+	flag.DurationVar(&b.slice, "slice", 30*time.Millisecond, "how long one run lasts, about; six make one side of a pair")
 	flag.DurationVar(&b.interval, "interval", 10*time.Second, "the least time between two chip certificates")
 	only := flag.String("only", "", "one of verify, fleet, predict, parse, platforms; empty: all")
 	flag.Parse()

@@ -10,6 +10,10 @@ import (
 	"time"
 )
 
+// turns is how often each contender runs for one pair: a machine that others use
+// too is not the same from one tenth of a second to the next.
+const turns = 6
+
 // contender is something whose time is taken: run does it once.
 type contender struct {
 	name string
@@ -71,17 +75,21 @@ func (b *bench) compare(ctx context.Context, group string, all ...*contender) er
 			return fmt.Errorf("%s: %w", group, err)
 		}
 	}
-	for round := range b.pairs {
-		for turn := range all {
-			i := turn
-			if round%2 == 1 {
-				i = len(all) - 1 - turn
+	for range b.pairs {
+		sums := make([]timing, len(all))
+		for turn := range turns * len(all) {
+			i := turn % len(all)
+			if turn/len(all)%2 == 1 {
+				i = len(all) - 1 - i
 			}
 			t, err := all[i].time(ctx)
 			if err != nil {
 				return fmt.Errorf("%s: %w", group, err)
 			}
-			times[i] = append(times[i], t)
+			sums[i] = timing{sums[i].cpu + t.cpu/turns, sums[i].wall + t.wall/turns}
+		}
+		for i, sum := range sums {
+			times[i] = append(times[i], sum)
 		}
 	}
 	peer := all[0].name

@@ -41,7 +41,7 @@ func (b *bench) predict(ctx context.Context) error {
 	}
 	snp := measure.Launch{Firmware: firmware, Kernel: kernel, Initrd: initrd, Cmdline: cmdline, VCPUs: 4, VCPUModel: "EPYC-Milan"}
 	tdx := measure.TDXLaunch{
-		Firmware: firmware, Kernel: kernel, Initrd: initrd, Cmdline: cmdline, Memory: 4 << 30, Profile: measure.ProfileOVMF2024,
+		Firmware: firmware, Kernel: kernel, Initrd: initrd, Cmdline: cmdline, Memory: 4 << 30, VCPUs: 4, Profile: measure.ProfileOVMF2024,
 		RTMR0: &measure.TDXPlatform{Loader: measure.Blob{Data: content(4 << 10)}, RSDP: measure.Blob{Data: content(36)}, Tables: measure.Blob{Data: content(128 << 10)}},
 	}
 	alone := tdx
