@@ -92,7 +92,7 @@ usage or input that cannot be read, or that is no evidence of this TEE at all.`,
 	fl.StringVar(&f.reference, "reference", "", "file with reference values to hold the claims against: an RVPS message, a CoRIM, or {\"name\": value}")
 	fl.BoolVar(&f.options.AllowDebug, "allow-debug", false, "accept an environment whose memory a debugger can read, with a warning")
 	fl.BoolVar(&f.options.AllowMissingCollateral, "allow-missing-collateral", false, "accept what cannot be checked for want of (current) collateral, with a warning; a CSV report without HSK and CEK can then be anybody's")
-	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE (tdx, sgx: with its collateral), whose evidence counts as simulated (cca: JSON file of emulated platforms' keys)")
+	fl.StringArrayVar(&f.options.Roots, "development-root", nil, "PEM file with the root of a software TEE, for tdx and sgx with its collateral; such evidence counts as simulated (cca: JSON file of emulated platforms' keys)")
 	fl.StringArrayVar(&f.options.Anchors, "trust-anchor", nil, "file with keys to trust where the vendor has no root: cca (platforms' keys, JSON), tpm (attestation keys or their authorities, PEM)")
 	fl.StringArrayVar(&f.collateral.Dirs, "collateral", nil, "directory or file with collateral: an export, or loose files")
 	fl.BoolVar(&f.collateral.Offline, "offline", false, "fetch nothing")

@@ -1,6 +1,7 @@
 package evidence
 
 import (
+	"errors"
 	"crypto/rand"
 	"os"
 	"path/filepath"
@@ -73,7 +74,9 @@ func TestSoftTDX(t *testing.T) {
 	if err := os.WriteFile(bad, []byte("no PEM"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Verify(t.Context(), tee.TDX, []byte(`{"quote":"AA==","cc_eventlog":null}`), tee.Expected{}, Options{Roots: []string{bad}}); !IsInput(err) {
+	if _, err := Verify(t.Context(), tee.TDX, []byte(`{"quote":"AA==","cc_eventlog":null}`), tee.Expected{}, Options{Roots: []string{bad}}); err == nil {
+		t.Error("a bad root was taken")
+	} else if _, ok := errors.AsType[*InputError](err); !ok {
 		t.Errorf("a bad root: %v", err)
 	}
 }

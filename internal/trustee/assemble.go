@@ -99,14 +99,23 @@ const (
 )
 
 // challengers are the verifiers that make a challenge of their own.
-func challengers(list map[tee.Name]tee.Verifier) map[tee.Name]broker.Challenger {
-	out := map[tee.Name]broker.Challenger{}
+func challengers(list map[tee.Name]tee.Verifier) map[tee.Name]func(context.Context) (string, error) {
+	out := map[tee.Name]func(context.Context) (string, error){}
 	for name, v := range list {
 		if c, ok := v.(interface {
 			Challenge(ctx context.Context) (string, error)
 		}); ok {
-			out[name] = challenger(c.Challenge)
+			out[name] = c.Challenge
 		}
+	}
+	return out
+}
+
+// brokerChallengers are the same for the broker.
+func brokerChallengers(list map[tee.Name]tee.Verifier) map[tee.Name]broker.Challenger {
+	out := map[tee.Name]broker.Challenger{}
+	for name, c := range challengers(list) {
+		out[name] = challenger(c)
 	}
 	return out
 }
@@ -163,7 +172,7 @@ func (t *Trustee) assemble(ctx context.Context) error {
 	}
 	t.broker, err = broker.New(broker.Options{
 		Store: records{t.store, t}, Sessions: sessions, Evaluator: evaluator, Decider: decider, Tokens: t.tokens, Plugins: t.plugins,
-		TEEs: slices.Sorted(maps.Keys(t.o.Verifiers)), Challengers: challengers(t.o.Verifiers), Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(),
+		TEEs: slices.Sorted(maps.Keys(t.o.Verifiers)), Challengers: brokerChallengers(t.o.Verifiers), Selectors: c.Attestation.Selectors, SessionTimeout: c.Session.Timeout.D(),
 		MaxBody: c.Limits.Body, AllowSimulated: c.Policy.AllowSimulated, PlainHTTP: c.TLS.InsecureHTTP, ClientAddr: listener.ClientText,
 		Metrics: t.metrics, Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
 	})

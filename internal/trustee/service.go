@@ -34,7 +34,7 @@ func (t *Trustee) openService(evaluator *evaluation.Engine, appraiser *appraisal
 		Evaluator: judged{evaluator, t.metrics, t.o.Now}, Policies: servicePolicies{t, appraiser}, References: serviceReferences{references{t.store}, t, appraiser},
 		Recorder: records{t.store, t}, JWKS: t.tokens.JWKS, Authorize: t.authorize, Enter: t.enter, Audience: c.Service.Audience, OpenReads: c.Service.OpenReads,
 		AllowSimulated: c.Policy.AllowSimulated, ClientAddr: listener.ClientText, MaxBody: c.Limits.Body, Timeout: c.Limits.RequestTimeout.D(),
-		Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
+		Challengers: challengers(t.o.Verifiers), Logger: t.o.Logger, Now: t.o.Now, Rand: t.o.Rand,
 	})
 	if err != nil {
 		return err

@@ -202,7 +202,7 @@ func (a attestationServer) SetAttestationPolicy(ctx context.Context, in *attesta
 }
 
 func (a attestationServer) GetAttestationChallenge(ctx context.Context, in *attestation.ChallengeRequest) (*attestation.ChallengeResponse, error) {
-	nonce, e := a.s.nonce(in.GetInner()["tee"])
+	nonce, e := a.s.nonce(ctx, in.GetInner()["tee"])
 	if e != nil {
 		return nil, a.s.fail(ctx, e)
 	}

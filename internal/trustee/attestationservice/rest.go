@@ -1,6 +1,7 @@
 package attestationservice
 
 import (
+	"context"
 	"encoding/base64"
 	"errors"
 	"io"
@@ -181,7 +182,7 @@ func (s *Service) challenge(w http.ResponseWriter, r *http.Request) (any, *probl
 	if err := strictjson.Decode(body, &doc, strictjson.Limits{Bytes: challengeLimit, Depth: 2}); err != nil {
 		return nil, problem.New(http.StatusBadRequest, problem.Serde, "challenge request: %v", err)
 	}
-	nonce, e := s.nonce(doc.TEE)
+	nonce, e := s.nonce(r.Context(), doc.TEE)
 	return text(nonce), e
 }
 
@@ -190,14 +191,21 @@ const nonceBytes = 32
 
 // nonce makes a challenge. Nobody remembers it here: who asked for it compares
 // it with what the evidence is bound to.
-func (s *Service) nonce(name string) (string, *problem.Error) {
+func (s *Service) nonce(ctx context.Context, name string) (string, *problem.Error) {
 	n, err := teeName(name)
 	if err != nil {
 		return "", invalid("tee", "expected a TEE's name, for example \"snp\", got %.40q", name)
 	}
+	if make := s.o.Challengers[n]; make != nil {
+		challenge, err := make(ctx)
+		if err != nil {
+			return "", asProblem(err, problem.Attestation)
+		}
+		return challenge, nil
+	}
 	if n == tee.SE {
 		return "", problem.New(http.StatusNotImplemented, problem.Attestation,
-			"challenge for se: IBM Secure Execution needs a request that is encrypted to the host's key, which this service cannot make")
+			"challenge for se: IBM Secure Execution needs a request that is encrypted to the host's key: enable tee.se in the trustee's configuration")
 	}
 	raw := make([]byte, nonceBytes)
 	if _, err := io.ReadFull(s.o.Rand, raw); err != nil {

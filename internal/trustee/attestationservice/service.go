@@ -34,6 +34,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/problem"
 	"github.com/coffer-project/coffer/internal/trustee/refvalues"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
+	"github.com/coffer-project/coffer/tee"
 )
 
 // Permissions that administrative calls need.
@@ -105,6 +106,9 @@ type Options struct {
 	ClientAddr func(*http.Request) string
 	// MaxBody bounds a request, in bytes.
 	MaxBody int
+	// Challengers make the challenges of TEEs for which a random nonce is not
+	// enough; may be nil.
+	Challengers map[tee.Name]func(ctx context.Context) (string, error)
 	// Timeout bounds a gRPC call; zero: nothing does. REST requests end with
 	// their context.
 	Timeout time.Duration
