@@ -1,8 +1,8 @@
 package evidence
 
 import (
-	"errors"
 	"crypto/rand"
+	"errors"
 	"os"
 	"path/filepath"
 	"testing"
