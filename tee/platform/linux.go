@@ -59,8 +59,7 @@ func ThisMachine() Machine {
 }
 
 // Candidates are the environments that m may be, in the order in which they
-// are looked for, with a bare TPM last: pass the list through [Only], or leave
-// the TPM off with [Machine.Hardware].
+// are looked for, with a bare TPM last; Hardware leaves it out.
 func (m Machine) Candidates() []Candidate { return append(m.Hardware(), m.BareTPM()) }
 
 // BareTPM is a machine with a TPM of which nothing more is known.

@@ -18,7 +18,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"slices"
 	"strings"
 
 	"github.com/coffer-project/coffer/tee"
@@ -72,21 +71,4 @@ func (f Found) Attester(ctx context.Context) (tee.Attester, error) {
 		return nil, fmt.Errorf("this machine is %s (%s), but: %w", f.TEE, f.Sign, err)
 	}
 	return a, nil
-}
-
-// Only keeps the candidates named, in their order. A name without a candidate is
-// an error.
-func Only(candidates []Candidate, names ...tee.Name) ([]Candidate, error) {
-	var out []Candidate
-	for _, c := range candidates {
-		if slices.Contains(names, c.TEE) {
-			out = append(out, c)
-		}
-	}
-	for _, n := range names {
-		if !slices.ContainsFunc(candidates, func(c Candidate) bool { return c.TEE == n }) {
-			return nil, fmt.Errorf("platform: %s: there is no way to find it", n)
-		}
-	}
-	return out, nil
 }

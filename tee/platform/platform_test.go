@@ -228,26 +228,6 @@ func TestAttester(t *testing.T) {
 	}
 }
 
-func TestOnly(t *testing.T) {
-	t.Parallel()
-	all := platform.Machine{}.Candidates()
-	if got := all[len(all)-1].TEE; got != tee.TPM {
-		t.Errorf("the last candidate is %s", got)
-	}
-	got, err := platform.Only(all, tee.TPM, tee.TDX)
-	if err != nil || len(got) != 2 || got[0].TEE != tee.TDX || got[1].TEE != tee.TPM {
-		t.Errorf("got %d candidates, %v", len(got), err)
-	}
-	for _, n := range []tee.Name{tee.Sample, tee.NVIDIA, "x"} {
-		if _, err := platform.Only(all, tee.TDX, n); err == nil || !strings.Contains(err.Error(), string(n)) {
-			t.Errorf("%s: got %v", n, err)
-		}
-	}
-	if _, err := platform.Only(platform.Machine{}.Hardware(), tee.TPM); err == nil {
-		t.Error("a bare TPM is among the hardware's environments")
-	}
-}
-
 // endless is a file system with an event log without an end.
 type endless struct{ fs.FS }
 
