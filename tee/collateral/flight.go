@@ -82,9 +82,12 @@ func (c *Client) fetch(ctx context.Context, q query) (*Entry, error) {
 		return nil, refused
 	}
 	defer c.leave(q.item, f)
+	// Who verifies gives its place to others meanwhile.
+	resume := tee.Waiting(ctx)
 	select {
 	case <-f.done:
 	case <-ctx.Done():
+		_ = resume() // there is nothing to go on with
 		c.mu.Lock()
 		sending := f.sending
 		c.mu.Unlock()
@@ -92,6 +95,9 @@ func (c *Client) fetch(ctx context.Context, q query) (*Entry, error) {
 			return nil, c.failure(q, ctx.Err())
 		}
 		return nil, c.failure(q, &waitError{ctx.Err()})
+	}
+	if err := resume(); err != nil {
+		return nil, c.failure(q, &waitError{err})
 	}
 	if f.err != nil {
 		return nil, f.err

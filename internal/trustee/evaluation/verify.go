@@ -87,17 +87,16 @@ func (e *Engine) verifyOne(ctx context.Context, x Individual) ([]*tee.Result, *p
 	}
 	wait, cancel := context.WithTimeout(ctx, e.o.MaxWait)
 	defer cancel()
-	select {
-	case e.slots <- struct{}{}:
-		defer func() { <-e.slots }()
-	case <-wait.Done():
+	place, ok := take(ctx, wait, e.slots)
+	if !ok {
 		return nil, problem.Busy(problem.Attestation, "too many attestations are being verified")
 	}
+	defer place.leave()
 	want := tee.Expected{ReportData: x.ReportData}
 	if x.InitData != nil {
 		want.InitData = x.InitData.Digest
 	}
-	results, err := run(ctx, verifier, x.Evidence, want)
+	results, err := run(tee.WithWaiting(ctx, place.begin), verifier, x.Evidence, want)
 	if refused, ok := errors.AsType[*tee.Error](err); ok {
 		return nil, problem.Denied(problem.Attestation, string(x.TEE)+" evidence refused", reasons(refused.Failures, refused.Missing)...)
 	}
