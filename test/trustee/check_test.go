@@ -79,7 +79,7 @@ func TestCheckConfig(t *testing.T) {
 			"tee.tdx.development_roots = [\"text\"]\ntee.nvidia.development_roots = [\"none\"]\ntee.tpm.enabled = true\ntee.tpm.trusted_aks = [\"text\"]\n" +
 				"tee.cca.enabled = true\ntee.cca.trust_anchors = [\"text\", \"none\"]\ntee.se.enabled = true\ntee.se.host_keys = [\"cert\"]\ntee.se.roots = [\"none\"]\ntee.se.crls = [\"text\"]\ntee.se.image = \"none\"\n" +
 				"collateral.stores = [\"none\"]\n",
-			[]string{"tee.tdx: tdxverify: dcap: root \"text\"", "tee.nvidia: development_roots", "tee.tpm: trusted_aks", "tee.cca: trust_anchors: text", "tee.cca: trust_anchors: open", "tee.se: roots", "tee.se: image: open", "collateral.stores"},
+			[]string{"tee.tdx: development_roots: dcap: development root \"text\"", "tee.nvidia: development_roots", "tee.tpm: trusted_aks", "tee.cca: trust_anchors: text", "tee.cca: trust_anchors: open", "tee.se: roots", "tee.se: image: open", "collateral.stores"},
 		},
 		"environments' values": {
 			"tee.cca.enabled = true\ntee.se.enabled = true\ncollateral.tcb_update = \"never\"\ncollateral.max_age = \"-1s\"\ncollateral.amd_kds = \"ftp://x\"\ntee.snp.id_key_digests = [\"07\"]\ntee.snp.minimum_tcb.Naples.snp = 1\n",
