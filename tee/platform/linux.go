@@ -58,10 +58,6 @@ func ThisMachine() Machine {
 	return m
 }
 
-// Candidates are the environments that m may be, in the order in which they
-// are looked for, with a bare TPM last; Hardware leaves it out.
-func (m Machine) Candidates() []Candidate { return append(m.Hardware(), m.BareTPM()) }
-
 // BareTPM is a machine with a TPM of which nothing more is known.
 func (m Machine) BareTPM() Candidate {
 	devices := make([]string, 0, 2)

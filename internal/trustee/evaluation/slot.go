@@ -38,6 +38,9 @@ func (s *slot) begin() (end func() error) {
 	return sync.OnceValue(s.end)
 }
 
+// end takes a place back when the last wait is over. It keeps the lock while it
+// waits for one: only goroutines of the same verification ask for it, and they
+// need the same place. Without it two of them could each wait for one of their own.
 func (s *slot) end() error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
