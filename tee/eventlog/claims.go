@@ -11,12 +11,14 @@ import (
 //	 "digests": [{"alg": "SHA-384", "digest": hex}], "event": base64 of the data,
 //	 "details": {…}}
 //
-// in the form of confidential-containers/trustee@78962cd4, deps/eventlog. Details has
-// the members that are known for the type: string; unicode_name,
+// in the form of confidential-containers/trustee@78962cd4, deps/eventlog. Details
+// has the members that are known for the type: string; unicode_name,
 // unicode_name_length, variable_name, variable_data (base64), variable_data_length;
 // device_paths; for runtime events string, unicode_name "AAEL" and
-// data{domain,operation,content}, nothing where the digest is of other data. This is for tools that look at a log: a register
-// vouches for one algorithm's digests only, see [Log.ClaimsOf].
+// data{domain,operation,content}, nothing where the digest is of other data.
+//
+// It is for those who look at a log without trust: a register vouches for one
+// algorithm's digests only, see [Log.ClaimsOf].
 func (l *Log) Claims() []any {
 	out := make([]any, len(l.Events))
 	for i := range l.Events {

@@ -16,7 +16,7 @@
 // algorithm, an EV_NO_ACTION event, which is not measured, has digests of zeros
 // only (except in logs of TPM 1.2), and Compare refuses registers it was not given a value for.
 //
-// [Log.Claims] gives the claim "uefi_event_logs" of the TDX and CSV verifiers,
+// [Log.ClaimsOf] gives the claim "uefi_event_logs" of the TDX and CSV verifiers,
 // [Boot.Claims] the claims "boot.*".
 //
 // SM3 is not in Go's library: who needs it passes it with [WithHash], so that a
