@@ -32,6 +32,16 @@ type Fetcher interface {
 	Fetch(ctx context.Context, d Descriptor) (io.ReadCloser, error)
 }
 
+// Referrers is what a [Fetcher] may implement besides: the referrers API of the
+// OCI distribution specification v1.1.
+type Referrers interface {
+	// Referrers lists the manifests whose subject is the manifest with that
+	// digest; an artifactType that is not empty restricts them. Where the
+	// registry has no such API it is an error that wraps [ErrNotFound], and the
+	// referrers tag (sha256-<hex>) is to be read instead.
+	Referrers(ctx context.Context, subject Digest, artifactType string) ([]Descriptor, error)
+}
+
 // Pusher writes content to one repository. Implementations may be used by
 // several goroutines at once.
 type Pusher interface {

@@ -53,6 +53,10 @@ type Container struct {
 	// Args is the whole command line; nil takes the image's entrypoint and
 	// command.
 	Args []string `json:"args,omitempty"`
+	// ExpandArgs replaces $(NAME) in Args by the container's variable of that
+	// name, inside the guest, as Kubernetes does: $$ stands for a dollar sign,
+	// and a name that is no variable stays as it is written.
+	ExpandArgs bool `json:"expandArgs,omitempty"`
 	// Cwd is the working directory; empty takes the image's.
 	Cwd string `json:"cwd,omitempty"`
 	// User; nil takes the image's.
@@ -68,8 +72,10 @@ type Container struct {
 	ReadOnlyRoot    bool        `json:"readOnlyRoot,omitempty"`
 	Terminal        bool        `json:"terminal,omitempty"`
 	Mounts          []Mount     `json:"mounts,omitempty"`
-	Allow           Allow       `json:"allow,omitzero"`
-	Limits          Limits      `json:"limits,omitzero"`
+	// Devices are block volumes that the container gets as devices.
+	Devices []Device `json:"devices,omitempty"`
+	Allow   Allow    `json:"allow,omitzero"`
+	Limits  Limits   `json:"limits,omitzero"`
 }
 
 // Role says when a container runs. Empty is RoleApp.
@@ -82,6 +88,9 @@ const (
 	RoleApp     Role = "app"
 	RoleInit    Role = "init"
 	RoleSidecar Role = "sidecar"
+	// RoleEphemeral is a container for debugging, which may be started at any
+	// time and need not be.
+	RoleEphemeral Role = "ephemeral"
 )
 
 // Image is what a container is made of.
@@ -121,6 +130,14 @@ type Mount struct {
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
 
+// Device puts a block volume into a container as a device node.
+type Device struct {
+	// Path of the node, for example /dev/xvda.
+	Path     string `json:"path"`
+	Volume   string `json:"volume"`
+	ReadOnly bool   `json:"readOnly,omitempty"`
+}
+
 // Allow is what the host may do with a container. The zero value allows
 // nothing but to start it once, to stop it and to delete it.
 type Allow struct {
@@ -134,10 +151,18 @@ type Allow struct {
 	// Stdin lets the host write standard input.
 	Stdin       bool     `json:"stdin,omitempty"`
 	PortForward []uint16 `json:"portForward,omitempty"`
+	// Copy lets the host copy files out of and into directories (kubectl cp).
+	Copy Copy `json:"copy,omitzero"`
 	// Signals the host may send besides KILL, TERM, INT and the image's stop
 	// signal.
 	Signals  []string `json:"signals,omitempty"`
 	Restarts Restarts `json:"restarts,omitempty"`
+}
+
+// Copy lists clean absolute paths; each stands for itself and what is below.
+type Copy struct {
+	From []string `json:"from,omitempty"`
+	To   []string `json:"to,omitempty"`
 }
 
 // Restarts says whether a container may be started again. Empty is
@@ -171,6 +196,18 @@ type Volume struct {
 	// (sha256:<64 hex digits>) and contents that the host chooses.
 	Pinned map[string]string `json:"pinned,omitempty"`
 	Host   *HostFiles        `json:"host,omitempty"`
+	// Sealed and Resources belong to files volumes, too: files whose contents
+	// are sealed secrets (sealed.…), and KBS resources (kbs:///…), by name.
+	// The guest fetches them; they never pass through the host.
+	Sealed    map[string]string `json:"sealed,omitempty"`
+	Resources map[string]string `json:"resources,omitempty"`
+	// Mode is the permission of pinned, sealed and resource files, octal;
+	// empty is "0644". Modes are exceptions from it by name.
+	Mode  string            `json:"mode,omitempty"`
+	Modes map[string]string `json:"modes,omitempty"`
+	// Group owns the files of a files volume and the directory of an ephemeral
+	// one (Kubernetes' fsGroup); nil is the root group.
+	Group *uint32 `json:"group,omitempty"`
 	// Key and Filesystem belong to block volumes.
 	Key        string `json:"key,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`

@@ -58,6 +58,9 @@ type EnvValue struct {
 	// Their values come from the trustee, inside the guest.
 	Sealed   string `json:"sealed,omitempty"`
 	Resource string `json:"resource,omitempty"`
+	// Expand is a literal in which $(NAME) stands for another variable of the
+	// container, which must not be of this kind; $$ is a dollar sign.
+	Expand string `json:"expand,omitempty"`
 }
 
 // Literal is a pinned environment value.

@@ -35,6 +35,12 @@ const (
 	StreamHeader_STDERR           StreamHeader_Kind = 4
 	StreamHeader_EVENTS           StreamHeader_Kind = 5
 	StreamHeader_FILES            StreamHeader_Kind = 6
+	// The guest asks for blobs and offers them: it writes a BlobRequest at a
+	// time, the host answers with a BlobReply and the content. The host may
+	// open several.
+	StreamHeader_BLOBS StreamHeader_Kind = 7
+	// A connection to a port on the pod's loopback.
+	StreamHeader_PORT_FORWARD StreamHeader_Kind = 8
 )
 
 // Enum value maps for StreamHeader_Kind.
@@ -47,6 +53,8 @@ var (
 		4: "STDERR",
 		5: "EVENTS",
 		6: "FILES",
+		7: "BLOBS",
+		8: "PORT_FORWARD",
 	}
 	StreamHeader_Kind_value = map[string]int32{
 		"KIND_UNSPECIFIED": 0,
@@ -56,6 +64,8 @@ var (
 		"STDERR":           4,
 		"EVENTS":           5,
 		"FILES":            6,
+		"BLOBS":            7,
+		"PORT_FORWARD":     8,
 	}
 )
 
@@ -83,7 +93,59 @@ func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamHeader_Kind.Descriptor instead.
 func (StreamHeader_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42, 0}
+	return file_agent_proto_rawDescGZIP(), []int{44, 0}
+}
+
+type BlobRequest_Operation int32
+
+const (
+	BlobRequest_OPERATION_UNSPECIFIED BlobRequest_Operation = 0
+	// The host replies and, if it has the blob, sends size bytes.
+	BlobRequest_GET BlobRequest_Operation = 1
+	// The host replies; if the reply has found true and no error, the guest sends size bytes and
+	// the host replies again.
+	BlobRequest_PUT BlobRequest_Operation = 2
+)
+
+// Enum value maps for BlobRequest_Operation.
+var (
+	BlobRequest_Operation_name = map[int32]string{
+		0: "OPERATION_UNSPECIFIED",
+		1: "GET",
+		2: "PUT",
+	}
+	BlobRequest_Operation_value = map[string]int32{
+		"OPERATION_UNSPECIFIED": 0,
+		"GET":                   1,
+		"PUT":                   2,
+	}
+)
+
+func (x BlobRequest_Operation) Enum() *BlobRequest_Operation {
+	p := new(BlobRequest_Operation)
+	*p = x
+	return p
+}
+
+func (x BlobRequest_Operation) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (BlobRequest_Operation) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[1].Descriptor()
+}
+
+func (BlobRequest_Operation) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[1]
+}
+
+func (x BlobRequest_Operation) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use BlobRequest_Operation.Descriptor instead.
+func (BlobRequest_Operation) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{46, 0}
 }
 
 type HelloRequest struct {
@@ -324,8 +386,11 @@ type CreateSandboxRequest struct {
 	SharePid     bool              `protobuf:"varint,10,opt,name=share_pid,json=sharePid,proto3" json:"share_pid,omitempty"`
 	// For an unsealed pod only: the trustee to ask. A sealed pod takes it from initdata.
 	UnsealedTrustee *UnsealedTrustee `protobuf:"bytes,11,opt,name=unsealed_trustee,json=unsealedTrustee,proto3" json:"unsealed_trustee,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Serial number of a disk that the guest may use, encrypted, for images and
+	// for what containers write; empty: it keeps them in memory.
+	ScratchDisk   string `protobuf:"bytes,12,opt,name=scratch_disk,json=scratchDisk,proto3" json:"scratch_disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -433,6 +498,13 @@ func (x *CreateSandboxRequest) GetUnsealedTrustee() *UnsealedTrustee {
 		return x.UnsealedTrustee
 	}
 	return nil
+}
+
+func (x *CreateSandboxRequest) GetScratchDisk() string {
+	if x != nil {
+		return x.ScratchDisk
+	}
+	return ""
 }
 
 type UnsealedTrustee struct {
@@ -1240,8 +1312,10 @@ type Mount struct {
 	// Path in the container.
 	Path string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
 	// Volume of the policy.
-	Volume        string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
-	ReadOnly      bool   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	Volume   string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	ReadOnly bool   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	// Directory inside the volume; empty is the volume itself.
+	SubPath       string `protobuf:"bytes,4,opt,name=sub_path,json=subPath,proto3" json:"sub_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1295,6 +1369,13 @@ func (x *Mount) GetReadOnly() bool {
 		return x.ReadOnly
 	}
 	return false
+}
+
+func (x *Mount) GetSubPath() string {
+	if x != nil {
+		return x.SubPath
+	}
+	return ""
 }
 
 type Resources struct {
@@ -2432,6 +2513,95 @@ func (*PutFilesResponse) Descriptor() ([]byte, []int) {
 	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
+type AttachVolumeRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Volume string                 `protobuf:"bytes,1,opt,name=volume,proto3" json:"volume,omitempty"`
+	// Serial number of the virtio disk, at most 20 characters of [a-zA-Z0-9_-].
+	Disk          string `protobuf:"bytes,2,opt,name=disk,proto3" json:"disk,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachVolumeRequest) Reset() {
+	*x = AttachVolumeRequest{}
+	mi := &file_agent_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachVolumeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachVolumeRequest) ProtoMessage() {}
+
+func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
+func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *AttachVolumeRequest) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *AttachVolumeRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+type AttachVolumeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AttachVolumeResponse) Reset() {
+	*x = AttachVolumeResponse{}
+	mi := &file_agent_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AttachVolumeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AttachVolumeResponse) ProtoMessage() {}
+
+func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
+func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{41}
+}
+
 type ShutdownRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2440,7 +2610,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2452,7 +2622,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2465,7 +2635,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 type ShutdownResponse struct {
@@ -2476,7 +2646,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2488,7 +2658,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2501,24 +2671,26 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 // StreamHeader is the first message on every stream the host opens.
 type StreamHeader struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Kind          StreamHeader_Kind      `protobuf:"varint,1,opt,name=kind,proto3,enum=coffer.agent.v1.StreamHeader_Kind" json:"kind,omitempty"`
-	ContainerId   string                 `protobuf:"bytes,2,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	ExecId        string                 `protobuf:"bytes,3,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
-	Volume        string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
-	Version       uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Kind        StreamHeader_Kind      `protobuf:"varint,1,opt,name=kind,proto3,enum=coffer.agent.v1.StreamHeader_Kind" json:"kind,omitempty"`
+	ContainerId string                 `protobuf:"bytes,2,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	ExecId      string                 `protobuf:"bytes,3,opt,name=exec_id,json=execId,proto3" json:"exec_id,omitempty"`
+	Volume      string                 `protobuf:"bytes,4,opt,name=volume,proto3" json:"volume,omitempty"`
+	Version     uint64                 `protobuf:"varint,5,opt,name=version,proto3" json:"version,omitempty"`
+	// Port of a PORT_FORWARD.
+	Port          uint32 `protobuf:"varint,6,opt,name=port,proto3" json:"port,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2530,7 +2702,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2543,7 +2715,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StreamHeader) GetKind() StreamHeader_Kind {
@@ -2581,6 +2753,13 @@ func (x *StreamHeader) GetVersion() uint64 {
 	return 0
 }
 
+func (x *StreamHeader) GetPort() uint32 {
+	if x != nil {
+		return x.Port
+	}
+	return 0
+}
+
 // StreamReply is the guest's answer to a StreamHeader. A stream that the
 // policy forbids is accepted and drained: the reply does not tell.
 type StreamReply struct {
@@ -2592,7 +2771,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2783,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,10 +2796,127 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *StreamReply) GetError() string {
+	if x != nil {
+		return x.Error
+	}
+	return ""
+}
+
+// BlobRequest is the guest's side of a BLOBS stream. Nothing that comes back
+// is trusted: it is checked by digest.
+type BlobRequest struct {
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Operation BlobRequest_Operation  `protobuf:"varint,1,opt,name=operation,proto3,enum=coffer.agent.v1.BlobRequest_Operation" json:"operation,omitempty"`
+	// For example sha256:….
+	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlobRequest) Reset() {
+	*x = BlobRequest{}
+	mi := &file_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlobRequest) ProtoMessage() {}
+
+func (x *BlobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlobRequest.ProtoReflect.Descriptor instead.
+func (*BlobRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *BlobRequest) GetOperation() BlobRequest_Operation {
+	if x != nil {
+		return x.Operation
+	}
+	return BlobRequest_OPERATION_UNSPECIFIED
+}
+
+func (x *BlobRequest) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BlobRequest) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// BlobReply answers a BlobRequest. A host that has no such blob, or wants none,
+// says found false.
+type BlobReply struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Found         bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlobReply) Reset() {
+	*x = BlobReply{}
+	mi := &file_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlobReply) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlobReply) ProtoMessage() {}
+
+func (x *BlobReply) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlobReply.ProtoReflect.Descriptor instead.
+func (*BlobReply) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *BlobReply) GetFound() bool {
+	if x != nil {
+		return x.Found
+	}
+	return false
+}
+
+func (x *BlobReply) GetError() string {
 	if x != nil {
 		return x.Error
 	}
@@ -2639,6 +2935,7 @@ type Event struct {
 	//	*Event_Pull
 	//	*Event_Refusal
 	//	*Event_Attested
+	//	*Event_BlobCache
 	Body          isEvent_Body `protobuf_oneof:"body"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2646,7 +2943,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2658,7 +2955,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2671,7 +2968,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -2740,6 +3037,15 @@ func (x *Event) GetAttested() *Attested {
 	return nil
 }
 
+func (x *Event) GetBlobCache() *BlobCache {
+	if x != nil {
+		if x, ok := x.Body.(*Event_BlobCache); ok {
+			return x.BlobCache
+		}
+	}
+	return nil
+}
+
 type isEvent_Body interface {
 	isEvent_Body()
 }
@@ -2764,6 +3070,10 @@ type Event_Attested struct {
 	Attested *Attested `protobuf:"bytes,7,opt,name=attested,proto3,oneof"`
 }
 
+type Event_BlobCache struct {
+	BlobCache *BlobCache `protobuf:"bytes,8,opt,name=blob_cache,json=blobCache,proto3,oneof"`
+}
+
 func (*Event_Exit) isEvent_Body() {}
 
 func (*Event_Oom) isEvent_Body() {}
@@ -2773,6 +3083,8 @@ func (*Event_Pull) isEvent_Body() {}
 func (*Event_Refusal) isEvent_Body() {}
 
 func (*Event_Attested) isEvent_Body() {}
+
+func (*Event_BlobCache) isEvent_Body() {}
 
 type Exit struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2785,7 +3097,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2797,7 +3109,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2810,7 +3122,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *Exit) GetContainerId() string {
@@ -2843,7 +3155,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2855,7 +3167,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2868,7 +3180,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *OOM) GetContainerId() string {
@@ -2890,7 +3202,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +3214,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +3227,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *PullProgress) GetContainerId() string {
@@ -2961,7 +3273,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2973,7 +3285,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2986,7 +3298,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Refusal) GetRule() string {
@@ -3035,7 +3347,7 @@ type Attested struct {
 
 func (x *Attested) Reset() {
 	*x = Attested{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3047,7 +3359,7 @@ func (x *Attested) String() string {
 func (*Attested) ProtoMessage() {}
 
 func (x *Attested) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3060,7 +3372,7 @@ func (x *Attested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attested.ProtoReflect.Descriptor instead.
 func (*Attested) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *Attested) GetGranted() bool {
@@ -3073,6 +3385,60 @@ func (x *Attested) GetGranted() bool {
 func (x *Attested) GetTrustee() string {
 	if x != nil {
 		return x.Trustee
+	}
+	return ""
+}
+
+// BlobCache tells that the host's cache gave something else than was asked for,
+// and that the guest went to the registry instead.
+type BlobCache struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Digest        string                 `protobuf:"bytes,1,opt,name=digest,proto3" json:"digest,omitempty"`
+	Problem       string                 `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BlobCache) Reset() {
+	*x = BlobCache{}
+	mi := &file_agent_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BlobCache) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BlobCache) ProtoMessage() {}
+
+func (x *BlobCache) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BlobCache.ProtoReflect.Descriptor instead.
+func (*BlobCache) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *BlobCache) GetDigest() string {
+	if x != nil {
+		return x.Digest
+	}
+	return ""
+}
+
+func (x *BlobCache) GetProblem() string {
+	if x != nil {
+		return x.Problem
 	}
 	return ""
 }
@@ -3098,7 +3464,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x13\n" +
 	"\x05at_ns\x18\x02 \x01(\x04R\x04atNs\x12\x15\n" +
-	"\x06at_tsc\x18\x03 \x01(\x04R\x05atTsc\"\x8b\x04\n" +
+	"\x06at_tsc\x18\x03 \x01(\x04R\x05atTsc\"\xae\x04\n" +
 	"\x14CreateSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1a\n" +
@@ -3112,7 +3478,8 @@ const file_agent_proto_rawDesc = "" +
 	"\asysctls\x18\t \x03(\v22.coffer.agent.v1.CreateSandboxRequest.SysctlsEntryR\asysctls\x12\x1b\n" +
 	"\tshare_pid\x18\n" +
 	" \x01(\bR\bsharePid\x12K\n" +
-	"\x10unsealed_trustee\x18\v \x01(\v2 .coffer.agent.v1.UnsealedTrusteeR\x0funsealedTrustee\x1a:\n" +
+	"\x10unsealed_trustee\x18\v \x01(\v2 .coffer.agent.v1.UnsealedTrusteeR\x0funsealedTrustee\x12!\n" +
+	"\fscratch_disk\x18\f \x01(\tR\vscratchDisk\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
@@ -3179,11 +3546,12 @@ const file_agent_proto_rawDesc = "" +
 	"\x04User\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
-	"\x06groups\x18\x03 \x03(\rR\x06groups\"P\n" +
+	"\x06groups\x18\x03 \x03(\rR\x06groups\"k\n" +
 	"\x05Mount\x12\x12\n" +
 	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
 	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1b\n" +
-	"\tread_only\x18\x03 \x01(\bR\breadOnly\"a\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\x12\x19\n" +
+	"\bsub_path\x18\x04 \x01(\tR\asubPath\"a\n" +
 	"\tResources\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12\x1d\n" +
 	"\n" +
@@ -3250,15 +3618,20 @@ const file_agent_proto_rawDesc = "" +
 	"\x0fPutFilesRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\"\x12\n" +
-	"\x10PutFilesResponse\"\x11\n" +
+	"\x10PutFilesResponse\"A\n" +
+	"\x13AttachVolumeRequest\x12\x16\n" +
+	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
+	"\x04disk\x18\x02 \x01(\tR\x04disk\"\x16\n" +
+	"\x14AttachVolumeResponse\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
-	"\x10ShutdownResponse\"\x99\x02\n" +
+	"\x10ShutdownResponse\"\xcb\x02\n" +
 	"\fStreamHeader\x126\n" +
 	"\x04kind\x18\x01 \x01(\x0e2\".coffer.agent.v1.StreamHeader.KindR\x04kind\x12!\n" +
 	"\fcontainer_id\x18\x02 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x03 \x01(\tR\x06execId\x12\x16\n" +
 	"\x06volume\x18\x04 \x01(\tR\x06volume\x12\x18\n" +
-	"\aversion\x18\x05 \x01(\x04R\aversion\"c\n" +
+	"\aversion\x18\x05 \x01(\x04R\aversion\x12\x12\n" +
+	"\x04port\x18\x06 \x01(\rR\x04port\"\x80\x01\n" +
 	"\x04Kind\x12\x14\n" +
 	"\x10KIND_UNSPECIFIED\x10\x00\x12\v\n" +
 	"\aCONTROL\x10\x01\x12\t\n" +
@@ -3269,9 +3642,22 @@ const file_agent_proto_rawDesc = "" +
 	"\x06STDERR\x10\x04\x12\n" +
 	"\n" +
 	"\x06EVENTS\x10\x05\x12\t\n" +
-	"\x05FILES\x10\x06\"#\n" +
+	"\x05FILES\x10\x06\x12\t\n" +
+	"\x05BLOBS\x10\a\x12\x10\n" +
+	"\fPORT_FORWARD\x10\b\"#\n" +
 	"\vStreamReply\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error\"\xb6\x02\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\"\xb9\x01\n" +
+	"\vBlobRequest\x12D\n" +
+	"\toperation\x18\x01 \x01(\x0e2&.coffer.agent.v1.BlobRequest.OperationR\toperation\x12\x16\n" +
+	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"8\n" +
+	"\tOperation\x12\x19\n" +
+	"\x15OPERATION_UNSPECIFIED\x10\x00\x12\a\n" +
+	"\x03GET\x10\x01\x12\a\n" +
+	"\x03PUT\x10\x02\"7\n" +
+	"\tBlobReply\x12\x14\n" +
+	"\x05found\x18\x01 \x01(\bR\x05found\x12\x14\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\"\xf3\x02\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\x03R\x02at\x12+\n" +
@@ -3279,7 +3665,9 @@ const file_agent_proto_rawDesc = "" +
 	"\x03oom\x18\x04 \x01(\v2\x14.coffer.agent.v1.OOMH\x00R\x03oom\x123\n" +
 	"\x04pull\x18\x05 \x01(\v2\x1d.coffer.agent.v1.PullProgressH\x00R\x04pull\x124\n" +
 	"\arefusal\x18\x06 \x01(\v2\x18.coffer.agent.v1.RefusalH\x00R\arefusal\x127\n" +
-	"\battested\x18\a \x01(\v2\x19.coffer.agent.v1.AttestedH\x00R\battestedB\x06\n" +
+	"\battested\x18\a \x01(\v2\x19.coffer.agent.v1.AttestedH\x00R\battested\x12;\n" +
+	"\n" +
+	"blob_cache\x18\b \x01(\v2\x1a.coffer.agent.v1.BlobCacheH\x00R\tblobCacheB\x06\n" +
 	"\x04body\"_\n" +
 	"\x04Exit\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
@@ -3302,7 +3690,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x04help\x18\x05 \x01(\tR\x04help\">\n" +
 	"\bAttested\x12\x18\n" +
 	"\agranted\x18\x01 \x01(\bR\agranted\x12\x18\n" +
-	"\atrustee\x18\x02 \x01(\tR\atrustee2\xb4\t\n" +
+	"\atrustee\x18\x02 \x01(\tR\atrustee\"=\n" +
+	"\tBlobCache\x12\x16\n" +
+	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem2\x91\n" +
+	"\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.coffer.agent.v1.HelloRequest\x1a\x1e.coffer.agent.v1.HelloResponse\x12^\n" +
 	"\rCreateSandbox\x12%.coffer.agent.v1.CreateSandboxRequest\x1a&.coffer.agent.v1.CreateSandboxResponse\x12^\n" +
@@ -3318,7 +3710,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x06Update\x12\x1e.coffer.agent.v1.UpdateRequest\x1a\x1f.coffer.agent.v1.UpdateResponse\x12F\n" +
 	"\x05Stats\x12\x1d.coffer.agent.v1.StatsRequest\x1a\x1e.coffer.agent.v1.StatsResponse\x12I\n" +
 	"\x06Delete\x12\x1e.coffer.agent.v1.DeleteRequest\x1a\x1f.coffer.agent.v1.DeleteResponse\x12O\n" +
-	"\bPutFiles\x12 .coffer.agent.v1.PutFilesRequest\x1a!.coffer.agent.v1.PutFilesResponse\x12O\n" +
+	"\bPutFiles\x12 .coffer.agent.v1.PutFilesRequest\x1a!.coffer.agent.v1.PutFilesResponse\x12[\n" +
+	"\fAttachVolume\x12$.coffer.agent.v1.AttachVolumeRequest\x1a%.coffer.agent.v1.AttachVolumeResponse\x12O\n" +
 	"\bShutdown\x12 .coffer.agent.v1.ShutdownRequest\x1a!.coffer.agent.v1.ShutdownResponseB4Z2github.com/coffer-project/coffer/internal/agentapib\x06proto3"
 
 var (
@@ -3333,123 +3726,133 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 52)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
 var file_agent_proto_goTypes = []any{
 	(StreamHeader_Kind)(0),          // 0: coffer.agent.v1.StreamHeader.Kind
-	(*HelloRequest)(nil),            // 1: coffer.agent.v1.HelloRequest
-	(*HelloResponse)(nil),           // 2: coffer.agent.v1.HelloResponse
-	(*BootPhase)(nil),               // 3: coffer.agent.v1.BootPhase
-	(*CreateSandboxRequest)(nil),    // 4: coffer.agent.v1.CreateSandboxRequest
-	(*UnsealedTrustee)(nil),         // 5: coffer.agent.v1.UnsealedTrustee
-	(*CreateSandboxResponse)(nil),   // 6: coffer.agent.v1.CreateSandboxResponse
-	(*Network)(nil),                 // 7: coffer.agent.v1.Network
-	(*Interface)(nil),               // 8: coffer.agent.v1.Interface
-	(*Route)(nil),                   // 9: coffer.agent.v1.Route
-	(*Neighbour)(nil),               // 10: coffer.agent.v1.Neighbour
-	(*DNS)(nil),                     // 11: coffer.agent.v1.DNS
-	(*HostEntry)(nil),               // 12: coffer.agent.v1.HostEntry
-	(*UpdateNetworkRequest)(nil),    // 13: coffer.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),   // 14: coffer.agent.v1.UpdateNetworkResponse
-	(*StringList)(nil),              // 15: coffer.agent.v1.StringList
-	(*CreateContainerRequest)(nil),  // 16: coffer.agent.v1.CreateContainerRequest
-	(*User)(nil),                    // 17: coffer.agent.v1.User
-	(*Mount)(nil),                   // 18: coffer.agent.v1.Mount
-	(*Resources)(nil),               // 19: coffer.agent.v1.Resources
-	(*CreateContainerResponse)(nil), // 20: coffer.agent.v1.CreateContainerResponse
-	(*StartRequest)(nil),            // 21: coffer.agent.v1.StartRequest
-	(*StartResponse)(nil),           // 22: coffer.agent.v1.StartResponse
-	(*ExecRequest)(nil),             // 23: coffer.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 24: coffer.agent.v1.ExecResponse
-	(*SignalRequest)(nil),           // 25: coffer.agent.v1.SignalRequest
-	(*SignalResponse)(nil),          // 26: coffer.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),           // 27: coffer.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),          // 28: coffer.agent.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),       // 29: coffer.agent.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),      // 30: coffer.agent.v1.CloseStdinResponse
-	(*WaitRequest)(nil),             // 31: coffer.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 32: coffer.agent.v1.WaitResponse
-	(*UpdateRequest)(nil),           // 33: coffer.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),          // 34: coffer.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),            // 35: coffer.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 36: coffer.agent.v1.StatsResponse
-	(*DeleteRequest)(nil),           // 37: coffer.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 38: coffer.agent.v1.DeleteResponse
-	(*PutFilesRequest)(nil),         // 39: coffer.agent.v1.PutFilesRequest
-	(*PutFilesResponse)(nil),        // 40: coffer.agent.v1.PutFilesResponse
-	(*ShutdownRequest)(nil),         // 41: coffer.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 42: coffer.agent.v1.ShutdownResponse
-	(*StreamHeader)(nil),            // 43: coffer.agent.v1.StreamHeader
-	(*StreamReply)(nil),             // 44: coffer.agent.v1.StreamReply
-	(*Event)(nil),                   // 45: coffer.agent.v1.Event
-	(*Exit)(nil),                    // 46: coffer.agent.v1.Exit
-	(*OOM)(nil),                     // 47: coffer.agent.v1.OOM
-	(*PullProgress)(nil),            // 48: coffer.agent.v1.PullProgress
-	(*Refusal)(nil),                 // 49: coffer.agent.v1.Refusal
-	(*Attested)(nil),                // 50: coffer.agent.v1.Attested
-	nil,                             // 51: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                             // 52: coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	(BlobRequest_Operation)(0),      // 1: coffer.agent.v1.BlobRequest.Operation
+	(*HelloRequest)(nil),            // 2: coffer.agent.v1.HelloRequest
+	(*HelloResponse)(nil),           // 3: coffer.agent.v1.HelloResponse
+	(*BootPhase)(nil),               // 4: coffer.agent.v1.BootPhase
+	(*CreateSandboxRequest)(nil),    // 5: coffer.agent.v1.CreateSandboxRequest
+	(*UnsealedTrustee)(nil),         // 6: coffer.agent.v1.UnsealedTrustee
+	(*CreateSandboxResponse)(nil),   // 7: coffer.agent.v1.CreateSandboxResponse
+	(*Network)(nil),                 // 8: coffer.agent.v1.Network
+	(*Interface)(nil),               // 9: coffer.agent.v1.Interface
+	(*Route)(nil),                   // 10: coffer.agent.v1.Route
+	(*Neighbour)(nil),               // 11: coffer.agent.v1.Neighbour
+	(*DNS)(nil),                     // 12: coffer.agent.v1.DNS
+	(*HostEntry)(nil),               // 13: coffer.agent.v1.HostEntry
+	(*UpdateNetworkRequest)(nil),    // 14: coffer.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),   // 15: coffer.agent.v1.UpdateNetworkResponse
+	(*StringList)(nil),              // 16: coffer.agent.v1.StringList
+	(*CreateContainerRequest)(nil),  // 17: coffer.agent.v1.CreateContainerRequest
+	(*User)(nil),                    // 18: coffer.agent.v1.User
+	(*Mount)(nil),                   // 19: coffer.agent.v1.Mount
+	(*Resources)(nil),               // 20: coffer.agent.v1.Resources
+	(*CreateContainerResponse)(nil), // 21: coffer.agent.v1.CreateContainerResponse
+	(*StartRequest)(nil),            // 22: coffer.agent.v1.StartRequest
+	(*StartResponse)(nil),           // 23: coffer.agent.v1.StartResponse
+	(*ExecRequest)(nil),             // 24: coffer.agent.v1.ExecRequest
+	(*ExecResponse)(nil),            // 25: coffer.agent.v1.ExecResponse
+	(*SignalRequest)(nil),           // 26: coffer.agent.v1.SignalRequest
+	(*SignalResponse)(nil),          // 27: coffer.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),           // 28: coffer.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),          // 29: coffer.agent.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),       // 30: coffer.agent.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),      // 31: coffer.agent.v1.CloseStdinResponse
+	(*WaitRequest)(nil),             // 32: coffer.agent.v1.WaitRequest
+	(*WaitResponse)(nil),            // 33: coffer.agent.v1.WaitResponse
+	(*UpdateRequest)(nil),           // 34: coffer.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),          // 35: coffer.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),            // 36: coffer.agent.v1.StatsRequest
+	(*StatsResponse)(nil),           // 37: coffer.agent.v1.StatsResponse
+	(*DeleteRequest)(nil),           // 38: coffer.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),          // 39: coffer.agent.v1.DeleteResponse
+	(*PutFilesRequest)(nil),         // 40: coffer.agent.v1.PutFilesRequest
+	(*PutFilesResponse)(nil),        // 41: coffer.agent.v1.PutFilesResponse
+	(*AttachVolumeRequest)(nil),     // 42: coffer.agent.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),    // 43: coffer.agent.v1.AttachVolumeResponse
+	(*ShutdownRequest)(nil),         // 44: coffer.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),        // 45: coffer.agent.v1.ShutdownResponse
+	(*StreamHeader)(nil),            // 46: coffer.agent.v1.StreamHeader
+	(*StreamReply)(nil),             // 47: coffer.agent.v1.StreamReply
+	(*BlobRequest)(nil),             // 48: coffer.agent.v1.BlobRequest
+	(*BlobReply)(nil),               // 49: coffer.agent.v1.BlobReply
+	(*Event)(nil),                   // 50: coffer.agent.v1.Event
+	(*Exit)(nil),                    // 51: coffer.agent.v1.Exit
+	(*OOM)(nil),                     // 52: coffer.agent.v1.OOM
+	(*PullProgress)(nil),            // 53: coffer.agent.v1.PullProgress
+	(*Refusal)(nil),                 // 54: coffer.agent.v1.Refusal
+	(*Attested)(nil),                // 55: coffer.agent.v1.Attested
+	(*BlobCache)(nil),               // 56: coffer.agent.v1.BlobCache
+	nil,                             // 57: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                             // 58: coffer.agent.v1.CreateContainerRequest.SlotsEntry
 }
 var file_agent_proto_depIdxs = []int32{
-	3,  // 0: coffer.agent.v1.HelloResponse.boot_phases:type_name -> coffer.agent.v1.BootPhase
-	7,  // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
-	51, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	5,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
-	8,  // 4: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
-	9,  // 5: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
-	10, // 6: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
-	11, // 7: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
-	12, // 8: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
-	7,  // 9: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
-	15, // 10: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
-	15, // 11: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
-	17, // 12: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
-	18, // 13: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
-	19, // 14: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
-	52, // 15: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
-	15, // 16: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
-	19, // 17: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
+	4,  // 0: coffer.agent.v1.HelloResponse.boot_phases:type_name -> coffer.agent.v1.BootPhase
+	8,  // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
+	57, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	6,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
+	9,  // 4: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
+	10, // 5: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
+	11, // 6: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
+	12, // 7: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
+	13, // 8: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
+	8,  // 9: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
+	16, // 10: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
+	16, // 11: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
+	18, // 12: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
+	19, // 13: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
+	20, // 14: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
+	58, // 15: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	16, // 16: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
+	20, // 17: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
 	0,  // 18: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
-	46, // 19: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
-	47, // 20: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
-	48, // 21: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
-	49, // 22: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
-	50, // 23: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
-	1,  // 24: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
-	4,  // 25: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
-	13, // 26: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
-	16, // 27: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
-	21, // 28: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
-	23, // 29: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
-	25, // 30: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
-	27, // 31: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
-	29, // 32: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
-	31, // 33: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
-	33, // 34: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
-	35, // 35: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
-	37, // 36: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
-	39, // 37: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
-	41, // 38: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
-	2,  // 39: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
-	6,  // 40: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
-	14, // 41: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
-	20, // 42: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
-	22, // 43: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
-	24, // 44: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
-	26, // 45: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
-	28, // 46: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
-	30, // 47: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
-	32, // 48: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
-	34, // 49: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
-	36, // 50: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
-	38, // 51: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
-	40, // 52: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
-	42, // 53: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
-	39, // [39:54] is the sub-list for method output_type
-	24, // [24:39] is the sub-list for method input_type
-	24, // [24:24] is the sub-list for extension type_name
-	24, // [24:24] is the sub-list for extension extendee
-	0,  // [0:24] is the sub-list for field type_name
+	1,  // 19: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
+	51, // 20: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
+	52, // 21: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
+	53, // 22: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
+	54, // 23: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
+	55, // 24: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
+	56, // 25: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
+	2,  // 26: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
+	5,  // 27: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
+	14, // 28: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
+	17, // 29: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
+	22, // 30: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
+	24, // 31: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
+	26, // 32: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
+	28, // 33: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
+	30, // 34: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
+	32, // 35: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
+	34, // 36: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
+	36, // 37: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
+	38, // 38: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
+	40, // 39: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
+	42, // 40: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
+	44, // 41: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
+	3,  // 42: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
+	7,  // 43: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
+	15, // 44: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
+	21, // 45: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
+	23, // 46: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
+	25, // 47: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
+	27, // 48: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
+	29, // 49: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
+	31, // 50: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
+	33, // 51: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
+	35, // 52: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
+	37, // 53: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
+	39, // 54: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
+	41, // 55: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
+	43, // 56: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
+	45, // 57: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
+	42, // [42:58] is the sub-list for method output_type
+	26, // [26:42] is the sub-list for method input_type
+	26, // [26:26] is the sub-list for extension type_name
+	26, // [26:26] is the sub-list for extension extendee
+	0,  // [0:26] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3459,20 +3862,21 @@ func file_agent_proto_init() {
 	}
 	file_agent_proto_msgTypes[15].OneofWrappers = []any{}
 	file_agent_proto_msgTypes[22].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[44].OneofWrappers = []any{
+	file_agent_proto_msgTypes[48].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 		(*Event_Pull)(nil),
 		(*Event_Refusal)(nil),
 		(*Event_Attested)(nil),
+		(*Event_BlobCache)(nil),
 	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      1,
-			NumMessages:   52,
+			NumEnums:      2,
+			NumMessages:   57,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

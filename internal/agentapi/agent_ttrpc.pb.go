@@ -22,6 +22,7 @@ type AgentService interface {
 	Stats(context.Context, *StatsRequest) (*StatsResponse, error)
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	PutFiles(context.Context, *PutFilesRequest) (*PutFilesResponse, error)
+	AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
 
@@ -125,6 +126,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.PutFiles(ctx, &req)
+			},
+			"AttachVolume": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req AttachVolumeRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.AttachVolume(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ShutdownRequest
@@ -254,6 +262,14 @@ func (c *agentClient) Delete(ctx context.Context, req *DeleteRequest) (*DeleteRe
 func (c *agentClient) PutFiles(ctx context.Context, req *PutFilesRequest) (*PutFilesResponse, error) {
 	var resp PutFilesResponse
 	if err := c.client.Call(ctx, "coffer.agent.v1.Agent", "PutFiles", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) AttachVolume(ctx context.Context, req *AttachVolumeRequest) (*AttachVolumeResponse, error) {
+	var resp AttachVolumeResponse
+	if err := c.client.Call(ctx, "coffer.agent.v1.Agent", "AttachVolume", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil

@@ -1,0 +1,12 @@
+package agent
+
+import (
+	"context"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+)
+
+// AttachVolume implements the protocol.
+func (a *Agent) AttachVolume(ctx context.Context, req *agentapi.AttachVolumeRequest) (*agentapi.AttachVolumeResponse, error) {
+	return nil, a.fail(ctx, "AttachVolume", unready("volume %s: block volumes are not supported by this guest yet", clip(req.GetVolume())))
+}
