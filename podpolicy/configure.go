@@ -103,7 +103,7 @@ func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Ref
 
 // resolveMounts is the policy's list, parents first, with what each volume is.
 func resolveMounts(p *Policy, c *Container) []MountConfig {
-	mounts := make([]MountConfig, 0, len(c.Mounts))
+	mounts := make([]MountConfig, 0, len(c.Mounts)+len(c.Devices))
 	for _, m := range c.Mounts {
 		v := p.Volumes[m.Volume]
 		mc := MountConfig{Path: m.Path, Volume: m.Volume, SubPath: m.SubPath, ReadOnly: m.ReadOnly || v.Kind == VolumeFiles, Kind: v.Kind}
@@ -111,6 +111,9 @@ func resolveMounts(p *Policy, c *Container) []MountConfig {
 			mc.Medium, mc.SizeBytes = orDefault(v.Medium, MediumDisk), v.Size.Bytes
 		}
 		mounts = append(mounts, mc)
+	}
+	for _, d := range c.Devices {
+		mounts = append(mounts, MountConfig{Path: d.Path, Volume: d.Volume, ReadOnly: d.ReadOnly, Device: true, Kind: p.Volumes[d.Volume].Kind})
 	}
 	slices.SortFunc(mounts, func(a, b MountConfig) int { return compareMountPaths(a.Path, b.Path) })
 	return mounts

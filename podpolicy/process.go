@@ -99,7 +99,7 @@ func decideStarted(p *Policy, s *state, id, exec string) (*state, *Refusal) {
 		return nil, badPhase(id, i, ok, phaseConfigured)
 	}
 	for j, m := range i.config.Mounts {
-		if _, complete := s.files[m.Volume]; m.Kind == VolumeFiles && !complete {
+		if _, complete := s.files[m.Volume]; m.Kind == VolumeFiles && !complete && fromHost(p.Volumes[m.Volume]) {
 			return nil, refuse(RuleVolumeEmpty, indexPath("mounts", j), "the files of volume "+quote(m.Volume), nothing, "put the files of the volume before starting the container")
 		}
 	}

@@ -16,6 +16,8 @@ type state struct {
 	admissions uint64
 	// files holds the version of each files volume that is complete.
 	files map[string]uint64
+	// disks holds the disk of each block volume that was attached.
+	disks map[string]string
 }
 
 type sandboxState struct {
@@ -75,11 +77,11 @@ type history struct {
 }
 
 func newState() *state {
-	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}}
+	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}, disks: map[string]string{}}
 }
 
 func (s *state) clone() *state {
-	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
+	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files), disks: maps.Clone(s.disks)}
 	for id, i := range c.instances {
 		i.execs = maps.Clone(i.execs)
 		c.instances[id] = i
