@@ -22,17 +22,28 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 		return ImageRef{}, nil, refuse(RuleContainerUnknown, "name", "one of "+quoteList(containerNames(p)), quote(q.Name), "the host selects among the policy's containers; it cannot add one")
 	}
 	for _, check := range []func(*Policy, *state, *Container, ContainerProposal) *Refusal{
-		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm, checkPinned, checkVolumes,
+		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm,
 	} {
 		if r := check(p, s, c, q); r != nil {
 			return ImageRef{}, nil, r
 		}
 	}
+	given, r := givenEnv(q.Env)
+	if r != nil {
+		return ImageRef{}, nil, r
+	}
+	if r := checkPinned(c, q); r != nil {
+		return ImageRef{}, nil, r
+	}
+	if r := checkVolumes(p, s, c); r != nil {
+		return ImageRef{}, nil, r
+	}
 	ref, r := chooseImage(c.Image, q.Image)
 	if r != nil {
 		return ImageRef{}, nil, r
 	}
-	next := s.withInstance(q.ID, instance{admission: s.admissions + 1, name: c.Name, image: ref, proposal: q.clone(), execs: map[string]execution{}})
+	q.Env = nil // it is in given
+	next := s.withInstance(q.ID, instance{admission: s.admissions + 1, name: c.Name, image: ref, proposal: q.clone(), given: given})
 	next.admissions++
 	return ref, next, nil
 }
@@ -133,11 +144,6 @@ func checkForm(_ *Policy, _ *state, _ *Container, q ContainerProposal) *Refusal 
 			return r
 		}
 	}
-	if q.Env != nil {
-		if _, r := parseEnv("env", *q.Env); r != nil {
-			return r
-		}
-	}
 	if q.User != nil && len(q.User.Groups) > maxGroups {
 		return tooMany(RuleProposalForm, "user.groups", maxGroups, len(q.User.Groups))
 	}
@@ -151,8 +157,8 @@ func checkForm(_ *Policy, _ *state, _ *Container, q ContainerProposal) *Refusal 
 }
 
 // checkPinned compares what the policy decides without the image.
-func checkPinned(p *Policy, _ *state, c *Container, q ContainerProposal) *Refusal {
-	if c.Args != nil && q.Args != nil {
+func checkPinned(c *Container, q ContainerProposal) *Refusal {
+	if c.Args != nil && q.Args != nil && !c.ExpandArgs {
 		if r := compareList(RuleContainerArgs, "args", c.Args, *q.Args); r != nil {
 			return r
 		}
@@ -175,7 +181,7 @@ func checkPinned(p *Policy, _ *state, c *Container, q ContainerProposal) *Refusa
 }
 
 // checkVolumes: a block volume is there before the container that has it.
-func checkVolumes(p *Policy, s *state, c *Container, _ ContainerProposal) *Refusal {
+func checkVolumes(p *Policy, s *state, c *Container) *Refusal {
 	for i, m := range c.Mounts {
 		if r := needAttached(p, s, indexPath("mounts", i), m.Volume); r != nil {
 			return r

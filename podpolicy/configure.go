@@ -28,8 +28,10 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Terminal: c.Terminal, Stdin: q.Stdin, SharePID: p.Pod.SharePID,
 	}
 	var r *Refusal
-	if config.Args, r = resolveArgs(c, img, q); r != nil {
-		return nil, nil, r
+	if !c.ExpandArgs {
+		if config.Args, r = resolveArgs(c, img, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	if config.Cwd, r = resolveCwd(c, img, q); r != nil {
 		return nil, nil, r
@@ -40,9 +42,15 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if config.Limits, r = resolveLimits(c.Limits, Resources{}, q.Resources, true); r != nil {
 		return nil, nil, r
 	}
-	var slots map[Slot]string
-	if config.Env, slots, r = resolveEnv(c, img.Env, q, s.slots); r != nil {
+	env, slots, r := resolveEnv(c, img.Env, i.given, q.Slots, s.slots)
+	if r != nil {
 		return nil, nil, r
+	}
+	config.Env = env.vars
+	if c.ExpandArgs {
+		if config.Args, config.ExpandArgs, r = resolveExpandedArgs(c, env, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	config.Mounts = resolveMounts(p, c)
 	i.phase, i.config, i.stopSignal = phaseConfigured, config, stopSignal(img.StopSignal)
@@ -69,6 +77,31 @@ func resolveArgs(c *Container, img ImageConfig, q ContainerProposal) ([]string, 
 		}
 	}
 	return slices.Clone(args), nil
+}
+
+// resolveExpandedArgs compares arguments as the host has expanded them, but not
+// those that hold a secret.
+func resolveExpandedArgs(c *Container, env *environment, q ContainerProposal) ([]string, bool, *Refusal) {
+	args, open := env.expandArgs(c.Args)
+	if r := checkArgs("args", args); r != nil {
+		r.Rule = RuleContainerArgs
+		return nil, false, r
+	}
+	if q.Args == nil {
+		return args, open != nil, nil
+	}
+	want, got := args, slices.Clone(*q.Args)
+	if open != nil {
+		want = slices.Clone(args)
+		for i := range want {
+			if !open[i] {
+				want[i] = Expand(want[i], func(string) (string, bool) { return "", false })
+			} else if i < len(got) {
+				got[i] = want[i]
+			}
+		}
+	}
+	return args, open != nil, compareList(RuleContainerArgs, "args", want, got)
 }
 
 func resolveCwd(c *Container, img ImageConfig, q ContainerProposal) (string, *Refusal) {

@@ -56,7 +56,7 @@ func decideAttach(p *Policy, s *state, volume, disk string) (*state, *Refusal) {
 		}
 	}
 	next := s.clone()
-	next.disks[volume] = disk
+	next.disks = with(s.disks, volume, disk)
 	return next, nil
 }
 
@@ -70,7 +70,7 @@ func decideAttachFailed(p *Policy, s *state, volume, disk string) (*state, *Refu
 		}
 	}
 	next := s.clone()
-	delete(next.disks, volume)
+	next.disks = without(s.disks, volume)
 	return next, nil
 }
 
