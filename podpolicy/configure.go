@@ -28,8 +28,10 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Terminal: c.Terminal, Stdin: q.Stdin, SharePID: p.Pod.SharePID,
 	}
 	var r *Refusal
-	if config.Args, r = resolveArgs(c, img, q); r != nil {
-		return nil, nil, r
+	if !c.ExpandArgs {
+		if config.Args, r = resolveArgs(c, img, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	if config.Cwd, r = resolveCwd(c, img, q); r != nil {
 		return nil, nil, r
@@ -40,9 +42,15 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if config.Limits, r = resolveLimits(c.Limits, Resources{}, q.Resources, true); r != nil {
 		return nil, nil, r
 	}
-	var slots map[Slot]string
-	if config.Env, slots, r = resolveEnv(c, img.Env, q, s.slots); r != nil {
+	env, slots, r := resolveEnv(c, img.Env, i.given, q.Slots, s.slots)
+	if r != nil {
 		return nil, nil, r
+	}
+	config.Env = env.vars
+	if c.ExpandArgs {
+		if config.Args, config.ExpandArgs, r = resolveExpandedArgs(c, env, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	config.Mounts = resolveMounts(p, c)
 	i.phase, i.config, i.stopSignal = phaseConfigured, config, stopSignal(img.StopSignal)
@@ -69,6 +77,31 @@ func resolveArgs(c *Container, img ImageConfig, q ContainerProposal) ([]string, 
 		}
 	}
 	return slices.Clone(args), nil
+}
+
+// resolveExpandedArgs compares arguments as the host has expanded them, but not
+// those that hold a secret.
+func resolveExpandedArgs(c *Container, env *environment, q ContainerProposal) ([]string, bool, *Refusal) {
+	args, open := env.expandArgs(c.Args)
+	if r := checkArgs("args", args); r != nil {
+		r.Rule = RuleContainerArgs
+		return nil, false, r
+	}
+	if q.Args == nil {
+		return args, open != nil, nil
+	}
+	want, got := args, slices.Clone(*q.Args)
+	if open != nil {
+		want = slices.Clone(args)
+		for i := range want {
+			if !open[i] {
+				want[i] = Expand(want[i], func(string) (string, bool) { return "", false })
+			} else if i < len(got) {
+				got[i] = want[i]
+			}
+		}
+	}
+	return args, open != nil, compareList(RuleContainerArgs, "args", want, got)
 }
 
 func resolveCwd(c *Container, img ImageConfig, q ContainerProposal) (string, *Refusal) {
@@ -103,7 +136,7 @@ func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Ref
 
 // resolveMounts is the policy's list, parents first, with what each volume is.
 func resolveMounts(p *Policy, c *Container) []MountConfig {
-	mounts := make([]MountConfig, 0, len(c.Mounts))
+	mounts := make([]MountConfig, 0, len(c.Mounts)+len(c.Devices))
 	for _, m := range c.Mounts {
 		v := p.Volumes[m.Volume]
 		mc := MountConfig{Path: m.Path, Volume: m.Volume, SubPath: m.SubPath, ReadOnly: m.ReadOnly || v.Kind == VolumeFiles, Kind: v.Kind}
@@ -111,6 +144,9 @@ func resolveMounts(p *Policy, c *Container) []MountConfig {
 			mc.Medium, mc.SizeBytes = orDefault(v.Medium, MediumDisk), v.Size.Bytes
 		}
 		mounts = append(mounts, mc)
+	}
+	for _, d := range c.Devices {
+		mounts = append(mounts, MountConfig{Path: d.Path, Volume: d.Volume, ReadOnly: d.ReadOnly, Device: true, Kind: p.Volumes[d.Volume].Kind})
 	}
 	slices.SortFunc(mounts, func(a, b MountConfig) int { return compareMountPaths(a.Path, b.Path) })
 	return mounts

@@ -136,7 +136,7 @@ func (u *FilesUpdate) Commit(publish func() error) error {
 			return s, nil //nolint:nilerr // the state stays; the caller gets failure
 		}
 		next := s.clone()
-		next.files[u.volume] = u.version
+		next.files = with(s.files, u.volume, u.version)
 		return next, nil
 	})
 	if err != nil {

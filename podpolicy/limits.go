@@ -18,6 +18,11 @@ const (
 	maxServices     = 256
 	maxSysctls      = 64
 	maxFiles        = 1024
+	maxFileName     = 512
+	maxFileDepth    = 8
+	maxDevices      = 64
+	maxCopyPaths    = 64
+	maxReferences   = 64
 	maxFilesBytes   = 64 << 20
 	maxPath         = 1024
 	maxInterfaces   = 16

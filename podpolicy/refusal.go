@@ -56,7 +56,8 @@ const (
 	RuleContainerStdin     = "container.stdin"
 	RuleContainerResources = "container.resources"
 	RuleImageConfig        = "image.config"
-	RuleVolumeUnsupported  = "volume.unsupported"
+	RuleVolumeUnknown      = "volume.unknown"
+	RuleVolumeAttach       = "volume.attach"
 	RuleVolumeEmpty        = "volume.empty"
 	RuleExecArgs           = "exec.args"
 	RuleExecEnv            = "exec.env"
@@ -81,7 +82,7 @@ func Rules() []string {
 		RuleNetworkInterface, RuleNetworkRoute, RuleNetworkNeighbour, RuleNetworkDNS, RuleNetworkHosts,
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,
 		RuleContainerImage, RuleContainerArgs, RuleContainerEnv, RuleContainerUser, RuleContainerCwd, RuleContainerMounts,
-		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnsupported, RuleVolumeEmpty,
+		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
 		RuleExecArgs, RuleExecEnv, RuleExecCwd, RuleExecTerminal, RuleExecStdin, RuleExecCount, RuleSignal,
 		RuleFilesVolume, RuleFilesVersion, RuleFilesName, RuleFilesSize, RuleFilesDigest, RuleFilesMissing,
 	}

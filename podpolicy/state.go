@@ -16,6 +16,8 @@ type state struct {
 	admissions uint64
 	// files holds the version of each files volume that is complete.
 	files map[string]uint64
+	// disks holds the disk of each block volume that was attached.
+	disks map[string]string
 }
 
 type sandboxState struct {
@@ -53,6 +55,8 @@ type instance struct {
 	phase     phase
 	image     ImageRef
 	proposal  ContainerProposal
+	// given is the proposal's environment; nil if it has none.
+	given map[string]string
 	// config and stopSignal are set when it is configured.
 	config      *ContainerConfig
 	stopSignal  uint32
@@ -75,27 +79,37 @@ type history struct {
 }
 
 func newState() *state {
-	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}}
+	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}, disks: map[string]string{}}
 }
 
-func (s *state) clone() *state {
-	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
-	for id, i := range c.instances {
-		i.execs = maps.Clone(i.execs)
-		c.instances[id] = i
-	}
-	return c
-}
+// clone copies the state but for its maps, which are never written to: whoever
+// changes one puts a copy in its place first.
+func (s *state) clone() *state { return new(*s) }
 
 // withInstance returns the state in which id is i.
 func (s *state) withInstance(id string, i instance) *state {
 	c := s.clone()
-	c.instances[id] = i
+	c.instances = with(s.instances, id, i)
 	return c
 }
 
 func (s *state) withExec(id, exec string, e execution) *state {
-	c := s.clone()
-	c.instances[id].execs[exec] = e
+	i := s.instances[id]
+	i.execs = with(i.execs, exec, e)
+	return s.withInstance(id, i)
+}
+
+// with copies a map with one entry changed.
+func with[K comparable, V any](m map[K]V, key K, value V) map[K]V {
+	c := make(map[K]V, len(m)+1)
+	maps.Copy(c, m)
+	c[key] = value
+	return c
+}
+
+// without copies a map but for one entry.
+func without[K comparable, V any](m map[K]V, key K) map[K]V {
+	c := maps.Clone(m)
+	delete(c, key)
 	return c
 }
