@@ -294,7 +294,7 @@ func TestService(t *testing.T) {
 		status int
 		answer string
 	}{
-		"500":              {500, "An internal error occured: policy"},
+		"500":              {500, "An internal error: policy"},
 		"3 parts":          {200, "<html>"},
 		"unpadded base64":  {200, "a=.b.c"},
 		"the limit is":     {200, strings.Repeat("a", MaxTokenBytes+1)},
