@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -222,9 +223,14 @@ func accounts(dir string) (passwd, group []byte, err error) {
 }
 
 // environment writes variables as KEY=VALUE; secrets are had from resolve.
+// References between variables are replaced here and not before: some are to
+// secrets, which only the guest has.
 func environment(vars []podpolicy.EnvVar, resolve func(podpolicy.EnvVar) (string, error)) ([]string, error) {
-	env := make([]string, 0, len(vars))
+	values := make(map[string]string, len(vars))
 	for _, v := range vars {
+		if v.Expand != "" {
+			continue
+		}
 		value := v.Value
 		if v.Sealed != "" || v.Resource != "" {
 			var err error
@@ -232,9 +238,35 @@ func environment(vars []podpolicy.EnvVar, resolve func(podpolicy.EnvVar) (string
 				return nil, err
 			}
 		}
+		values[v.Name] = value
+	}
+	env := make([]string, 0, len(vars))
+	for _, v := range vars {
+		value, ok := values[v.Name]
+		if !ok {
+			value = podpolicy.Expand(v.Expand, func(name string) (string, bool) { value, ok := values[name]; return value, ok })
+		}
 		env = append(env, v.Name+"="+value)
 	}
 	return env, nil
+}
+
+// arguments are a container's, with references to its variables replaced where
+// the policy says so.
+func arguments(p *podpolicy.ContainerConfig, env []string) []string {
+	if !p.ExpandArgs {
+		return p.Args
+	}
+	values := make(map[string]string, len(env))
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		values[name] = value
+	}
+	args := make([]string, len(p.Args))
+	for i, arg := range p.Args {
+		args[i] = podpolicy.Expand(arg, func(name string) (string, bool) { value, ok := values[name]; return value, ok })
+	}
+	return args
 }
 
 // resolve fetches the value of a variable that is a secret.
@@ -277,7 +309,7 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		return err
 	}
 	c.config = container.Config{
-		Rootfs: root, Args: p.Args, Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
+		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
 		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: mounts,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
