@@ -99,16 +99,23 @@ func (p *puller) plan(ctx context.Context, img *Image, m *oci.Manifest) ([]*plan
 		return nil, err
 	}
 	layers := make([]*planned, len(m.Layers))
+	var tooLarge *planned // the first that does not fit
 	for i, d := range m.Layers {
 		l := &planned{Descriptor: d, index: i, of: len(m.Layers), diffID: img.Config.RootFS.DiffIDs[i]}
 		if d.Size > p.Limits.Compressed-img.Bytes {
 			return nil, l.wrap(fmt.Errorf("the image is too large: with this layer of %d bytes it goes beyond the limit of %d", d.Size, p.Limits.Compressed))
 		}
 		img.Bytes += d.Size
+		if img.Bytes > p.space.bytes && tooLarge == nil {
+			tooLarge = l
+		}
 		if l.format, err = oci.ParseLayerMediaType(d.MediaType); err != nil {
 			return nil, l.wrap(err)
 		}
 		layers[i] = l
+	}
+	if tooLarge != nil { // files take no less room than the layer that they come from
+		return nil, tooLarge.wrap(&SpaceError{Needed: img.Bytes, Available: p.space.bytes, Unit: "bytes"})
 	}
 	for _, l := range layers {
 		if !l.format.Encrypted {
