@@ -8,7 +8,7 @@ import (
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/initdata"
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // TOML writes the configuration as aa.toml and cdh.toml. Equal configurations
