@@ -33,7 +33,8 @@ func (p *puller) fetch(ctx context.Context, l *planned, w *window) error {
 		// A registry may give up a connection on which nothing was read
 		// because the layer waited for its turn. That was our doing: what is
 		// missing is fetched again, and the digest covers all of it.
-		if _, wrong := errors.AsType[*oci.MismatchError](err); wrong || !f.hasWaited() || resumes == maxResumes || ctx.Err() != nil {
+		_, wrong := errors.AsType[*oci.MismatchError](err)
+		if wrong || errors.Is(err, oci.ErrLied) || !f.hasWaited() || resumes == maxResumes || ctx.Err() != nil {
 			return fmt.Errorf("fetch: %w", err)
 		}
 	}

@@ -135,6 +135,8 @@ type Image struct {
 	// Bytes is the size of the layers as stored; Unpacked that of the files.
 	Bytes    int64
 	Unpacked layer.Stats
+
+	encrypted []*oci.Descriptor // by layer; nil if it is not
 }
 
 // LayerError is an error about one layer of an image.
@@ -212,7 +214,7 @@ func (o *Options) check() error {
 	case o.Fetcher == nil:
 		return errors.New("no Fetcher was given")
 	case o.Policy == nil:
-		return errors.New("there is no signature policy; use signature.InsecureAcceptAnything to ask for none")
+		return errNoPolicy
 	case o.Dest == "":
 		return errors.New("no Dest was given")
 	}
