@@ -52,6 +52,13 @@ type Machine interface {
 	Shutdown()
 }
 
+// Places is where a pod's images and volumes are kept.
+type Places interface {
+	// Open makes the stores of a pod: on the disk with that serial number,
+	// encrypted with a key that nobody else has, or in memory if it is empty.
+	Open(ctx context.Context, scratchDisk string) (*image.Store, *volume.Manager, error)
+}
+
 // BrokerConfig says which key broker to ask.
 type BrokerConfig struct {
 	URL, RootPEM string
@@ -80,8 +87,7 @@ type Options struct {
 	Attestation *attestation.Source
 	Machine     Machine
 	Runtime     *container.Crun
-	Images      *image.Store
-	Volumes     *volume.Manager
+	Places      Places
 	// PodDir holds the files that all containers share (resolv.conf, …).
 	PodDir string
 	// NewBroker and NewFetcher open the outside world. The fetcher's second
@@ -111,7 +117,7 @@ var _ agentapi.AgentService = (*Agent)(nil)
 // New returns an agent without a sandbox.
 func New(o Options) (*Agent, error) {
 	if o.Logger == nil || o.Now == nil || o.Attestation == nil || o.Machine == nil || o.Runtime == nil ||
-		o.Images == nil || o.Volumes == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
+		o.Places == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
 		return nil, errors.New("agent: an option is missing")
 	}
 	a := &Agent{

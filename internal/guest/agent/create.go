@@ -155,7 +155,7 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, failed("image", fmt.Errorf("image %s: %w", ref, err))
 	}
 	defer closeFetcher()
-	img, err := a.o.Images.Pull(ctx, image.Request{
+	img, err := sb.images.Pull(ctx, image.Request{
 		Ref: ref, Fetcher: fetcher, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
 		Progress: a.progress(id, string(ref.Digest)),
 	})
@@ -290,16 +290,16 @@ func resolve(ctx context.Context, hub *datahub.Hub, v podpolicy.EnvVar) (string,
 
 // build makes the container from a decided configuration.
 func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.ContainerConfig, env []string, img *image.Image) (err error) {
-	root, err := a.o.Images.Mount(img, c.id)
+	root, err := sb.images.Mount(img, c.id)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.o.Images.Unmount(c.id))
+			err = errors.Join(err, sb.images.Unmount(c.id))
 		}
 	}()
-	mounts, dirs, err := a.mounts(p)
+	mounts, dirs, err := a.mounts(sb, p)
 	defer func() {
 		for _, d := range dirs {
 			_ = d.Close() // the container's mounts keep what they hold
@@ -340,22 +340,22 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 
 // mounts makes the container's volumes and returns where they are. The
 // directories must stay open until the container is made.
-func (a *Agent) mounts(p *podpolicy.ContainerConfig) (mounts []container.Mount, dirs []*volume.Directory, err error) {
+func (a *Agent) mounts(sb *sandbox, p *podpolicy.ContainerConfig) (mounts []container.Mount, dirs []*volume.Directory, err error) {
 	for _, m := range p.Mounts {
 		ephemeral := false
 		switch m.Kind {
 		case podpolicy.VolumeEphemeral:
 			ephemeral = true
-			err = a.o.Volumes.Ephemeral(m.Volume, m.SizeBytes)
+			err = sb.volumes.Ephemeral(m.Volume, m.SizeBytes)
 		case podpolicy.VolumeFiles:
-			err = a.o.Volumes.Files(m.Volume)
+			err = sb.volumes.Files(m.Volume)
 		default:
 			err = unready("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind)
 		}
 		if err != nil {
 			return nil, dirs, err
 		}
-		dir, err := a.o.Volumes.Open(m.Volume, m.SubPath, ephemeral)
+		dir, err := sb.volumes.Open(m.Volume, m.SubPath, ephemeral)
 		if err != nil {
 			return nil, dirs, failed("volume", err)
 		}

@@ -116,7 +116,7 @@ func (a *Agent) putFiles(ctx context.Context, req *agentapi.PutFilesRequest) err
 	if err := channel.WriteReply(in.conn, nil); err != nil {
 		return err
 	}
-	if err := a.o.Volumes.Put(ctx, req.GetVolume(), in.conn, update); err != nil {
+	if err := sb.volumes.Put(ctx, req.GetVolume(), in.conn, update); err != nil {
 		if refusalOf(err) == nil && ctx.Err() == nil {
 			err = failed("files", err)
 		}

@@ -18,7 +18,9 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -34,6 +36,8 @@ type sandbox struct {
 	trustee string
 	image   guestconfig.Image
 	config  *podpolicy.SandboxConfig
+	images  *image.Store
+	volumes *volume.Manager
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -104,6 +108,9 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	}
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
+	}
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
+		return nil, fmt.Errorf("scratch: %w", err)
 	}
 	a.mu.Lock()
 	a.sandbox = sb
