@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/attestation"
+	"github.com/coffer-project/coffer/internal/guest/blobs"
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
@@ -104,6 +105,7 @@ type Agent struct {
 	log    *slog.Logger
 	events *eventLog
 	files  *rendezvous
+	blobs  *blobs.Pool
 	turn   chan struct{} // holds one token: the right to make the sandbox
 	ending atomic.Bool   // the host has asked for the end
 
@@ -121,7 +123,7 @@ func New(o Options) (*Agent, error) {
 		return nil, errors.New("agent: an option is missing")
 	}
 	a := &Agent{
-		o: o, log: o.Logger, events: newEventLog(o.Now), files: newRendezvous(),
+		o: o, log: o.Logger, events: newEventLog(o.Now), files: newRendezvous(), blobs: blobs.New(),
 		turn: make(chan struct{}, 1), containers: map[string]*ctr{},
 	}
 	a.turn <- struct{}{}

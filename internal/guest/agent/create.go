@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/blobcache"
 	"github.com/coffer-project/coffer/oci/pull"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/secret"
@@ -155,8 +156,9 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, failed("image", fmt.Errorf("image %s: %w", ref, err))
 	}
 	defer closeFetcher()
+	cached := blobcache.New(fetcher, a.blobs, blobcache.Options{Lied: func(d oci.Digest, err error) { a.lied(ctx, d, err) }})
 	img, err := sb.images.Pull(ctx, image.Request{
-		Ref: ref, Fetcher: fetcher, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
+		Ref: ref, Fetcher: cached, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
 		Progress: a.progress(id, string(ref.Digest)),
 	})
 	if err != nil {
@@ -166,6 +168,15 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, err
 	}
 	return img, nil
+}
+
+// lied tells of a host whose blob cache gave something else than was asked for.
+// It is no secret of the pod's, and a host may not know that it happens.
+func (a *Agent) lied(ctx context.Context, d oci.Digest, err error) {
+	a.log.WarnContext(ctx, "the host's blob cache is bypassed", "digest", string(d), "error", err)
+	a.events.add(&agentapi.Event{Body: &agentapi.Event_BlobCache{BlobCache: &agentapi.BlobCache{
+		Digest: string(d), Problem: strings.ToValidUTF8(clip(err.Error()), "\uFFFD"),
+	}}})
 }
 
 // progressSteps is how many events a pull gives at most, so that one does not

@@ -100,6 +100,11 @@ func (a *Agent) serveStream(ctx context.Context, s *channel.Session, conn net.Co
 		return a.serveStdio(ctx, s, conn, header, podpolicy.Stderr)
 	case agentapi.StreamHeader_FILES:
 		return a.serveFiles(ctx, conn, header)
+	case agentapi.StreamHeader_BLOBS:
+		if err := channel.WriteReply(conn, nil); err != nil {
+			return err
+		}
+		return a.blobs.Serve(ctx, conn)
 	case agentapi.StreamHeader_PORT_FORWARD:
 		return a.servePort(ctx, conn, header)
 	default:
