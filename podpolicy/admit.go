@@ -150,8 +150,8 @@ func checkForm(_ *Policy, _ *state, _ *Container, q ContainerProposal) *Refusal 
 	if len(q.Mounts) > maxMounts {
 		return tooMany(RuleProposalForm, "mounts", maxMounts, len(q.Mounts))
 	}
-	if len(q.Slots) > len(envSlots()) {
-		return tooMany(RuleProposalForm, "slots", len(envSlots()), len(q.Slots))
+	if len(q.Slots) > maxSlots {
+		return tooMany(RuleProposalForm, "slots", maxSlots, len(q.Slots))
 	}
 	return checkSlots(q.Slots)
 }
@@ -257,18 +257,17 @@ func compareMounts(c *Container, got []Mount) *Refusal {
 	seen := make(map[string]bool, len(got))
 	for i, g := range got {
 		w, ok := want[g.Path]
-		at := indexPath("mounts", i)
 		switch {
 		case !ok:
-			return refuse(RuleContainerMounts, at+".path", "a path that the policy mounts", quote(g.Path), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".path", "a path that the policy mounts", quote(g.Path), "")
 		case seen[g.Path]:
-			return refuse(RuleContainerMounts, at+".path", "each path once", quote(g.Path), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".path", "each path once", quote(g.Path), "")
 		case g.Volume != w.Volume:
-			return refuse(RuleContainerMounts, at+".volume", quote(w.Volume), quote(g.Volume), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".volume", quote(w.Volume), quote(g.Volume), "")
 		case g.ReadOnly != w.ReadOnly:
-			return refuse(RuleContainerMounts, at+".readOnly", fmt.Sprint(w.ReadOnly), fmt.Sprint(g.ReadOnly), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".readOnly", fmt.Sprint(w.ReadOnly), fmt.Sprint(g.ReadOnly), "")
 		case g.SubPath != "" && g.SubPath != w.SubPath:
-			return refuse(RuleContainerMounts, at+".subPath", quote(w.SubPath), quote(g.SubPath), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".subPath", quote(w.SubPath), quote(g.SubPath), "")
 		}
 		seen[g.Path] = true
 	}

@@ -9,7 +9,7 @@ import (
 // decideConfigure makes the effective configuration of an admitted container
 // from the policy and the image that was pulled for it.
 func decideConfigure(p *Policy, s *state, id string, admission uint64, img ImageConfig) (*ContainerConfig, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseAdmitted || i.admission != admission {
 		return nil, nil, badPhase(id, i, ok, phaseAdmitted)
 	}
@@ -42,7 +42,11 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if config.Limits, r = resolveLimits(c.Limits, Resources{}, q.Resources, true); r != nil {
 		return nil, nil, r
 	}
-	env, slots, r := resolveEnv(c, img.Env, i.given, q.Slots, s.slots)
+	names, ok := s.envNames[c.Name]
+	if !ok {
+		names = slices.Sorted(maps.Keys(c.Env))
+	}
+	env, slots, r := resolveEnv(c, names, img.Env, i.given, q.Slots, s.slots)
 	if r != nil {
 		return nil, nil, r
 	}

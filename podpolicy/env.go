@@ -32,15 +32,14 @@ func parseEnv(path string, list []string) (map[string]string, *Refusal) {
 	total := 0
 	for i, e := range list {
 		name, value, ok := strings.Cut(e, "=")
-		at := indexPath(path, i)
 		if total += len(e); total > maxEnvBytes {
 			return nil, refuse(RuleProposalForm, path, fmt.Sprintf("at most %d bytes", maxEnvBytes), "more", "")
 		}
-		if !ok || !isEnvName(name) || strings.ContainsRune(value, 0) {
-			return nil, refuse(RuleProposalForm, at, "NAME=VALUE without NUL", quote(e), "")
+		if !ok || !isEnvName(name) || strings.IndexByte(value, 0) >= 0 {
+			return nil, refuse(RuleProposalForm, indexPath(path, i), "NAME=VALUE without NUL", quote(e), "")
 		}
 		if _, twice := env[name]; twice {
-			return nil, refuse(RuleProposalForm, at, "each name once", quote(name), "")
+			return nil, refuse(RuleProposalForm, indexPath(path, i), "each name once", quote(name), "")
 		}
 		env[name] = value
 	}
@@ -48,37 +47,37 @@ func parseEnv(path string, list []string) (map[string]string, *Refusal) {
 }
 
 // environment is an ordered set of variables in the making: the image's, then
-// the policy's by name, the engines', and services'.
+// the policy's by name, the engines', and services'. Each is a slice, looked
+// through from its start: there are few, and no index to fill.
 type environment struct {
 	vars []EnvVar
-	// fromImage holds the places of the image's variables in vars; all, made
-	// when it is asked for, those of every variable.
-	fromImage, all map[string]int
+	// image is how many of vars have an image's name.
+	image int
 	// own says of each variable whether it is the policy's or a service's.
 	own []bool
 }
 
-func (e *environment) set(v EnvVar, own bool) {
-	if i, ok := e.fromImage[v.Name]; ok {
-		e.vars[i], e.own[i] = v, own
-		return
-	}
-	e.vars, e.own = append(e.vars, v), append(e.own, own)
+// inImage finds a variable that the image has; -1 if there is none.
+func (e *environment) inImage(name string) int {
+	return slices.IndexFunc(e.vars[:e.image], func(v EnvVar) bool { return v.Name == name })
 }
 
-// variable finds a variable that a reference may lead to.
-func (e *environment) variable(name string) (EnvVar, bool) {
-	if e.all == nil {
-		e.all = make(map[string]int, len(e.vars))
-		for i, v := range e.vars {
-			e.all[v.Name] = i
+func (e *environment) set(v *EnvVar, own bool) {
+	if i := e.inImage(v.Name); i >= 0 {
+		e.vars[i], e.own[i] = *v, own
+		return
+	}
+	e.vars, e.own = append(e.vars, *v), append(e.own, own)
+}
+
+// variable finds a variable that a reference may lead to; nil if there is none.
+func (e *environment) variable(name string) *EnvVar {
+	for i := range e.vars {
+		if e.own[i] && e.vars[i].Name == name {
+			return &e.vars[i]
 		}
 	}
-	i, ok := e.all[name]
-	if !ok || !e.own[i] {
-		return EnvVar{}, false
-	}
-	return e.vars[i], true
+	return nil
 }
 
 // imageEnv reads the environment of an image; the last of equal names counts.
@@ -88,25 +87,23 @@ func imageEnv(list []string, n int) (*environment, *Refusal) {
 		return nil, tooMany(RuleImageConfig, "image.env", maxEnv, len(list))
 	}
 	room := len(list) + n
-	e := &environment{vars: make([]EnvVar, 0, room), own: make([]bool, 0, room), fromImage: make(map[string]int, len(list))}
+	e := &environment{vars: make([]EnvVar, 0, room), own: make([]bool, 0, room)}
 	total := 0
 	for i, entry := range list {
 		name, value, ok := strings.Cut(entry, "=")
 		total += len(entry)
-		if !ok || !isEnvName(name) || strings.ContainsRune(value, 0) || total > maxEnvBytes {
+		if !ok || !isEnvName(name) || strings.IndexByte(value, 0) >= 0 || total > maxEnvBytes {
 			return nil, refuse(RuleImageConfig, indexPath("image.env", i), fmt.Sprintf("NAME=VALUE, at most %d bytes in all", maxEnvBytes), quote(name), "build the image again without this entry")
 		}
-		e.set(EnvVar{Name: name, Value: value}, false)
-		if _, twice := e.fromImage[name]; !twice {
-			e.fromImage[name] = len(e.vars) - 1
-		}
+		e.set(&EnvVar{Name: name, Value: value}, false)
+		e.image = len(e.vars)
 	}
 	return e, nil
 }
 
 // slotValues fills slots, and holds each to one value in the life of the pod.
 type slotValues struct {
-	fixed map[Slot]string
+	fixed map[Slot]string // not written to: a copy takes its place
 	sent  map[string]string
 }
 
@@ -115,10 +112,13 @@ func (v *slotValues) take(s Slot, path, value string) *Refusal {
 	if r := checkSlot(s, path, value); r != nil {
 		return r
 	}
-	if old, ok := v.fixed[s]; ok && old != value {
+	old, ok := v.fixed[s]
+	if ok && old != value {
 		return refuse(RuleSlotChanged, path, quote(old), quote(value), "a slot has one value in the life of a pod")
 	}
-	v.fixed[s] = value
+	if !ok {
+		v.fixed = with(v.fixed, s, value)
+	}
 	return nil
 }
 
@@ -138,7 +138,11 @@ func (v *slotValues) value(s Slot, name string, env map[string]string) (string, 
 	if known, ok := v.fixed[s]; ok {
 		return known, nil
 	}
-	return "", refuse(RuleSlotMissing, keyPath("slots", string(s)), s.spec().form, nothing, "variable "+quote(name)+" needs it")
+	form := "a value"
+	if spec := s.spec(); spec != nil {
+		form = spec.form
+	}
+	return "", refuse(RuleSlotMissing, keyPath("slots", string(s)), form, nothing, "variable "+quote(name)+" needs it")
 }
 
 func checkSlots(sent map[string]string) *Refusal {
@@ -152,21 +156,22 @@ func checkSlots(sent map[string]string) *Refusal {
 
 // resolveEnv makes the effective environment: the image's in its order, the
 // policy's by name, then services' by name. A proposal's environment (given,
-// nil if there is none) must agree with it in both directions.
-func resolveEnv(c *Container, image []string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
+// nil if there is none) must agree with it in both directions. names are those
+// of c.Env, sorted.
+func resolveEnv(c *Container, names, image []string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
 	e, r := imageEnv(image, len(c.Env)+2)
 	if r != nil {
 		return nil, nil, r
 	}
-	slots := &slotValues{fixed: maps.Clone(known), sent: sent}
+	slots := &slotValues{fixed: known, sent: sent}
 	expanding := false
-	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
+	for _, name := range names {
 		value := c.Env[name]
 		v, r := resolveVar(name, value, given, slots)
 		if r != nil {
 			return nil, nil, r
 		}
-		e.set(v, true)
+		e.set(&v, true)
 		expanding = expanding || value.Expand != ""
 	}
 	e.addEngines(c)
@@ -187,10 +192,10 @@ func resolveEnv(c *Container, image []string, given, sent map[string]string, kno
 // addEngines adds what every container engine sets.
 func (e *environment) addEngines(c *Container) {
 	if !e.has(c, "PATH") {
-		e.set(EnvVar{Name: "PATH", Value: defaultPath, optional: true}, false)
+		e.set(&EnvVar{Name: "PATH", Value: defaultPath, optional: true}, false)
 	}
 	if c.Terminal && !e.has(c, "TERM") {
-		e.set(EnvVar{Name: "TERM", Value: defaultTerm, optional: true}, false)
+		e.set(&EnvVar{Name: "TERM", Value: defaultTerm, optional: true}, false)
 	}
 }
 
@@ -207,32 +212,28 @@ func (e *environment) addServices(c *Container, given map[string]string) {
 	}
 	slices.Sort(names)
 	for _, name := range names {
-		e.set(EnvVar{Name: name, Value: given[name]}, true)
+		e.set(&EnvVar{Name: name, Value: given[name]}, true)
 	}
 }
 
 // has reports whether image or policy have a variable.
 func (e *environment) has(c *Container, name string) bool {
-	_, inImage := e.fromImage[name]
 	_, inPolicy := c.Env[name]
-	return inImage || inPolicy
+	return inPolicy || e.inImage(name) >= 0
 }
 
 // expandVars replaces references, when everything else has its value.
 func (e *environment) expandVars() *Refusal {
-	expanded := map[int]EnvVar{}
+	// None refers to another, so it does not matter which is first.
 	for i, v := range e.vars {
-		if !e.own[i] || v.Expand == "" {
+		if v.Expand == "" {
 			continue
 		}
 		x, r := e.expandVar(v.Name, v.Expand)
 		if r != nil {
 			return r
 		}
-		expanded[i] = x
-	}
-	for i, v := range expanded {
-		e.vars[i] = v
+		e.vars[i] = x
 	}
 	return nil
 }
@@ -252,13 +253,12 @@ func resolveVar(name string, v EnvValue, given map[string]string, slots *slotVal
 		value, r := slots.value(v.Host, name, given)
 		return EnvVar{Name: name, Value: value}, r
 	}
-	path := keyPath("env", name)
 	value, ok := given[name]
 	if !ok {
-		return EnvVar{}, refuse(RuleSlotMissing, path, "a value that matches "+quote(v.Match), nothing, "the policy leaves it to the host")
+		return EnvVar{}, refuse(RuleSlotMissing, keyPath("env", name), "a value that matches "+quote(v.Match), nothing, "the policy leaves it to the host")
 	}
 	if !matches(v.Match, value) {
-		return EnvVar{}, refuse(RuleContainerEnv, path, "a value that matches "+quote(v.Match), quote(value), "")
+		return EnvVar{}, refuse(RuleContainerEnv, keyPath("env", name), "a value that matches "+quote(v.Match), quote(value), "")
 	}
 	return EnvVar{Name: name, Value: value}, nil
 }

@@ -49,16 +49,19 @@ func expand(s, dollar string, lookup func(string) (string, bool)) string {
 // finishes, whatever else its lookup knows.
 func (e *environment) expandKnown(s string) (text string, secret bool) {
 	text = Expand(s, func(name string) (string, bool) {
-		v, ok := e.variable(name)
-		secret = secret || ok && v.secret()
-		return v.Value, ok
+		v := e.variable(name)
+		if v == nil {
+			return "", false
+		}
+		secret = secret || v.secret()
+		return v.Value, true
 	})
 	if !secret {
 		return text, false
 	}
 	return expand(s, "$$", func(name string) (string, bool) {
-		switch v, ok := e.variable(name); {
-		case !ok:
+		switch v := e.variable(name); {
+		case v == nil:
 			return "$$(" + name + ")", true
 		case v.secret():
 			return "$(" + name + ")", true
@@ -69,7 +72,7 @@ func (e *environment) expandKnown(s string) (text string, secret bool) {
 }
 
 // secret: the value is not known before the trustee has been asked.
-func (v EnvVar) secret() bool { return v.Sealed != "" || v.Resource != "" || v.Expand != "" }
+func (v *EnvVar) secret() bool { return v.Sealed != "" || v.Resource != "" || v.Expand != "" }
 
 // expandVar makes the variable that a literal with references stands for.
 func (e *environment) expandVar(name, literal string) (EnvVar, *Refusal) {

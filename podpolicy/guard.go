@@ -1,6 +1,10 @@
 package podpolicy
 
-import "sync"
+import (
+	"maps"
+	"slices"
+	"sync"
+)
 
 // Guard holds a policy and the pod's state, and answers the host's proposals.
 // Every refusal it returns is a [*Refusal]. It is safe for concurrent use; each
@@ -36,6 +40,10 @@ func NewGuard(p *Policy) *Guard {
 		return g
 	}
 	g.policy.normalise()
+	g.state.envNames = make(map[string][]string, len(g.policy.Containers))
+	for _, c := range g.policy.Containers {
+		g.state.envNames[c.Name] = slices.Sorted(maps.Keys(c.Env))
+	}
 	return g
 }
 

@@ -17,6 +17,7 @@ const (
 	maxPorts        = 64
 	maxServices     = 256
 	maxSysctls      = 64
+	maxSlots        = 16
 	maxFiles        = 1024
 	maxFileName     = 512
 	maxFileDepth    = 8

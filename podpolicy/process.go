@@ -7,7 +7,7 @@ import (
 
 // decideExec answers the proposal of a command in a running container.
 func decideExec(p *Policy, s *state, id string, q ExecProposal) (*ExecConfig, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseRunning {
 		return nil, nil, badPhase(id, i, ok, phaseRunning)
 	}
@@ -90,7 +90,7 @@ func (c *ExecConfig) clone() *ExecConfig {
 
 // decideStarted moves a container or command on to running.
 func decideStarted(p *Policy, s *state, id, exec string) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !ok || !known || i.phase != phaseRunning || e.phase != phaseConfigured {
@@ -117,7 +117,7 @@ func decideStarted(p *Policy, s *state, id, exec string) (*state, *Refusal) {
 
 // decideExited notes the end of a container or command; the guest itself tells.
 func decideExited(s *state, id, exec string, code int) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !known || e.phase != phaseRunning {
@@ -140,7 +140,7 @@ func decideExited(s *state, id, exec string, code int) (*state, *Refusal) {
 
 // decideDeleted forgets a container or command that does not run.
 func decideDeleted(s *state, id, exec string) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !known || e.phase == phaseRunning && i.phase == phaseRunning {
@@ -167,7 +167,7 @@ func badExecPhase(exec string, e execution, known bool, want phase) *Refusal {
 
 // decideSignal: the stop signals that every policy has, and the listed ones.
 func decideSignal(p *Policy, s *state, id, exec string, signal uint32) *Refusal {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseRunning {
 		return badPhase(id, i, ok, phaseRunning)
 	}
@@ -191,7 +191,7 @@ func decideSignal(p *Policy, s *state, id, exec string, signal uint32) *Refusal 
 
 // decideResize: only what has a terminal has a size.
 func decideResize(s *state, id, exec string) *Refusal {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil {
 		return badPhase(id, i, ok, phaseRunning)
 	}
@@ -211,7 +211,7 @@ func decideResize(s *state, id, exec string) *Refusal {
 
 // decideUpdate answers a proposal for other limits of a container.
 func decideUpdate(p *Policy, s *state, id string, q Resources) (*Resources, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil || i.phase == phaseExited {
 		return nil, nil, badPhase(id, i, ok, phaseRunning)
 	}
@@ -241,7 +241,7 @@ const (
 // decideStream says whether the host may have a stream. There is no reason to
 // be told: one that is not allowed is drained.
 func decideStream(p *Policy, s *state, id, exec string, kind StreamKind) (*state, bool) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil {
 		return s, false
 	}

@@ -153,5 +153,9 @@ func indexPath(prefix string, i int) string { return prefix + "[" + strconv.Itoa
 
 // printable: valid UTF-8 without control characters.
 func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+	plain := 0
+	for plain < len(s) && s[plain] >= ' ' && s[plain] < 0x7f {
+		plain++
+	}
+	return plain == len(s) || utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }

@@ -8,8 +8,9 @@ type state struct {
 	sandbox *sandboxState
 	// slots holds the one value that a slot has in this pod, once it has one.
 	slots map[Slot]string
-	// instances by container id, until they are deleted.
-	instances map[string]instance
+	// instances by container id, until they are deleted. None is ever changed:
+	// another takes its place.
+	instances map[string]*instance
 	// history by container name; it is never forgotten.
 	history map[string]history
 	// admissions counts them, so that each has a number.
@@ -18,6 +19,9 @@ type state struct {
 	files map[string]uint64
 	// disks holds the disk of each block volume that was attached.
 	disks map[string]string
+	// envNames holds, by container, the sorted names of the policy's variables;
+	// nil where the policy is not fixed.
+	envNames map[string][]string
 }
 
 type sandboxState struct {
@@ -79,22 +83,30 @@ type history struct {
 }
 
 func newState() *state {
-	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}, disks: map[string]string{}}
+	return &state{slots: map[Slot]string{}, instances: map[string]*instance{}, history: map[string]history{}, files: map[string]uint64{}, disks: map[string]string{}}
 }
 
 // clone copies the state but for its maps, which are never written to: whoever
 // changes one puts a copy in its place first.
 func (s *state) clone() *state { return new(*s) }
 
+// instance returns a copy of the instance with an id.
+func (s *state) instance(id string) (instance, bool) {
+	if i, ok := s.instances[id]; ok {
+		return *i, true
+	}
+	return instance{}, false
+}
+
 // withInstance returns the state in which id is i.
 func (s *state) withInstance(id string, i instance) *state {
 	c := s.clone()
-	c.instances = with(s.instances, id, i)
+	c.instances = with(s.instances, id, &i)
 	return c
 }
 
 func (s *state) withExec(id, exec string, e execution) *state {
-	i := s.instances[id]
+	i, _ := s.instance(id)
 	i.execs = with(i.execs, exec, e)
 	return s.withInstance(id, i)
 }

@@ -232,7 +232,7 @@ func checkArgs(at string, args []string) *Refusal {
 }
 
 func isEnvName(s string) bool {
-	return s != "" && len(s) <= 256 && printable(s) && !strings.ContainsAny(s, "= ")
+	return s != "" && len(s) <= 256 && strings.IndexByte(s, '=') < 0 && strings.IndexByte(s, ' ') < 0 && printable(s)
 }
 
 func isCleanAbsolute(p string) bool {
