@@ -6,10 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
-	"path/filepath"
-	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -18,7 +15,6 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
 	"github.com/coffer-project/coffer/internal/guest/image"
-	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/blobcache"
 	"github.com/coffer-project/coffer/oci/pull"
@@ -310,19 +306,15 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 			err = errors.Join(err, sb.images.Unmount(c.id))
 		}
 	}()
-	mounts, dirs, err := a.mounts(sb, p)
-	defer func() {
-		for _, d := range dirs {
-			_ = d.Close() // the container's mounts keep what they hold
-		}
-	}()
+	v, err := a.mounts(ctx, sb, p)
+	defer v.close() // the container's mounts keep what they hold
 	if err != nil {
 		return err
 	}
 	c.config = container.Config{
 		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
-		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: mounts,
+		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
 	spec, err := container.Spec(c.config)
@@ -347,40 +339,6 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		}
 	}()
 	return nil
-}
-
-// mounts makes the container's volumes and returns where they are. The
-// directories must stay open until the container is made.
-func (a *Agent) mounts(sb *sandbox, p *podpolicy.ContainerConfig) (mounts []container.Mount, dirs []*volume.Directory, err error) {
-	for _, m := range p.Mounts {
-		ephemeral := false
-		switch m.Kind {
-		case podpolicy.VolumeEphemeral:
-			ephemeral = true
-			err = sb.volumes.Ephemeral(m.Volume, m.SizeBytes)
-		case podpolicy.VolumeFiles:
-			err = sb.volumes.Files(m.Volume)
-		default:
-			err = unready("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind)
-		}
-		if err != nil {
-			return nil, dirs, err
-		}
-		dir, err := sb.volumes.Open(m.Volume, m.SubPath, ephemeral)
-		if err != nil {
-			return nil, dirs, failed("volume", err)
-		}
-		dirs = append(dirs, dir)
-		mounts = append(mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: ephemeral})
-	}
-	for _, name := range slices.Sorted(maps.Keys(podFiles())) {
-		path := podFiles()[name]
-		if slices.ContainsFunc(p.Mounts, func(m podpolicy.MountConfig) bool { return m.Path == path || m.Path == "/etc" }) {
-			continue // the policy has its own
-		}
-		mounts = append(mounts, container.Mount{Source: filepath.Join(a.o.PodDir, name), Path: path, ReadOnly: p.ReadOnlyRoot})
-	}
-	return mounts, dirs, nil
 }
 
 // podFiles are the files every container has from its pod.

@@ -38,6 +38,8 @@ type sandbox struct {
 	config  *podpolicy.SandboxConfig
 	images  *image.Store
 	volumes *volume.Manager
+	// devices are the nodes of raw block volumes, under the agent's lock.
+	devices map[string]string
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -86,7 +88,7 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if facts, err = a.bind(ctx, facts, digest); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1)}
+	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1), devices: map[string]string{}}
 	sb.once <- struct{}{}
 	broker := BrokerConfig{Attester: a.o.Attestation.Attester()}
 	if raw != nil {
