@@ -58,7 +58,7 @@ func checkScope(scope string) error {
 // the closest one from the whole reference to the registry, then wildcards for
 // the registry's name, then "", then the default (containers-policy.json(5)).
 func (p *Policy) requirements(ref oci.Reference) (scope string, list []requirement) {
-	for _, candidate := range candidates(ref) {
+	for _, candidate := range append(Scopes(ref), "") {
 		if list, ok := p.scopes[candidate]; ok {
 			return candidate, list
 		}
@@ -66,7 +66,11 @@ func (p *Policy) requirements(ref oci.Reference) (scope string, list []requireme
 	return "default", p.fallback
 }
 
-func candidates(ref oci.Reference) []string {
+// Scopes are the names by which containers-policy.json(5) and
+// containers-registries.d(5) can speak of ref, the closest first: itself with
+// its digest or tag, its repository, the namespaces above it, its registry with
+// its port, and wildcards for the registry's parent domains.
+func Scopes(ref oci.Reference) []string {
 	var out []string
 	if ref.Digest != "" {
 		out = append(out, ref.Name()+"@"+string(ref.Digest))
@@ -77,7 +81,7 @@ func candidates(ref oci.Reference) []string {
 	for name := ref.Name(); name != "."; name = path.Dir(name) {
 		out = append(out, name)
 	}
-	return append(append(out, wildcards(ref.Registry)...), "")
+	return append(out, wildcards(ref.Registry)...)
 }
 
 // wildcards are *.PARENT for each parent domain of a registry, the closest
