@@ -6,10 +6,16 @@
 // string alone: parents are opened with openat2(RESOLVE_IN_ROOT), so that links
 // of earlier layers lead to where they lead in the container and never out of
 // the root; last components are never followed. Counts, sizes and depths are
-// bounded. Device nodes are refused: the runtime makes the container's own.
+// bounded.
+//
+// Device nodes are made where the root's file system is mounted nodev, as in the
+// guest, and refused elsewhere. Everything that depends on names happens in the
+// order of the entries on the caller's goroutine; the files' content is written
+// by others meanwhile.
 package layer
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -54,7 +60,7 @@ type Stats struct {
 	// Entries and Bytes are counted as [Limits] count them.
 	Entries, Bytes int64
 	// SkippedXattrs is the number of extended attributes that were not set,
-	// because they mean nothing in the guest (security.selinux, trusted.…) or
+	// because they mean nothing in the guest (security.selinux, most of trusted.…) or
 	// because the file system has no user.… attributes.
 	SkippedXattrs int64
 }
@@ -88,7 +94,7 @@ func Unpack(ctx context.Context, root *os.File, r io.Reader, limits Limits) (Sta
 		return Stats{}, err
 	}
 	defer u.Close()
-	err = u.Apply(ctx, r)
+	err = u.Apply(ctx, bufio.NewReaderSize(r, 64<<10))
 	return u.Stats(), err
 }
 
