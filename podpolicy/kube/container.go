@@ -208,14 +208,12 @@ func (g *generator) devices(field string, c *corev1.Container, out *podpolicy.Co
 // and options permit.
 func (g *generator) allow(field string, c *corev1.Container, role podpolicy.Role) podpolicy.Allow {
 	a := podpolicy.Allow{Stdin: c.Stdin, Restarts: g.restarts(field, c, role)}
-	for _, p := range []*corev1.Probe{c.LivenessProbe, c.ReadinessProbe, c.StartupProbe} {
-		if p != nil && p.Exec != nil {
-			var command []string
-			for _, s := range p.Exec.Command {
-				text, _ := literal(expand(s, static(c)))
-				command = append(command, text)
-			}
-			a.Exec = addExec(a.Exec, podpolicy.ExecRule{Args: command})
+	for _, p := range []struct {
+		name string
+		*corev1.Probe
+	}{{"livenessProbe", c.LivenessProbe}, {"readinessProbe", c.ReadinessProbe}, {"startupProbe", c.StartupProbe}} {
+		if p.Probe != nil && p.Exec != nil {
+			a.Exec = addExec(a.Exec, podpolicy.ExecRule{Args: g.probe(field+"."+p.name+".exec.command", c, p.Exec.Command)})
 		}
 	}
 	if l := c.Lifecycle; l != nil {
@@ -232,6 +230,28 @@ func (g *generator) allow(field string, c *corev1.Container, role podpolicy.Role
 		a = merge(a, more)
 	}
 	return a
+}
+
+// probe is a probe's command as the kubelet runs it: expanded with the values that
+// env writes down, and with nothing for what comes from elsewhere.
+func (g *generator) probe(field string, c *corev1.Container, command []string) []string {
+	values := map[string]corev1.EnvVar{}
+	for _, v := range c.Env {
+		values[v.Name] = v
+	}
+	var out []string
+	for i, s := range command {
+		parts := expand(s, func(name string) ([]part, bool) {
+			v, ok := values[name]
+			if v.ValueFrom != nil {
+				g.note(element(field, i), "let the command read its environment", "the kubelet puts nothing in for $(%s) in a probe", clip(name))
+			}
+			return []part{{text: v.Value}}, ok
+		})
+		text, _ := literal(parts)
+		out = append(out, text)
+	}
+	return out
 }
 
 // addExec adds a command; one that is there already opens what either opens.

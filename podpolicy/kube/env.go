@@ -48,14 +48,15 @@ func (g *generator) environment(c *corev1.Container, field string) *environment 
 			g.bad(v.field, "give one of the two another name", "variable %s is defined again after $(%s) was used, and only the guest knows its value", clip(name), clip(name))
 		}
 	}
-	if c.Name != "" && field != "" && indexedJob(g.w) {
-		e.set("JOB_COMPLETION_INDEX", &variable{direct: &podpolicy.EnvValue{Match: "*"}, field: field})
+	if g.w.indexed && e.vars[completionIndex] == nil {
+		e.set(completionIndex, &variable{direct: &podpolicy.EnvValue{Match: "*"}, field: field})
 	}
 	return e
 }
 
-// indexedJob: its controller adds a variable with the pod's number.
-func indexedJob(w *Workload) bool { return w.indexed }
+// completionIndex is the variable that the controller of indexed Jobs adds at
+// the end, with the pod's number.
+const completionIndex = "JOB_COMPLETION_INDEX"
 
 func (e *environment) set(name string, v *variable) {
 	if old := e.vars[name]; old != nil {
@@ -300,17 +301,4 @@ func (e *environment) policy() map[string]podpolicy.EnvValue {
 		}
 	}
 	return env
-}
-
-// static are the values that the kubelet expands commands of probes with: those
-// that env writes down, as they are written.
-func static(c *corev1.Container) func(string) ([]part, bool) {
-	values := map[string]string{}
-	for _, v := range c.Env {
-		values[v.Name] = v.Value
-	}
-	return func(name string) ([]part, bool) {
-		text, ok := values[name]
-		return []part{{text: text}}, ok
-	}
 }
