@@ -129,7 +129,7 @@ func TestEveryStreamIsClosedByDefault(t *testing.T) {
 		if err != nil {
 			return // refused: nothing was carried
 		}
-		defer conn.Close() //nolint:errcheck // a test's
+		defer conn.Close()
 		_ = conn.SetDeadline(time.Now().Add(300 * time.Millisecond))
 		_, _ = conn.Write([]byte("GET / HTTP/1.0\r\n\r\n"))
 		if b, err := io.ReadAll(conn); len(b) != 0 || err == nil && header.GetKind() != agentapi.StreamHeader_PORT_FORWARD {
