@@ -239,6 +239,9 @@ func (c *Client) explainTLS(host string, err error) error {
 		}
 		return fmt.Errorf("%s: the certificate is of an authority that is not trusted; %s: %w", host, cure, errTLS{err})
 	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return fmt.Errorf("%s: expected TLS, got something else; if it is a registry that speaks plain HTTP, list it as insecure in registry_config (coffer run --plain-http): %w", host, errTLS{err})
+	}
 	if isTLS(err) {
 		return fmt.Errorf("%s: %w", host, errTLS{err})
 	}
@@ -253,9 +256,6 @@ func (e errTLS) Unwrap() error { return e.error }
 
 func isTLS(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return true
 	}
 	_, ok := errors.AsType[tls.AlertError](err)
