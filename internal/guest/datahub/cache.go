@@ -2,10 +2,10 @@ package datahub
 
 import (
 	"bytes"
-	"container/list"
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -30,8 +30,8 @@ type cache struct {
 	limits
 
 	mu      sync.Mutex
-	entries map[kbs.ResourceURI]*list.Element // of *entry
-	order   *list.List                        // oldest first
+	entries map[kbs.ResourceURI]*entry
+	order   []*entry // oldest first
 	size    int
 	flights map[kbs.ResourceURI]*flight
 	// purges counts those of each trustee: what was asked for before one is
@@ -64,7 +64,7 @@ type result struct {
 
 func newCache(l limits) *cache {
 	return &cache{
-		limits: l, entries: map[kbs.ResourceURI]*list.Element{}, order: list.New(),
+		limits: l, entries: map[kbs.ResourceURI]*entry{},
 		flights: map[kbs.ResourceURI]*flight{}, purges: map[string]uint64{},
 	}
 }
@@ -101,13 +101,12 @@ func (c *cache) get(ctx context.Context, uri kbs.ResourceURI, fetch func(context
 
 // held returns a copy of what is kept. The caller holds the lock.
 func (c *cache) held(uri kbs.ResourceURI) (secret.Bytes, bool) {
-	el, ok := c.entries[uri]
+	e, ok := c.entries[uri]
 	if !ok {
 		return secret.Bytes{}, false
 	}
-	e := el.Value.(*entry)
 	if !e.dead.IsZero() && !time.Now().Before(e.dead) {
-		c.remove(el)
+		c.remove(e)
 		return secret.Bytes{}, false
 	}
 	return clone(e.value), true
@@ -161,12 +160,12 @@ func (c *cache) keep(uri kbs.ResourceURI, value secret.Bytes) {
 	if old, ok := c.entries[uri]; ok {
 		c.remove(old)
 	}
-	for c.order.Len() >= c.limits.entries || c.size+value.Len() > c.bytes {
-		c.remove(c.order.Front())
+	for len(c.order) >= c.limits.entries || c.size+value.Len() > c.bytes {
+		c.remove(c.order[0])
 	}
 	e := &entry{uri: uri, value: clone(value)}
-	el := c.order.PushBack(e)
-	c.entries[uri] = el
+	c.order = append(c.order, e)
+	c.entries[uri] = e
 	c.size += value.Len()
 	if c.lifetime == untilClosed {
 		return
@@ -175,16 +174,18 @@ func (c *cache) keep(uri kbs.ResourceURI, value secret.Bytes) {
 	e.timer = time.AfterFunc(c.lifetime, func() {
 		c.mu.Lock()
 		defer c.mu.Unlock()
-		if c.entries[uri] == el {
-			c.remove(el)
+		if c.entries[uri] == e {
+			c.remove(e)
 		}
 	})
 }
 
 // remove wipes and drops an entry. The caller holds the lock.
-func (c *cache) remove(el *list.Element) {
-	e := c.order.Remove(el).(*entry)
+func (c *cache) remove(e *entry) {
 	delete(c.entries, e.uri)
+	if i := slices.Index(c.order, e); i >= 0 {
+		c.order = slices.Delete(c.order, i, i+1)
+	}
 	c.size -= e.value.Len()
 	if e.timer != nil {
 		e.timer.Stop()
@@ -197,9 +198,9 @@ func (c *cache) purge(trustee string) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.purges[trustee]++
-	for uri, el := range c.entries {
+	for uri, e := range c.entries {
 		if uri.Trustee() == trustee {
-			c.remove(el)
+			c.remove(e)
 		}
 	}
 }
@@ -209,7 +210,7 @@ func (c *cache) close() {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.closed = true
-	for _, el := range c.entries {
-		c.remove(el)
+	for _, e := range c.entries {
+		c.remove(e)
 	}
 }

@@ -39,9 +39,9 @@ func TestResourcesLiveForAWhile(t *testing.T) {
 			fetch(t, hub, "kbs:///a/b/c", "one")
 		}
 		broker.resources["/a/b/c"] = "two" // rotated
-		time.Sleep(DefaultLifetime - time.Second)
+		<-time.After(DefaultLifetime - time.Second)
 		fetch(t, hub, "kbs:///a/b/c", "one")
-		time.Sleep(2 * time.Second)
+		<-time.After(2 * time.Second)
 		fetch(t, hub, "kbs:///a/b/c", "two")
 		if n := broker.count("/a/b/c"); n != 2 {
 			t.Errorf("%d requests", n)
@@ -54,7 +54,7 @@ func TestResourcesLiveForAWhile(t *testing.T) {
 func TestWhatIsLeftIsWiped(t *testing.T) {
 	t.Parallel()
 	for name, leave := range map[string]func(c *cache){
-		"time":    func(*cache) { time.Sleep(DefaultLifetime + time.Millisecond); synctest.Wait() },
+		"time":    func(*cache) { <-time.After(DefaultLifetime + time.Millisecond); synctest.Wait() },
 		"refusal": func(c *cache) { c.purge("") },
 		"the end": func(c *cache) { c.close() },
 		"room": func(c *cache) {
@@ -70,7 +70,7 @@ func TestWhatIsLeftIsWiped(t *testing.T) {
 			if _, err := c.get(t.Context(), uri, func(context.Context) (secret.Bytes, error) { return secret.New([]byte("hunter2")), nil }); err != nil {
 				t.Fatal(err)
 			}
-			kept := c.entries[uri].Value.(*entry).value
+			kept := c.entries[uri].value
 			if string(kept.Expose()) != "hunter2" {
 				t.Fatal("not kept")
 			}
@@ -174,7 +174,7 @@ func TestRoomIsBounded(t *testing.T) {
 	hub := Open(Options{Default: broker, Resources: guestconfig.Resources{MaxEntries: 4, MaxBytes: 35}})
 	for i := range 10 {
 		fetch(t, hub, fmt.Sprintf("kbs:///a/b/%d", i), strings.Repeat("x", 10))
-		if n := hub.cache.order.Len(); n > 3 || hub.cache.size > 35 || n != len(hub.cache.entries) || hub.cache.size != 10*n {
+		if n := len(hub.cache.order); n > 3 || hub.cache.size > 35 || n != len(hub.cache.entries) || hub.cache.size != 10*n {
 			t.Errorf("%d entries, %d bytes", n, hub.cache.size)
 		}
 	}
@@ -193,7 +193,7 @@ func TestRoomIsBounded(t *testing.T) {
 	for i := range 10 {
 		fetch(t, many, fmt.Sprintf("kbs:///a/b/%d", i), strings.Repeat("x", 10))
 	}
-	if n := many.cache.order.Len(); n != 2 {
+	if n := len(many.cache.order); n != 2 {
 		t.Errorf("%d entries", n)
 	}
 }
