@@ -314,7 +314,7 @@ func (a *Agent) mounts(p *podpolicy.ContainerConfig) (mounts []container.Mount, 
 		switch m.Kind {
 		case podpolicy.VolumeEphemeral:
 			ephemeral = true
-			err = a.o.Volumes.Ephemeral(m.Volume, m.SizeBytes)
+			err = a.o.Volumes.Ephemeral(m.Volume, volume.Ephemeral{Bytes: m.SizeBytes})
 		case podpolicy.VolumeFiles:
 			err = a.o.Volumes.Files(m.Volume)
 		default:
