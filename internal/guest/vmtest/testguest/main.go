@@ -183,9 +183,9 @@ func files(r request) (reply, error) {
 		}
 		defer f.Close() //nolint:errcheck // synced below
 		// The text, as often as it takes.
-		for at, n := r.Offset, 0; at < r.Offset+max(r.Size, 1); at += int64(n) {
-			block := strings.Repeat(r.Text, max(1, int(min(r.Size, 1<<20))/len(r.Text)))
-			if n, err = f.WriteAt([]byte(block), at); err != nil {
+		block := []byte(strings.Repeat(r.Text, max(1, int(min(r.Size, 1<<20))/len(r.Text))))
+		for at := r.Offset; at < r.Offset+max(r.Size, 1); at += int64(len(block)) {
+			if n, err := f.WriteAt(block, at); err != nil {
 				return reply{Values: map[string]int64{"written": at + int64(n)}}, err
 			}
 		}
