@@ -1,5 +1,13 @@
 package podpolicy
 
+import (
+	"strconv"
+	"strings"
+)
+
+// maxReason bounds a decider's reason, in bytes.
+const maxReason = 1536
+
 // Decider is an owner's policy of another kind, for a guard that was made by
 // [NewDelegatedGuard].
 type Decider interface {
@@ -87,7 +95,12 @@ func (g *Guard) consult(s *state, q Question) *Refusal {
 		q.SandboxID = s.sandbox.proposal.ID
 	}
 	if err := g.decider.Decide(q); err != nil {
-		return refuse(RuleDelegated, string(q.Kind), "what the owner's policy allows", quote(err.Error()), "")
+		// Longer than a value that is quoted: it has what the policy printed.
+		why := err.Error()
+		if len(why) > maxReason {
+			why = strings.ToValidUTF8(why[:maxReason], "") + "…"
+		}
+		return refuse(RuleDelegated, string(q.Kind), "what the owner's policy allows", strconv.QuoteToGraphic(why), "")
 	}
 	return nil
 }
