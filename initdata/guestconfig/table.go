@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/coffer-project/coffer/initdata"
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // table reads a TOML table key by key. What is left at the end is unknown.

@@ -17,6 +17,8 @@ type tree struct {
 	depth int
 	dev   uint64
 	ino   uint64
+	// nodev says that device nodes do nothing there.
+	nodev bool
 	// cached is the directory that was asked for last: entries of one
 	// directory follow each other in most layers.
 	cached struct {
@@ -36,7 +38,12 @@ func newTree(root *os.File, depth int) (tree, error) {
 		_ = unix.Close(fd)
 		return tree{}, fmt.Errorf("stat %s: %w", root.Name(), err)
 	}
-	t := tree{root: fd, depth: depth, dev: uint64(st.Dev), ino: st.Ino}
+	var fs unix.Statfs_t
+	if err := unix.Fstatfs(fd, &fs); err != nil {
+		_ = unix.Close(fd)
+		return tree{}, fmt.Errorf("statfs %s: %w", root.Name(), err)
+	}
+	t := tree{root: fd, depth: depth, dev: uint64(st.Dev), ino: st.Ino, nodev: fs.Flags&unix.ST_NODEV != 0}
 	t.cached.fd = -1
 	return t, nil
 }
