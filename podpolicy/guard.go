@@ -1,6 +1,7 @@
 package podpolicy
 
 import (
+	"maps"
 	"slices"
 	"sync"
 )
@@ -39,6 +40,10 @@ func NewGuard(p *Policy) *Guard {
 		return g
 	}
 	g.policy.normalise()
+	g.state.envNames = make(map[string][]string, len(g.policy.Containers))
+	for _, c := range g.policy.Containers {
+		g.state.envNames[c.Name] = slices.Sorted(maps.Keys(c.Env))
+	}
 	return g
 }
 
@@ -203,13 +208,42 @@ func (g *Guard) Stream(container, exec string, kind StreamKind) bool {
 // PortForward reports whether the host may connect to a port of the container
 // through the agent.
 func (g *Guard) PortForward(container string, port uint16) bool {
+	return g.portForward(port, func(id string) bool { return id == container })
+}
+
+// PodPort is PortForward for a network namespace that all containers share:
+// some container that runs opens the port.
+func (g *Guard) PodPort(port uint16) bool {
+	return g.portForward(port, func(string) bool { return true })
+}
+
+func (g *Guard) portForward(port uint16, which func(id string) bool) bool {
 	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
-		i, ok := s.instances[container]
-		if !ok || i.phase != phaseRunning {
-			return false, s, nil
-		}
-		c := findContainer(p, i.name)
-		return c != nil && slices.Contains(c.Allow.PortForward, port), s, nil
+		return decidePortForward(p, s, g.unsealed, port, which), s, nil
 	})
 	return err == nil && allowed
+}
+
+// Volume describes a volume of the policy, or of what an unsealed pod has been
+// asked for.
+func (g *Guard) Volume(name string) (VolumeConfig, error) {
+	return decide(g, nil, func(p *Policy, s *state) (VolumeConfig, *state, *Refusal) {
+		config, r := describeVolume(p, s, name)
+		return config, s, r
+	})
+}
+
+// Attach decides which disk of the machine (its serial number, 1 to 20
+// characters of [a-zA-Z0-9_-]) is a block volume of the policy: one disk for a
+// volume and one volume for a disk, in the life of the pod. The same pair again
+// is no error. Whether the disk is authentic is not decided here: its key tells.
+// When it cannot be opened, the caller says so by AttachFailed.
+func (g *Guard) Attach(volume, disk string) error {
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return decideAttach(p, s, volume, disk) })
+}
+
+// AttachFailed takes an Attach back: the disk could not be opened as the volume,
+// and another may be. A volume that a container was admitted with stays.
+func (g *Guard) AttachFailed(volume, disk string) error {
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return decideAttachFailed(p, s, volume, disk) })
 }

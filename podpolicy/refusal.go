@@ -56,7 +56,8 @@ const (
 	RuleContainerStdin     = "container.stdin"
 	RuleContainerResources = "container.resources"
 	RuleImageConfig        = "image.config"
-	RuleVolumeUnsupported  = "volume.unsupported"
+	RuleVolumeUnknown      = "volume.unknown"
+	RuleVolumeAttach       = "volume.attach"
 	RuleVolumeEmpty        = "volume.empty"
 	RuleExecArgs           = "exec.args"
 	RuleExecEnv            = "exec.env"
@@ -81,7 +82,7 @@ func Rules() []string {
 		RuleNetworkInterface, RuleNetworkRoute, RuleNetworkNeighbour, RuleNetworkDNS, RuleNetworkHosts,
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,
 		RuleContainerImage, RuleContainerArgs, RuleContainerEnv, RuleContainerUser, RuleContainerCwd, RuleContainerMounts,
-		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnsupported, RuleVolumeEmpty,
+		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
 		RuleExecArgs, RuleExecEnv, RuleExecCwd, RuleExecTerminal, RuleExecStdin, RuleExecCount, RuleSignal,
 		RuleFilesVolume, RuleFilesVersion, RuleFilesName, RuleFilesSize, RuleFilesDigest, RuleFilesMissing,
 	}
@@ -152,5 +153,9 @@ func indexPath(prefix string, i int) string { return prefix + "[" + strconv.Itoa
 
 // printable: valid UTF-8 without control characters.
 func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+	plain := 0
+	for plain < len(s) && s[plain] >= ' ' && s[plain] < 0x7f {
+		plain++
+	}
+	return plain == len(s) || utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }

@@ -149,6 +149,16 @@ func (m *fakeMachine) Shutdown() {
 	m.shutdown++
 }
 
+// places are the same whatever the host offers.
+type places struct {
+	images  *image.Store
+	volumes *volume.Manager
+}
+
+func (p places) Open(context.Context, string) (*image.Store, *volume.Manager, error) {
+	return p.images, p.volumes, nil
+}
+
 type transport chan io.ReadWriteCloser
 
 func (t transport) Next(ctx context.Context) (io.ReadWriteCloser, error) {
@@ -211,7 +221,7 @@ func newWorld(t *testing.T, hostData []byte) *world {
 		Attestation: attestation.New(attestation.Options{
 			Cmdline: cmdline, HasSoft: func() bool { return true }, Soft: func() tee.Attester { return w.attester },
 		}),
-		Machine: w.machine, Runtime: crun, Images: images, Volumes: volumes, PodDir: pod,
+		Machine: w.machine, Runtime: crun, Places: places{images, volumes}, PodDir: pod,
 		NewBroker: func(agent.BrokerConfig) (datahub.Broker, error) { return w.broker, nil },
 		NewFetcher: func(agent.RegistryConfig, oci.Reference) (oci.Fetcher, func(), error) {
 			return w.fetches, func() {}, nil

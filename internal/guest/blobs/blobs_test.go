@@ -126,16 +126,20 @@ func TestHostileHosts(t *testing.T) {
 		h    host
 		says string
 	}{
-		"stalls before the reply":   {func(net.Conn, *agentapi.BlobRequest) { never() }, "did nothing for"},
-		"stalls in the reply":       {func(c net.Conn, _ *agentapi.BlobRequest) { _, _ = c.Write([]byte{0, 0}); never() }, "did nothing for"},
-		"stalls in the content":     {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, 21)); never() }, "did nothing for"},
-		"drips":                     {drip, "did nothing for"},
-		"lies about the size":       {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, 22)) }, "expected 21 bytes, got 22"},
-		"truncates":                 {truncate, "ended 11 bytes early"},
-		"sends no message":          {func(c net.Conn, _ *agentapi.BlobRequest) { _, _ = c.Write(bytes.Repeat([]byte{0xff}, 8)) }, "message length"},
-		"dies before the reply":     {func(c net.Conn, _ *agentapi.BlobRequest) { _ = c.Close() }, oci.ErrNotFound.Error()},
-		"reports an error":          {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, &agentapi.BlobReply{Found: true, Error: "x"}) }, oci.ErrNotFound.Error()},
-		"claims more than any size": {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, &agentapi.BlobReply{Found: true, Size: 1 << 63}) }, "expected 21 bytes"},
+		"stalls before the reply": {func(net.Conn, *agentapi.BlobRequest) { never() }, "did nothing for"},
+		"stalls in the reply":     {func(c net.Conn, _ *agentapi.BlobRequest) { _, _ = c.Write([]byte{0, 0}); never() }, "did nothing for"},
+		"stalls in the content":   {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, 21)); never() }, "did nothing for"},
+		"drips":                   {drip, "did nothing for"},
+		"lies about the size":     {func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, 22)) }, "expected 21 bytes, got 22"},
+		"truncates":               {truncate, "ended 11 bytes early"},
+		"sends no message":        {func(c net.Conn, _ *agentapi.BlobRequest) { _, _ = c.Write(bytes.Repeat([]byte{0xff}, 8)) }, "message length"},
+		"dies before the reply":   {func(c net.Conn, _ *agentapi.BlobRequest) { _ = c.Close() }, oci.ErrNotFound.Error()},
+		"reports an error": {func(c net.Conn, _ *agentapi.BlobRequest) {
+			_ = channel.WriteMessage(c, &agentapi.BlobReply{Found: true, Error: "x"})
+		}, oci.ErrNotFound.Error()},
+		"claims more than any size": {func(c net.Conn, _ *agentapi.BlobRequest) {
+			_ = channel.WriteMessage(c, &agentapi.BlobReply{Found: true, Size: 1 << 63})
+		}, "expected 21 bytes"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()

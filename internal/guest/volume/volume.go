@@ -41,10 +41,13 @@ func NewManager(dir string) (*Manager, error) {
 }
 
 // Ephemeral makes an empty directory that everyone in the pod may write, of
-// at most size bytes (0: no limit of its own). One that exists is left alone:
-// it lives as long as the pod.
-func (m *Manager) Ephemeral(name string, size uint64) error {
+// at most size bytes (0: no limit of its own). With a group, what is made in it belongs
+// to that group. One that exists is left alone: it lives as long as the pod.
+func (m *Manager) Ephemeral(name string, size uint64, opts ...Option) error {
 	data := "mode=0777"
+	if group := collect(opts).group; group != nil {
+		data = "mode=02777,gid=" + strconv.FormatUint(uint64(*group), 10)
+	}
 	if size != 0 {
 		data += ",size=" + strconv.FormatUint(size, 10)
 	}
