@@ -169,7 +169,7 @@ func checkPinned(c *Container, q ContainerProposal) *Refusal {
 		}
 	}
 	if c.User != nil {
-		if r := compareUser(*c.User, q.User); r != nil {
+		if r := compareIDs(*c.User, q.User); r != nil {
 			return r
 		}
 	}
@@ -217,9 +217,7 @@ func compareCwd(rule, want string, got *string) *Refusal {
 	return nil
 }
 
-// compareUser takes groups as a set; the primary group may be among them, since
-// runtimes differ in whether they list it.
-func compareUser(want User, got *User) *Refusal {
+func compareIDs(want User, got *User) *Refusal {
 	switch {
 	case got == nil:
 		return nil
@@ -228,7 +226,18 @@ func compareUser(want User, got *User) *Refusal {
 	case got.GID != want.GID:
 		return refuse(RuleContainerUser, "user.gid", fmt.Sprint(want.GID), fmt.Sprint(got.GID), "")
 	}
-	wantGroups, gotGroups := supplementary(want), supplementary(*got)
+	return nil
+}
+
+// compareUser takes groups as a set; those of habits may be there or not.
+func compareUser(want User, habits []uint32, got *User) *Refusal {
+	if r := compareIDs(want, got); r != nil || got == nil {
+		return r
+	}
+	wantGroups := supplementary(want)
+	gotGroups := slices.DeleteFunc(supplementary(*got), func(g uint32) bool {
+		return slices.Contains(habits, g) && !slices.Contains(wantGroups, g)
+	})
 	if !slices.Equal(wantGroups, gotGroups) {
 		return refuse(RuleContainerUser, "user.groups", fmt.Sprint(wantGroups), clip(fmt.Sprint(gotGroups)), "")
 	}

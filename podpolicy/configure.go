@@ -1,6 +1,7 @@
 package podpolicy
 
 import (
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -46,7 +47,7 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if !ok {
 		names = slices.Sorted(maps.Keys(c.Env))
 	}
-	env, slots, r := resolveEnv(c, names, img.Env, i.given, q.Slots, s.slots)
+	env, slots, r := resolveEnv(c, names, img.Env, s.sandbox.config.Hostname, i.given, q.Slots, s.slots)
 	if r != nil {
 		return nil, nil, r
 	}
@@ -120,10 +121,21 @@ func resolveCwd(c *Container, img ImageConfig, q ContainerProposal) (string, *Re
 	return cwd, compareCwd(RuleContainerCwd, cwd, q.Cwd)
 }
 
+// resolveUser makes the user, and compares a proposal's. What groups a runtime
+// lists besides depends on its version: the primary one, and those that the
+// image's /etc/group puts the user in. They may be there and mean nothing.
 func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Refusal) {
 	var user User
+	var habits []uint32
 	if c.User != nil {
 		user = *c.User
+		if q.User != nil {
+			// An image that does not tell makes no difference here.
+			u, err := ResolveUser(fmt.Sprint(user.UID), img.Passwd, img.Group)
+			if err == nil {
+				habits = append(u.Groups, u.GID)
+			}
+		}
 	} else {
 		u, err := ResolveUser(img.User, img.Passwd, img.Group)
 		if err != nil {
@@ -135,7 +147,7 @@ func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Ref
 	if len(user.Groups) == 0 {
 		user.Groups = nil
 	}
-	return user, compareUser(user, q.User)
+	return user, compareUser(user, habits, q.User)
 }
 
 // resolveMounts is the policy's list, parents first, with what each volume is.

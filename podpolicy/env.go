@@ -158,8 +158,8 @@ func checkSlots(sent map[string]string) *Refusal {
 // policy's by name, then services' by name. A proposal's environment (given,
 // nil if there is none) must agree with it in both directions. names are those
 // of c.Env, sorted.
-func resolveEnv(c *Container, names, image []string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
-	e, r := imageEnv(image, len(c.Env)+2)
+func resolveEnv(c *Container, names, image []string, hostname string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
+	e, r := imageEnv(image, len(c.Env)+3)
 	if r != nil {
 		return nil, nil, r
 	}
@@ -174,7 +174,7 @@ func resolveEnv(c *Container, names, image []string, given, sent map[string]stri
 		e.set(&v, true)
 		expanding = expanding || value.Expand != ""
 	}
-	e.addEngines(c)
+	e.addEngines(c, hostname)
 	e.addServices(c, given)
 	if expanding {
 		if r := e.expandVars(); r != nil {
@@ -190,7 +190,10 @@ func resolveEnv(c *Container, names, image []string, given, sent map[string]stri
 }
 
 // addEngines adds what every container engine sets.
-func (e *environment) addEngines(c *Container) {
+func (e *environment) addEngines(c *Container, hostname string) {
+	if !e.has(c, "HOSTNAME") {
+		e.set(&EnvVar{Name: "HOSTNAME", Value: hostname, optional: true}, false)
+	}
 	if !e.has(c, "PATH") {
 		e.set(&EnvVar{Name: "PATH", Value: defaultPath, optional: true}, false)
 	}

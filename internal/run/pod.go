@@ -11,6 +11,7 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -47,8 +48,11 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA)}
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
+	if len(o.PlainHTTP) > 0 {
+		config.Image.Registries = &registries.Config{}
+	}
 	for _, location := range o.PlainHTTP {
-		config.Image.Registries = append(config.Image.Registries, guestconfig.Registry{Location: location, Insecure: true})
+		config.Image.Registries.Registries = append(config.Image.Registries.Registries, registries.Registry{Location: location, Insecure: true})
 	}
 	switch {
 	case strings.HasPrefix(o.ImagePolicy, "kbs:///"):

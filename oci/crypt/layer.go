@@ -15,7 +15,6 @@ import (
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
-	"github.com/coffer-project/coffer/oci/internal/ahead"
 	"github.com/coffer-project/coffer/secret"
 )
 
@@ -152,41 +151,6 @@ func (l *Layer) Open(ciphertext io.ReadSeeker) (io.Reader, error) {
 	}
 	return cipher.StreamReader{S: stream, R: ciphertext}, nil
 }
-
-// OpenStaged decrypts a ciphertext that is read once. Its plaintext has been
-// authenticated only when a read has returned io.EOF: before that, the host may
-// have chosen any bit of it. It is for a consumer that puts what it makes from
-// it where nobody sees it, and throws that away unless the end comes. The
-// caller closes it.
-func (l *Layer) OpenStaged(ciphertext io.Reader) (*Staged, error) {
-	stream, err := l.stream()
-	if err != nil {
-		return nil, err
-	}
-	return &Staged{stream: stream, ciphertext: ahead.New(l.authenticate(ciphertext), nil)}, nil
-}
-
-// Staged is a plaintext that is not yet authenticated; see [Layer.OpenStaged].
-// It is for one goroutine. Of a long layer, the MAC is computed on another.
-type Staged struct {
-	ciphertext *ahead.Reader
-	stream     cipher.Stream
-}
-
-// Read implements io.Reader. It returns io.EOF only if the MAC of the whole
-// ciphertext is right, and [ErrMAC] at the end of another.
-func (s *Staged) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	b, err := s.ciphertext.Next(len(p))
-	s.stream.XORKeyStream(p[:len(b)], b)
-	return len(b), err
-}
-
-// Close ends what Read has started. A read of the ciphertext that has begun
-// must end by itself.
-func (s *Staged) Close() { s.ciphertext.Close() }
 
 func (l *Layer) stream() (cipher.Stream, error) {
 	block, err := aes.NewCipher(l.key.Expose())

@@ -10,8 +10,13 @@ import (
 
 	"github.com/coffer-project/coffer/oci/crypt"
 	"github.com/coffer-project/coffer/oci/crypt/encrypt"
-	"github.com/coffer-project/coffer/oci/internal/ahead"
 	"github.com/coffer-project/coffer/secret"
+)
+
+// What Staged does in one goroutine, and in what pieces.
+const (
+	block  = 128 << 10
+	inline = 4 * block
 )
 
 func openStaged(t testing.TB, ciphertext io.Reader, annotations map[string]string, key string) *crypt.Staged {
@@ -31,7 +36,7 @@ func openStaged(t testing.TB, ciphertext io.Reader, annotations map[string]strin
 func TestStaged(t *testing.T) {
 	t.Parallel()
 	key := randomKey(t)
-	for _, size := range []int{0, 1, 16, 4097, ahead.Inline, ahead.Inline + 1, ahead.Inline + 9*ahead.Block + 5} {
+	for _, size := range []int{0, 1, 16, 4097, inline, inline + 1, inline + 9*block + 5} {
 		plain := []byte(strings.Repeat("staged plaintext, ", size/18+1))[:size]
 		ciphertext, annotations := seal(t, plain, encrypt.Recipient{KID: kid, Key: secret.New([]byte(key))})
 		for name, wrap := range map[string]func(io.Reader) io.Reader{
@@ -54,7 +59,7 @@ func TestStaged(t *testing.T) {
 func TestStagedRefuses(t *testing.T) {
 	t.Parallel()
 	key := randomKey(t)
-	plain := bytes.Repeat([]byte("x"), ahead.Inline+5*ahead.Block)
+	plain := bytes.Repeat([]byte("x"), inline+5*block)
 	ciphertext, annotations := seal(t, plain, encrypt.Recipient{KID: kid, Key: secret.New([]byte(key))})
 	for name, changed := range map[string]func([]byte) []byte{
 		"first byte": func(b []byte) []byte { b[0] ^= 1; return b },

@@ -59,6 +59,9 @@ func (l Limits) WithDefaults() Limits {
 type Stats struct {
 	// Entries and Bytes are counted as [Limits] count them.
 	Entries, Bytes int64
+	// Allocated is the sum of the sizes of files in whole blocks of 4 KiB,
+	// with that of a file that did not fit any more.
+	Allocated int64
 	// SkippedXattrs is the number of extended attributes that were not set,
 	// because they mean nothing in the guest (security.selinux, most of trusted.…) or
 	// because the file system has no user.… attributes.
@@ -67,6 +70,20 @@ type Stats struct {
 
 // ErrLimit is wrapped by errors about a layer that is beyond its limits.
 var ErrLimit = errors.New("beyond the limit")
+
+// SizeError is a file that goes beyond [Limits].Bytes; it wraps [ErrLimit].
+type SizeError struct {
+	// Limit is the limit, Size the file's and Before that of the files before it.
+	Limit, Size, Before int64
+}
+
+// Error implements error.
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("%v of %d bytes unpacked: the file has %d, %d were unpacked before it", ErrLimit, e.Limit, e.Size, e.Before)
+}
+
+// Unwrap gives [ErrLimit].
+func (e *SizeError) Unwrap() error { return ErrLimit }
 
 // Error is a layer that was refused or could not be unpacked.
 type Error struct {

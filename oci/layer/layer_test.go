@@ -223,7 +223,7 @@ func TestUnpackMetadata(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if want := (layer.Stats{Entries: 6, Bytes: 5, SkippedXattrs: 2}); stats != want {
+	if want := (layer.Stats{Entries: 6, Bytes: 5, Allocated: 3 * 4096, SkippedXattrs: 2}); stats != want {
 		t.Errorf("stats: want %+v, got %+v", want, stats)
 	}
 	for name, want := range map[string]struct {

@@ -25,6 +25,8 @@ const (
 	maxPath = unix.PathMax
 	maxName = 255 // NAME_MAX
 
+	blockBytes = 4 << 10 // of most file systems, and a page
+
 	// Device numbers of Linux have 12 and 20 bits (include/linux/kdev_t.h).
 	maxMajor = 1<<12 - 1
 	maxMinor = 1<<20 - 1
@@ -276,9 +278,10 @@ func (u *Unpacker) rootEntry(hdr *tar.Header) error {
 
 func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base string) error {
 	if hdr.Size > u.limits.Bytes-u.stats.Bytes {
-		return fmt.Errorf("%w of %d bytes unpacked: the file has %d, %d were unpacked before it", ErrLimit, u.limits.Bytes, hdr.Size, u.stats.Bytes)
+		return &SizeError{Limit: u.limits.Bytes, Size: hdr.Size, Before: u.stats.Bytes}
 	}
 	u.stats.Bytes += hdr.Size
+	u.stats.Allocated += (hdr.Size + blockBytes - 1) / blockBytes * blockBytes
 	var fd int
 	err := u.create(parent, base, func() (err error) {
 		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)

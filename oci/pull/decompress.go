@@ -4,10 +4,10 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/internal/inflate"
 )
 
 // maxZstdWindow is how far back a zstd frame may refer, in bytes, which is what
@@ -21,12 +21,12 @@ func decompress(r io.Reader, c oci.Compression) (io.Reader, func(), error) {
 	case oci.Uncompressed:
 		return r, func() {}, nil
 	case oci.Gzip:
-		// It reads all members, and refuses anything behind the last.
-		z, err := gzip.NewReader(r)
+		// It reads all members, and refuses anything but zeros behind the last.
+		z, err := inflate.NewGzipReader(r)
 		if err != nil {
 			return nil, nil, fmt.Errorf("gzip: %w", err)
 		}
-		return named{z, "gzip"}, func() { _ = z.Close() }, nil
+		return named{z, "gzip"}, func() {}, nil
 	case oci.Zstd:
 		z, err := zstd.NewReader(r, zstd.WithDecoderConcurrency(1), zstd.WithDecoderLowmem(true), zstd.WithDecoderMaxWindow(maxZstdWindow))
 		if err != nil {

@@ -3,39 +3,36 @@ package pull
 import (
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/oci/layer"
 )
 
-// SpaceError is an image that does not fit where it is to be unpacked.
+// SpaceError is an image that does not fit where it is to be unpacked. It is a
+// unix.ENOSPC.
 type SpaceError struct {
-	// Needed is what the image needs at least and Available what there was when
-	// the pull began, in Unit.
+	// Needed is what the image needs at least, as far as it was known, and
+	// Available what there was when the pull began, both in Unit.
 	Needed, Available int64
 	// Unit is "bytes" or "inodes".
 	Unit string
-	// Err is what writing failed with; nil if that was not tried.
+	// Err is what unpacking failed with; nil if nothing was fetched.
 	Err error
 }
 
 // Error implements error.
 func (e *SpaceError) Error() string {
-	text := fmt.Sprintf("no space: the image needs at least %s, %s are available", amount(e.Needed, e.Unit), amount(e.Available, e.Unit))
-	if e.Err != nil {
-		text += ": " + e.Err.Error()
+	if e.Err == nil {
+		return fmt.Sprintf("no space: the image needs at least %s, %s are available", amount(e.Needed, e.Unit), amount(e.Available, e.Unit))
 	}
-	return text
+	return fmt.Sprintf("no space: the image needs at least %s, %s were available when the pull began: %v",
+		amount(e.Needed, e.Unit), amount(e.Available, e.Unit), e.Err)
 }
 
-// Unwrap gives the cause.
-func (e *SpaceError) Unwrap() []error {
-	if e.Err == nil {
-		return []error{unix.ENOSPC}
-	}
-	return []error{e.Err}
-}
+// Is says that it is ENOSPC.
+func (e *SpaceError) Is(target error) bool { return target == unix.ENOSPC }
 
 func amount(n int64, unit string) string {
 	if unit == "bytes" && n >= 10<<20 {
@@ -66,15 +63,20 @@ func isFull(err error) bool { return errors.Is(err, unix.ENOSPC) || errors.Is(er
 // that did not fit, and the layers that follow, which take more room unpacked
 // than they have.
 func (p *puller) explain(err error, done layer.Stats, rest []*planned) error {
-	if !isFull(err) {
+	size, tooLarge := errors.AsType[*layer.SizeError](err)
+	tooLarge = tooLarge && size.Limit == p.space.bytes
+	if !isFull(err) && !tooLarge {
 		return err
 	}
-	needed := done.Bytes
+	if now, serr := freeSpace(filepath.Dir(p.Dest)); serr == nil && !tooLarge && now.countsInodes && now.inodes == 0 {
+		return &SpaceError{Needed: p.space.inodes + 1, Available: p.space.inodes, Unit: "inodes", Err: err}
+	}
+	needed := done.Allocated
+	if tooLarge {
+		needed = size.Before + size.Size
+	}
 	for _, l := range rest {
 		needed += l.Size
-	}
-	if p.space.countsInodes && done.Entries >= p.space.inodes {
-		return &SpaceError{Needed: done.Entries, Available: p.space.inodes, Unit: "inodes", Err: err}
 	}
 	return &SpaceError{Needed: needed, Available: p.space.bytes, Unit: "bytes", Err: err}
 }

@@ -352,6 +352,15 @@ func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, Registry
 			}
 			registry.Credentials = credentials
 		}
+		if uri := sb.image.RegistriesURI; uri != "" {
+			text, err := sb.hub.Resource(ctx, uri)
+			if err != nil {
+				return fmt.Errorf("registry configuration: %w", err)
+			}
+			if registry.Image.Registries, err = guestconfig.ParseRegistries(text.Expose()); err != nil {
+				return fmt.Errorf("registry configuration %s: %w", uri, err)
+			}
+		}
 		sb.signature, sb.registry = policy, &registry
 		return nil
 	})
@@ -364,6 +373,9 @@ func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, Registry
 // signaturePolicy: without one in initdata, the digest that the pod policy
 // pins is what vouches for an image.
 func (sb *sandbox) signaturePolicy(ctx context.Context) (*signature.Policy, error) {
+	if sb.image.SigstoreConfig != "" || sb.image.SigstoreConfigURI != "" {
+		return nil, errors.New("sigstore_config: this guest reads no lookaside signatures")
+	}
 	text := []byte(sb.image.SecurityPolicy)
 	if uri := sb.image.SecurityPolicyURI; uri != "" {
 		policy, err := sb.hub.Resource(ctx, uri)

@@ -231,3 +231,27 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (evidence js
 	})
 	return evidence, err
 }
+
+// Device gives the log as additional evidence, for an environment whose evidence
+// has no place for it. pcr is the register of its TPM that the recorder extends,
+// nil for none.
+func (r *Recorder) Device(pcr *int) tee.Attester { return &device{r, pcr} }
+
+type device struct {
+	r   *Recorder
+	pcr *int
+}
+
+// TEE implements [tee.Attester].
+func (*device) TEE() tee.Name { return tee.RuntimeLog }
+
+// Evidence implements [tee.Attester]. The log needs no report data: that of the
+// primary evidence covers it.
+func (d *device) Evidence(context.Context, []byte) (json.RawMessage, error) {
+	return eventlog.RuntimeEvidence{Log: d.r.Log(), PCR: d.pcr}.JSON()
+}
+
+// InitData implements [tee.Attester].
+func (*device) InitData(context.Context) ([]byte, error) {
+	return nil, errors.New("measurement: a log has no initdata")
+}

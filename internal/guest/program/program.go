@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -164,19 +163,17 @@ func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) 
 }
 
 func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, UserAgent: "coffer-agent/" + Version}
+	proxy, err := c.Image.Proxy.Func()
+	if err != nil {
+		return nil, nil, fmt.Errorf("image_pull_proxy: %w", err)
+	}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
 	if c.Credentials.Len() > 0 {
 		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
 		if err != nil {
 			return nil, nil, fmt.Errorf("registry credentials: %w", err)
 		}
 		o.Credentials = credentials
-	}
-	for _, r := range c.Image.Registries {
-		if r.Insecure {
-			host, _, _ := strings.Cut(r.Location, "/")
-			o.PlainHTTP = append(o.PlainHTTP, host)
-		}
 	}
 	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
 		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)

@@ -54,28 +54,21 @@ func New(src io.Reader, tap func([]byte)) *Reader {
 	return &Reader{src: src, tap: tap}
 }
 
-// Next returns up to limit of the next bytes, which are good until the next
-// call and may be changed by the consumer. It returns no bytes only with an
-// error, which is src's.
-func (r *Reader) Next(limit int) ([]byte, error) {
-	for len(r.rest) == 0 {
-		if r.err != nil {
-			return nil, r.err
-		}
-		r.advance()
-	}
-	b := r.rest[:min(limit, len(r.rest))]
-	r.rest = r.rest[len(b):]
-	return b, nil
-}
-
-// Read implements io.Reader.
+// Read implements io.Reader. Its error, which is src's, comes when there is
+// nothing before it any more.
 func (r *Reader) Read(p []byte) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	b, err := r.Next(len(p))
-	return copy(p, b), err
+	for len(r.rest) == 0 {
+		if r.err != nil {
+			return 0, r.err
+		}
+		r.advance()
+	}
+	n := copy(p, r.rest)
+	r.rest = r.rest[n:]
+	return n, nil
 }
 
 // advance gets the next block.
