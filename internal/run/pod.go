@@ -138,6 +138,11 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 			names = append(names, sealedNames(v.Sealed)...)
 		}
 	}
+	for _, v := range policy.Volumes {
+		if v.Key != "" {
+			names = append(names, v.Key)
+		}
+	}
 	if o.Credentials != "" {
 		names = append(names, o.Credentials)
 	}
