@@ -154,6 +154,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.guestCommand(),
 		a.imageCommand(),
 		a.policyCommand(),
+		a.prepareCommand(),
 		a.initdataCommand(),
 		a.evidenceCommand(),
 		a.eventlogCommand(),
