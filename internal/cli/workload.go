@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -30,6 +31,7 @@ type workloadFlags struct {
 func (w *workloadFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	f.StringVar(&w.workload, "workload", "", "KIND/NAME of one workload; the others are left out")
+	f.StringArrayVar(&w.o.RuntimeClasses, "only-runtime-class", nil, "runtimeClassName of the workloads that are meant; others are left out (repeatable)")
 	f.StringVarP(&w.o.Namespace, "namespace", "n", "", "namespace of manifests without one (default: left to the host)")
 	f.StringArrayVar(&w.allow, "allow", nil, `CONTAINER=JSON: what the host may do with a container ("*": with each), as the annotation `+kube.AnnotationAllow+"CONTAINER (repeatable)")
 	f.BoolVar(&w.allowLogs, "allow-logs", false, "let the host read the output of every container")
@@ -137,6 +139,10 @@ func (w *workloadFlags) generate(ctx context.Context, a *app, names []string) (_
 	o.Images = g.images
 	if g.Result, err = kube.Generate(ctx, g.input, o); err != nil {
 		return nil, err
+	}
+	if len(g.Workloads) == 0 {
+		printNotes(a.env.Stderr, g.Notes)
+		return nil, errors.New("no workload is left: all have another runtime class")
 	}
 	if w.workload != "" {
 		var have []string
