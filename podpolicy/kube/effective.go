@@ -23,6 +23,10 @@ func (h *host) compare(c, own *podpolicy.Container) {
 	}
 	differ("role", own.Role, c.Role)
 	differ("capabilities", sorted(own.Capabilities), sorted(c.Capabilities))
+	refused := slices.ContainsFunc(h.findings, func(f Finding) bool { return f.Rule == podpolicy.RuleContainerUser && f.Container == c.Name })
+	if own.User != nil && c.User != nil && !refused {
+		differ("user", compact(own.User), compact(c.User))
+	}
 	differ("seccomp", own.Seccomp, c.Seccomp)
 	differ("noNewPrivileges", own.NoNewPrivileges.On(), c.NoNewPrivileges.On())
 	differ("readOnlyRoot", own.ReadOnlyRoot, c.ReadOnlyRoot)
