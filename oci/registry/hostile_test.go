@@ -186,6 +186,25 @@ func TestStallIsIdleNotTotal(t *testing.T) {
 	}
 }
 
+// TestDrippingManifest: a document may take a while, not forever.
+func TestDrippingManifest(t *testing.T) {
+	t.Parallel()
+	s := newServer(t, func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", oci.MediaTypeManifest)
+		for r.Context().Err() == nil {
+			_, _ = w.Write([]byte(" "))
+			w.(http.Flusher).Flush()
+			<-time.After(10 * time.Millisecond)
+		}
+	})
+	repo := open(t, s, registry.Options{StallTimeout: 100 * time.Millisecond})
+	d := oci.Descriptor{MediaType: oci.MediaTypeManifest, Digest: oci.FromBytes(nil), Size: 100_000}
+	started := time.Now()
+	if _, err := fetch(t, repo, d); err == nil || !strings.Contains(err.Error(), "took too long over a document: more than 200ms") || time.Since(started) > 3*time.Second {
+		t.Errorf("%v after %v", err, time.Since(started))
+	}
+}
+
 // TestLiesAboutSizes: Content-Length against the descriptor, before and after
 // the content.
 func TestLiesAboutSizes(t *testing.T) {
