@@ -9,12 +9,11 @@ import (
 // Values that mean the same as an absent key, as the guest components'
 // documentation and examples write them.
 const (
-	defaultKeyAlgorithm = "ECDH-ES+A256KW-P256"
-	defaultCDHSocket    = "unix:///run/confidential-containers/cdh.sock"
-	defaultAASocket     = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
-	defaultWorkDir      = "/run/kata-containers/image/"
-	defaultLogLevel     = "info"
-	defaultPCR          = int64(17)
+	defaultCDHSocket = "unix:///run/confidential-containers/cdh.sock"
+	defaultAASocket  = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
+	defaultWorkDir   = "/run/kata-containers/image/"
+	defaultLogLevel  = "info"
+	defaultPCR       = int64(17)
 	// kbcName is the only key broker client that is not a stub.
 	kbcName = "cc_kbc"
 )
@@ -23,20 +22,33 @@ const (
 const (
 	maxExtraRoots  = 64
 	maxConcurrency = 32
+	maxSelector    = 256
+	maxLocation    = 512
 	whyNoSockets   = "its parts share one process and no socket"
 	whyNoLogLevel  = "logging is set by the measured kernel command line"
 	whyNoEventLog  = "runtime measurements are not recorded yet"
 )
 
 // parseAA reads aa.toml.
-func parseAA(t *table) broker {
+func parseAA(t *table, c *Config) broker {
 	var b broker
 	tokens := t.sub("token_configs")
-	tokens.notYet("coco_as", "its token comes from the key broker")
+	as := tokens.sub("coco_as")
+	if s := as.str("url"); s != "" {
+		if err := kbs.CheckServiceURL(s); err != nil {
+			t.r.fail(as.where("url"), "%v", err)
+		}
+		c.ServiceURL = strings.TrimRight(s, "/")
+	} else if as.left != nil {
+		t.r.fail(as.where("url"), "is missing")
+	}
+	as.done()
 	k := tokens.sub("kbs")
 	b.url, b.cert = k.brokerURL("url"), k.pem("cert")
-	k.notYet("tee_key_algorithm", "only "+defaultKeyAlgorithm+" is implemented", defaultKeyAlgorithm)
-	k.notYet("attestation_policy_selector", "the trustee chooses the policy", "")
+	c.KeyType = k.keyType("tee_key_algorithm")
+	if c.PolicySelector = k.str("attestation_policy_selector"); len(c.PolicySelector) > maxSelector {
+		t.r.fail(k.where("attestation_policy_selector"), "has %d bytes, the limit is %d", len(c.PolicySelector), maxSelector)
+	}
 	k.needURL(b, "url", "cert")
 	k.done()
 	tokens.done()
@@ -50,11 +62,11 @@ func parseAA(t *table) broker {
 }
 
 // parseCDH reads cdh.toml.
-func parseCDH(t *table, image *Image) broker {
+func parseCDH(t *table, c *Config) broker {
 	var b broker
 	t.notYet("socket", whyNoSockets, defaultCDHSocket)
 	t.notYet("skip_sealed_secret_verification", "sealed secrets are always verified", false)
-	t.notYet("credentials", "secrets are fetched when they are used", []any{}, []map[string]any{})
+	c.Credentials = parseCredentials(t)
 	aa := t.sub("aa")
 	aa.notYet("aa_socket", whyNoSockets, defaultAASocket)
 	aa.done()
@@ -67,7 +79,7 @@ func parseCDH(t *table, image *Image) broker {
 	b.url, b.cert = k.brokerURL("url"), k.pem("kbs_cert")
 	k.needURL(b, "url", "kbs_cert")
 	k.done()
-	parseImage(t.sub("image"), image)
+	parseImage(t.sub("image"), &c.Image)
 	t.logTable()
 	t.done()
 	return b
@@ -171,5 +183,18 @@ func (t *table) resource(key string) string {
 		t.r.fail(t.where(key), "%v", err)
 		return ""
 	}
+	t.r.uris = append(t.r.uris, namedURI{t.where(key), u})
 	return u.String()
+}
+
+// keyType reads a kind of TEE key; the default one is "".
+func (t *table) keyType(key string) kbs.KeyType {
+	switch k := kbs.KeyType(t.str(key)); k {
+	case "", kbs.KeyP256:
+	case kbs.KeyP521, kbs.KeyRSA, kbs.KeyMLKEM:
+		return k
+	default:
+		t.r.fail(t.where(key), "expected %s, %s, %s or %s, got %q", kbs.KeyP256, kbs.KeyP521, kbs.KeyRSA, kbs.KeyMLKEM, clip(string(k)))
+	}
+	return ""
 }

@@ -155,6 +155,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.imageCommand(),
 		a.cacheCommand(),
 		a.policyCommand(),
+		a.prepareCommand(),
 		a.initdataCommand(),
 		a.evidenceCommand(),
 		a.eventlogCommand(),

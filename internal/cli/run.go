@@ -30,6 +30,8 @@ type runFlags struct {
 	noCache    bool
 	image      string
 	user       string
+	scratch    string
+	volumes    []string
 }
 
 func (r *runFlags) add(c *cobra.Command) {
@@ -45,6 +47,8 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.BoolVarP(&r.o.Flags.Terminal, "tty", "t", false, "give the container a terminal")
 	f.BoolVarP(&r.o.Flags.Stdin, "interactive", "i", false, "connect standard input (implied by -t)")
 	f.BoolVar(&r.o.Flags.ReadOnlyRoot, "read-only", false, "make the root file system read-only")
+	f.StringVar(&r.scratch, "scratch", "", "keep images and what the container writes on an encrypted disk of `SIZE` (4Gi), which ends with the machine (default: in its memory)")
+	f.StringArrayVar(&r.volumes, "volume", nil, "NAME=FILE[:SIZE]: the file or block device that holds a block volume of the policy; a size makes a missing file (repeatable)")
 	f.StringVar(&r.policy, "policy", "", "pod policy file (default: written from the image and the flags)")
 	f.StringVar(&r.initdata, "initdata", "", "initdata file as its owner registered it, instead of --policy")
 	f.StringVar(&r.o.TrusteeURL, "trustee", "", "the trustee's URL as the guest reaches it (default: an embedded trustee)")
@@ -87,6 +91,18 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 		if o.Flags.User, err = parseUser(r.user); err != nil {
 			return o, err
 		}
+	}
+	if r.scratch != "" {
+		if o.Scratch, err = run.ParseSize(r.scratch); err != nil {
+			return o, usagef("--scratch: %w", err)
+		}
+	}
+	for _, text := range r.volumes {
+		v, err := run.ParseVolume(text)
+		if err != nil {
+			return o, usagef("--volume: %w", err)
+		}
+		o.Volumes = append(o.Volumes, v)
 	}
 	o.Flags.Logs = true
 	o.Flags.Stdin = o.Flags.Stdin || o.Flags.Terminal

@@ -49,6 +49,11 @@ type Options struct {
 	// ImagePolicy and Credentials as in InitdataOptions.
 	ImagePolicy, Credentials string
 	Unsealed                 bool
+	// Scratch is the size in bytes of a disk for images and for what containers
+	// write; 0 keeps them in the machine's memory.
+	Scratch int64
+	// Volumes are the disks of the policy's block volumes.
+	Volumes []Volume
 	// Quiet prints nothing but the container's output; ShowAppraisal prints
 	// the trustee's verdicts; JSON prints them as JSON.
 	Quiet, ShowAppraisal, JSON bool
@@ -104,6 +109,7 @@ func (o Options) Check() error {
 	if o.Unsealed && len(o.Flags.Secrets) > 0 {
 		errs = append(errs, errors.New("--secret-env: an unsealed pod is given no secret; leave out --unsealed"))
 	}
+	errs = append(errs, o.checkDisks()...)
 	if o.TrusteeURL != "" && !strings.HasPrefix(o.TrusteeURL, "https://") {
 		errs = append(errs, fmt.Errorf("--trustee: expected an https:// URL, got %q", o.TrusteeURL))
 	}
@@ -130,6 +136,9 @@ type Prepared struct {
 	// TrusteeURL and TrusteeCA as the guest is told; empty for none.
 	TrusteeURL string
 	TrusteeCA  []byte
+	// ScratchDisk is the serial number of the machine's disk for scratch; empty
+	// for none.
+	ScratchDisk string
 
 	spool string
 }
@@ -185,7 +194,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 // seal writes policy and initdata, and binds the pod's resources to them.
 func (p *Prepared) seal(ctx context.Context, o Options) error {
 	if o.Initdata != nil {
-		return p.openSeal(o.Initdata)
+		return p.openSeal(o)
 	}
 	policy, err := p.policy(o)
 	if err != nil {
@@ -195,6 +204,9 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 		return err
 	}
 	if p.Container, err = p.container(policy); err != nil {
+		return err
+	}
+	if err := matchVolumes(policy, o.Volumes); err != nil {
 		return err
 	}
 	options := InitdataOptions{
@@ -227,8 +239,8 @@ func Bind(ctx context.Context, c *admin.Client, id *Initdata, resources []kbs.Re
 }
 
 // openSeal takes initdata as its owner made it.
-func (p *Prepared) openSeal(raw []byte) error {
-	doc, err := initdata.Parse(raw)
+func (p *Prepared) openSeal(o Options) error {
+	doc, err := initdata.Parse(o.Initdata)
 	if err != nil {
 		return fmt.Errorf("--initdata: %w", err)
 	}
@@ -240,7 +252,10 @@ func (p *Prepared) openSeal(raw []byte) error {
 	if p.Container, err = p.container(policy); err != nil {
 		return err
 	}
-	p.Initdata, err = OpenInitdata(raw)
+	if err := matchVolumes(policy, o.Volumes); err != nil {
+		return err
+	}
+	p.Initdata, err = OpenInitdata(o.Initdata)
 	return err
 }
 

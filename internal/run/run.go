@@ -133,7 +133,13 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 		defer func() { _ = cache.Close() }()
 		config.BlobCache = cache
 	}
+	disks, err := openDisks(o)
+	if err != nil {
+		return 0, err
+	}
+	config.Disks, p.ScratchDisk = disks.disks, disks.scratch
 	sb, err := sandbox.Launch(ctx, *config)
+	_ = disks.Close() // the machine has descriptors of its own
 	if err != nil {
 		return 0, err
 	}
@@ -146,6 +152,9 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	defer stopWatching()
 	go watch(watching, sb, u)
 	if err := CreateSandbox(ctx, sb, p); err != nil {
+		return 0, Explain(err, sb)
+	}
+	if err := attachVolumes(ctx, sb, o, disks); err != nil {
 		return 0, Explain(err, sb)
 	}
 	request := o.createRequest(p)
@@ -242,9 +251,10 @@ func RegisterTDXLaunch(ctx context.Context, c *admin.Client, launch measure.TDXL
 	return nil
 }
 
-// CreateSandbox hands initdata and the network to the guest.
+// CreateSandbox hands initdata and the network to the guest, and says which disk
+// is for scratch.
 func CreateSandbox(ctx context.Context, sb *sandbox.Sandbox, p *Prepared) error {
-	req := &agentapi.CreateSandboxRequest{SandboxId: sb.ID(), Network: sb.Network()}
+	req := &agentapi.CreateSandboxRequest{SandboxId: sb.ID(), Network: sb.Network(), ScratchDisk: p.ScratchDisk}
 	if p.Initdata != nil {
 		gz, err := initdata.Compress(p.Initdata.Raw)
 		if err != nil {

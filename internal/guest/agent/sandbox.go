@@ -18,7 +18,9 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -34,6 +36,10 @@ type sandbox struct {
 	trustee string
 	image   guestconfig.Image
 	config  *podpolicy.SandboxConfig
+	images  *image.Store
+	volumes *volume.Manager
+	// devices are the nodes of raw block volumes, under the agent's lock.
+	devices map[string]string
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -82,7 +88,7 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if facts, err = a.bind(ctx, facts, digest); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1)}
+	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1), devices: map[string]string{}}
 	sb.once <- struct{}{}
 	broker := BrokerConfig{Attester: a.o.Attestation.Attester()}
 	if raw != nil {
@@ -104,6 +110,9 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	}
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
+	}
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
+		return nil, fmt.Errorf("scratch: %w", err)
 	}
 	a.mu.Lock()
 	a.sandbox = sb

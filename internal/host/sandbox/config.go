@@ -40,6 +40,8 @@ type Config struct {
 	Transport Transport
 	// NoNetwork leaves the network card out.
 	NoNetwork bool
+	// Disks of the machine. An image's File must stay open until Launch returns.
+	Disks []vmm.Disk
 	// Override is what the host changes beneath the manifest.
 	Override Override
 	// TEEPort, when not nil, wraps the software TEE's end of the port between
