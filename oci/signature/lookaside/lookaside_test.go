@@ -172,9 +172,9 @@ func TestHTTP(t *testing.T) {
 		name, isPlace := strings.CutPrefix(r.URL.Path, "/base/three"+prefix)
 		switch {
 		case isPlace && (name == "signature-1" || name == "signature-2" || name == "signature-3"):
-			fmt.Fprint(w, name)
+			_, _ = fmt.Fprint(w, name)
 		case strings.HasPrefix(r.URL.Path, "/base/many"+prefix):
-			fmt.Fprint(w, "x")
+			_, _ = fmt.Fprint(w, "x")
 		case strings.HasPrefix(r.URL.Path, "/base/large"+prefix):
 			_, _ = w.Write(make([]byte, openpgp.MaxMessage+1))
 		case strings.HasPrefix(r.URL.Path, "/base/broken"+prefix):
@@ -235,7 +235,7 @@ func TestExtension(t *testing.T) {
 		})
 		h.HandleFunc("GET /extensions/v2/shop/web/signatures/"+string(digest), func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(tt.status)
-			fmt.Fprint(w, tt.body)
+			_, _ = fmt.Fprint(w, tt.body)
 		})
 		server := httptest.NewServer(h)
 		address := strings.TrimPrefix(server.URL, "http://")
