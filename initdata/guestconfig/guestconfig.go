@@ -162,7 +162,7 @@ func (r *reader) fail(where, format string, args ...any) {
 // add adds the problems that another package found; they name their keys.
 func (r *reader) add(err error) {
 	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it is about this very error
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		list = joined.Unwrap()
 	}
 	for _, e := range list {

@@ -166,7 +166,7 @@ func TestStallIsIdleNotTotal(t *testing.T) {
 		for _, b := range content[:10] {
 			_, _ = w.Write([]byte{b})
 			w.(http.Flusher).Flush()
-			time.Sleep(50 * time.Millisecond)
+			<-time.After(50 * time.Millisecond)
 		}
 	})
 	if got, err := fetch(t, open(t, steady, registry.Options{StallTimeout: 300 * time.Millisecond}), blobOf(content[:10])); err != nil || len(got) != 10 {

@@ -214,7 +214,8 @@ func (c *Client) proxied(req *http.Request) (bool, error) {
 // explainSend says what stood in the way of an answer.
 func (c *Client) explainSend(host string, err error) error {
 	op, isOp := errors.AsType[*net.OpError](err)
-	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() && !(isOp && op.Op == "dial") {
+	dialing := isOp && op.Op == "dial"
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() && !dialing {
 		return fmt.Errorf("%s: %w for %v: %w", host, errStalled, c.options.StallTimeout, err)
 	}
 	return c.explainTLS(host, err)
