@@ -17,7 +17,6 @@ import (
 	"sync/atomic"
 	"testing"
 
-
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/layout"
 	"github.com/coffer-project/coffer/oci/signature"

@@ -10,7 +10,6 @@ import (
 	"strings"
 	"testing"
 
-
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/layout"
 	"github.com/coffer-project/coffer/oci/signature"

@@ -11,8 +11,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/oci/signature/lookaside"
 	"github.com/coffer-project/coffer/oci/signature/openpgp"
@@ -227,7 +229,7 @@ func TestExtension(t *testing.T) {
 		"broken":      {"1", `{"signatures":[{}`, 200, 0, "JSON"},
 		"duplicate":   {"1", `{"signatures":[],"signatures":[` + one + `]}`, 200, 0, "twice"},
 		"large":       {"1", strings.Repeat("x", 5<<20), 200, 0, "more than"},
-		"error":       {"1", "", 500, 0, "got 500"},
+		"error":       {"1", "", 500, 0, "HTTP status 500"},
 	} {
 		h := http.NewServeMux()
 		h.HandleFunc("GET /v2/", func(w http.ResponseWriter, _ *http.Request) {
@@ -239,7 +241,11 @@ func TestExtension(t *testing.T) {
 		})
 		server := httptest.NewServer(h)
 		address := strings.TrimPrefix(server.URL, "http://")
-		s, err := lookaside.New(lookaside.Options{Registry: lookaside.Anonymous(server.Client(), func(host string) bool { return host == address })})
+		client, err := registry.New(registry.Options{PlainHTTP: []string{address}, Sleep: func(context.Context, time.Duration) error { return nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := lookaside.New(lookaside.Options{Registry: client})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,6 +256,7 @@ func TestExtension(t *testing.T) {
 		if tt.n == 1 && len(got) == 1 && string(got[0]) != "signed" {
 			t.Errorf("%s: %q", name, got)
 		}
+		client.Close()
 		server.Close()
 	}
 }

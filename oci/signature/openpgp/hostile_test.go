@@ -6,7 +6,6 @@ import (
 	"testing"
 	"time"
 
-
 	"github.com/coffer-project/coffer/oci/signature/openpgp"
 )
 
