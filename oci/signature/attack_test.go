@@ -420,3 +420,16 @@ func TestVerifyIsCheap(t *testing.T) {
 		}
 	}
 }
+
+// BenchmarkVerify is a whole check of a signature at the tag, without network.
+func BenchmarkVerify(b *testing.B) {
+	k, pub := newKey(b)
+	store, ref := imageAt(b, "reg.example/shop/web")
+	sign(b, store, ref, k)
+	p := restricted(b, pub, "")
+	for b.Loop() {
+		if _, err := p.Verify(b.Context(), subject(ref), store, nil); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
