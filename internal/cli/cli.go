@@ -160,6 +160,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.measureCommand(),
 		a.explainCommand(),
 		a.collateralCommand(),
+		a.secretCommand(),
 		a.trusteeCommand(),
 	)
 	return root
