@@ -140,6 +140,22 @@ func share(root *os.File, group *uint32) error {
 	return unix.Chmod(path, mode)
 }
 
+// Attach makes a volume of a directory that is mounted elsewhere: the file system
+// of a block volume. One that exists is left alone.
+func (m *Manager) Attach(name, dir string) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.roots[name] != nil {
+		return nil
+	}
+	root, err := openRoot(dir)
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", name, err)
+	}
+	m.roots[name] = root
+	return nil
+}
+
 // Files makes a volume for files, which are yet to come by [Manager.Put].
 func (m *Manager) Files(name string) error {
 	_, _, err := m.root(name, func(string) error { return nil })
@@ -154,9 +170,10 @@ func (m *Manager) Close() error {
 	var errs []error
 	for name, root := range m.roots {
 		errs = append(errs, root.Close())
-		// A volume of files is a plain directory: EINVAL.
+		// A volume of files is a plain directory (EINVAL), and one that was
+		// attached is not here.
 		err := unix.Unmount(filepath.Join(m.dir, name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) {
+		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("volume %s: unmount: %w", name, err))
 		}
 		delete(m.roots, name)
@@ -183,12 +200,20 @@ func (m *Manager) root(name string, prepare func(path string) error) (root *os.F
 	if err := prepare(path); err != nil {
 		return nil, false, fmt.Errorf("volume %s: %w", name, err)
 	}
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if root, err = openRoot(path); err != nil {
 		return nil, false, fmt.Errorf("volume %s: %w", name, err)
 	}
-	m.roots[name] = os.NewFile(uintptr(fd), path)
-	return m.roots[name], true, nil
+	m.roots[name] = root
+	return root, true, nil
+}
+
+// openRoot opens a volume's root directory to find things beneath it.
+func openRoot(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // Directory is a directory of a volume, ready to be mounted into a container.
