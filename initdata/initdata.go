@@ -31,6 +31,9 @@ const (
 	KeyPolicyRego = "policy.rego"
 	// KeyPodPolicy is Coffer's pod policy.
 	KeyPodPolicy = "pod-policy.json"
+	// KeyCoffer is what Coffer's guest can be told beyond the guest components'
+	// two files.
+	KeyCoffer = "coffer.toml"
 )
 
 // Version is the document's only version.

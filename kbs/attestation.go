@@ -222,17 +222,25 @@ func ParseTokenResponse(data []byte) (*TokenResponse, error) {
 	if t.Token, err = o.str("token"); err != nil {
 		return nil, err
 	}
-	if len(t.Token) > MaxTokenBytes {
-		return nil, fmt.Errorf("kbs: token response: token has %d bytes, the limit is %d", len(t.Token), MaxTokenBytes)
+	if err := checkJWT("token response", t.Token); err != nil {
+		return nil, err
 	}
-	parts := strings.Split(t.Token, ".")
+	return t, nil
+}
+
+// checkJWT checks a token's outer form.
+func checkJWT(what, token string) error {
+	if len(token) > MaxTokenBytes {
+		return fmt.Errorf("kbs: %s: token has %d bytes, the limit is %d", what, len(token), MaxTokenBytes)
+	}
+	parts := strings.Split(token, ".")
 	if len(parts) != 3 {
-		return nil, fmt.Errorf("kbs: token response: expected a JWT of 3 parts, got %d", len(parts))
+		return fmt.Errorf("kbs: %s: expected a JWT of 3 parts, got %d", what, len(parts))
 	}
 	for _, p := range parts {
 		if _, err := decode64(p); err != nil || p == "" {
-			return nil, errors.New("kbs: token response: token is not a JWT: a part is not unpadded base64url")
+			return fmt.Errorf("kbs: %s: token is not a JWT: a part is not unpadded base64url", what)
 		}
 	}
-	return t, nil
+	return nil
 }

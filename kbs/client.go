@@ -52,7 +52,7 @@ type ClientOptions struct {
 	Logger *slog.Logger
 	// Rand is the source of keys. Required: crypto/rand.Reader.
 	Rand io.Reader
-	// Now is the clock that certificates are judged by; nil: time.Now.
+	// Now is the clock that certificates and tokens are judged by; nil: time.Now.
 	Now func() time.Time
 }
 
@@ -69,10 +69,12 @@ type Client struct {
 	rand     io.Reader
 	// wait sleeps for d or until ctx ends. Tests replace it.
 	wait func(ctx context.Context, d time.Duration) error
+	now  func() time.Time
 
 	// mu guards what follows.
 	mu      sync.Mutex
 	current *session
+	pause   time.Time // until when no renewal is tried
 	flight  *flight
 }
 
@@ -80,6 +82,11 @@ type Client struct {
 type session struct {
 	token string
 	key   *TEEKey
+	// The token's own words, zero where it says nothing.
+	notBefore, expires time.Time
+	// renew is when to get a new token, dead when this one is past use, both
+	// by this machine's clock; zero when the token does not say.
+	renew, dead time.Time
 }
 
 // flight is a handshake under way. Its fields but done are written before
@@ -130,6 +137,9 @@ func NewClient(opts ClientOptions) (*Client, error) {
 	if opts.RequestTimeout == 0 {
 		opts.RequestTimeout = time.Minute
 	}
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
 	hc, err := brokerhttp.New(brokerhttp.Options{
 		URL:         opts.URL,
 		Roots:       roots,
@@ -141,7 +151,7 @@ func NewClient(opts ClientOptions) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("kbs: client: %w", err)
 	}
-	c := &Client{http: hc, attester: opts.Attester, devices: devices, keyType: opts.KeyType, selector: opts.PolicySelector, log: opts.Logger, rand: &lockedReader{r: opts.Rand}, wait: wait}
+	c := &Client{http: hc, attester: opts.Attester, devices: devices, keyType: opts.KeyType, selector: opts.PolicySelector, log: opts.Logger, rand: &lockedReader{r: opts.Rand}, wait: wait, now: opts.Now}
 	if opts.InitData != nil {
 		c.initData = &InitData{Format: "toml", Body: string(opts.InitData)}
 	}
@@ -156,8 +166,9 @@ func (c *Client) Attest(ctx context.Context) error {
 	return err
 }
 
-// Token is the token of the last handshake, "" before the first.
-func (c *Client) Token() string {
+// HeldToken is the token of the last handshake, "" before the first. It asks
+// nobody; see [Client.Token].
+func (c *Client) HeldToken() string {
 	if s := c.held(); s != nil {
 		return s.token
 	}
@@ -165,19 +176,17 @@ func (c *Client) Token() string {
 }
 
 // Resource fetches a resource and decrypts it. It attests first if nothing
-// did so before, and again, once, when the broker no longer knows the token.
+// did so before or the token is about to expire, and again, once, when the
+// broker no longer knows the token. The URI's trustee is the caller's matter.
 // Errors are *StatusError where the broker refused: 403 with a reason, 404
 // for a resource that is not there.
 func (c *Client) Resource(ctx context.Context, uri ResourceURI) (secret.Bytes, error) {
 	if uri.IsZero() {
 		return secret.Bytes{}, errors.New("kbs: resource URI is empty")
 	}
-	s := c.held()
-	if s == nil {
-		var err error
-		if s, err = c.attest(ctx, nil); err != nil {
-			return secret.Bytes{}, err
-		}
+	s, err := c.fresh(ctx)
+	if err != nil {
+		return secret.Bytes{}, err
 	}
 	value, err := c.fetch(ctx, s, uri)
 	if se, ok := errors.AsType[*StatusError](err); ok && se.Status == http.StatusUnauthorized {

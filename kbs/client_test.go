@@ -27,7 +27,7 @@ func TestResource(t *testing.T) {
 		ft.challenge.HashAlgorithm = alg
 		ft.resources["/kbs/v0/plugin/x?a=1&b=%20"] = ""
 		c, waits := ft.client(func(o *ClientOptions) { o.InitData = []byte(ft.initData) })
-		if c.Token() != "" {
+		if c.HeldToken() != "" {
 			t.Error("a token before the first handshake")
 		}
 		for range 3 {
@@ -46,12 +46,12 @@ func TestResource(t *testing.T) {
 		if n := ft.count(AttestPath); n != 1 || len(*waits) != 0 {
 			t.Errorf("%d handshakes, %v waits", n, *waits)
 		}
-		old := c.Token()
-		if err := c.Attest(t.Context()); err != nil || c.Token() == old || ft.count(AttestPath) != 2 {
+		old := c.HeldToken()
+		if err := c.Attest(t.Context()); err != nil || c.HeldToken() == old || ft.count(AttestPath) != 2 {
 			t.Errorf("Attest did not run a handshake: %v", err)
 		}
 		c.Close()
-		if c.Token() != "" {
+		if c.HeldToken() != "" {
 			t.Error("Close keeps the token")
 		}
 		if _, err := c.Resource(t.Context(), testURI); err != nil {
@@ -134,7 +134,7 @@ func TestSessionLost(t *testing.T) {
 	if se, ok := errors.AsType[*StatusError](err); !ok || se.Status != http.StatusUnauthorized || ft.count(AuthPath) != 2 {
 		t.Errorf("got %v after %d handshakes, want 401 after 2", err, ft.count(AuthPath))
 	}
-	if c.Token() != "" {
+	if c.HeldToken() != "" {
 		t.Error("a failed handshake left a token")
 	}
 }
@@ -218,7 +218,7 @@ func TestFollowerOutlivesLeader(t *testing.T) {
 	if err := <-follower; err != nil {
 		t.Errorf("follower: %v", err)
 	}
-	if c.Token() == "" {
+	if c.HeldToken() == "" {
 		t.Error("no token")
 	}
 }
@@ -257,12 +257,12 @@ func TestLogsNoSecrets(t *testing.T) {
 	if err := c.Attest(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	tokens := []string{c.Token()}
+	tokens := []string{c.HeldToken()}
 	ft.forget()
 	if _, err := c.Resource(t.Context(), testURI); err != nil {
 		t.Fatal(err)
 	}
-	tokens = append(tokens, c.Token())
+	tokens = append(tokens, c.HeldToken())
 	if !strings.Contains(log.String(), "attested") || !strings.Contains(log.String(), "attesting again") {
 		t.Errorf("log: %s", log.String())
 	}

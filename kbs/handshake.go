@@ -29,7 +29,7 @@ func (c *Client) handshakes(ctx context.Context) (*session, error) {
 		return err
 	})
 	if err != nil {
-		return nil, fmt.Errorf("kbs: attestation: %w", err)
+		return nil, &AttestationError{err}
 	}
 	return s, nil
 }
@@ -86,7 +86,7 @@ func (c *Client) handshake(ctx context.Context) (*session, error) {
 		return nil, err
 	}
 	c.log.InfoContext(ctx, "attested", "tee", string(name), "duration", time.Since(start))
-	return &session{token: token.Token, key: key}, nil
+	return newSession(token.Token, key, c.now()), nil
 }
 
 // auth asks for a challenge and returns it with the session's cookie.

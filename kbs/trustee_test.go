@@ -49,6 +49,8 @@ type fakeTrustee struct {
 	// initData is what the attestation must carry.
 	initData  string
 	resources map[string]string
+	// claims makes the payload of token n; nil: an id and nothing else.
+	claims func(n int) string
 
 	mu       sync.Mutex
 	counts   map[string]int
@@ -198,7 +200,11 @@ func (ft *fakeTrustee) attest(w http.ResponseWriter, r *http.Request) {
 	}
 	ft.mu.Lock()
 	ft.next++
-	token := "e30." + b64.EncodeToString(fmt.Appendf(nil, `{"jti":"%d"}`, ft.next)) + ".c2ln"
+	claims := fmt.Sprintf(`{"jti":"%d"}`, ft.next)
+	if ft.claims != nil {
+		claims = ft.claims(ft.next)
+	}
+	token := "e30." + b64.EncodeToString([]byte(claims)) + ".c2ln"
 	ft.tokens[token] = a.TEEKey
 	ft.mu.Unlock()
 	out, _ := marshal(TokenResponse{Token: token})

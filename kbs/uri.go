@@ -28,16 +28,22 @@ var reservedPlugins = []string{"auth", "attest", "attestation-policy", "resource
 
 // ResourceURI names a resource of a key broker:
 //
-//	kbs[+plugin]://[host[:port]]/segment/segment/…[?query]
+//	kbs[+plugin]://[trustee]/segment/segment/…[?query]
 //
-// The host is accepted and dropped: a guest asks the broker it was configured
-// with, and no other. ResourceURI is comparable; equal values are the same
-// resource. Values other than the zero value come from [ParseResourceURI] or
-// [NewResourceURI] and are valid.
+// The trustee is a DNS label by which a guest's configuration names one of
+// several key brokers; without it the URI means the default one. Other
+// implementations write an address there and ignore it, so an address (with a
+// dot, a colon or a port) is accepted and dropped: a guest asks the brokers it
+// was configured with, and no other. To a broker itself the name means nothing.
+//
+// ResourceURI is comparable; equal values are the same resource. Values other
+// than the zero value come from [ParseResourceURI] or [NewResourceURI] and are
+// valid.
 type ResourceURI struct {
-	plugin string
-	path   string // segments joined by "/", no leading slash
-	query  string // as written, without "?"
+	trustee string
+	plugin  string
+	path    string // segments joined by "/", no leading slash
+	query   string // as written, without "?"
 }
 
 // NewResourceURI names a stored secret.
@@ -79,6 +85,12 @@ func ParseResourceURI(s string) (ResourceURI, error) {
 	}
 	if len(host) > maxHostBytes || !all(host, isHostByte) {
 		return fail("the host is not a host name or address")
+	}
+	if host != "" && !strings.ContainsAny(host, ".:[]") {
+		if err := CheckTrusteeName(host); err != nil {
+			return fail("%w", err)
+		}
+		u.trustee = host
 	}
 	u.path = path
 	if err := u.validate(); err != nil {
@@ -128,6 +140,21 @@ func (u ResourceURI) validate() error {
 	return nil
 }
 
+// maxTrusteeName bounds a DNS label (RFC 1035 §2.3.4).
+const maxTrusteeName = 63
+
+// CheckTrusteeName tells whether s can name a trustee in a URI: a DNS label in
+// lower case.
+func CheckTrusteeName(s string) error {
+	if n := len(s); n == 0 || n > maxTrusteeName || !all(s, isPluginByte) || s[0] == '-' || s[n-1] == '-' {
+		return fmt.Errorf("%q is no trustee's name: expected 1 to %d lower-case letters, digits and inner dashes", clip(s, 64), maxTrusteeName)
+	}
+	return nil
+}
+
+// Trustee is the name of the trustee to ask, "" for the default one.
+func (u ResourceURI) Trustee() string { return u.trustee }
+
 // Plugin is the plugin that answers, [PluginResource] by default.
 func (u ResourceURI) Plugin() string { return u.plugin }
 
@@ -143,8 +170,8 @@ func (u ResourceURI) Query() string { return u.query }
 // IsZero tells whether u is the zero value, which names nothing.
 func (u ResourceURI) IsZero() bool { return u == ResourceURI{} }
 
-// String is the canonical form: without a host, and without the plugin if it
-// is [PluginResource].
+// String is the canonical form: without an address, and without the plugin if
+// it is [PluginResource].
 func (u ResourceURI) String() string {
 	if u.IsZero() {
 		return ""
@@ -153,7 +180,7 @@ func (u ResourceURI) String() string {
 	if u.plugin != PluginResource {
 		s += "+" + u.plugin
 	}
-	s += ":///" + u.path
+	s += "://" + u.trustee + "/" + u.path
 	if u.query != "" {
 		s += "?" + u.query
 	}

@@ -22,17 +22,28 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 		return ImageRef{}, nil, refuse(RuleContainerUnknown, "name", "one of "+quoteList(containerNames(p)), quote(q.Name), "the host selects among the policy's containers; it cannot add one")
 	}
 	for _, check := range []func(*Policy, *state, *Container, ContainerProposal) *Refusal{
-		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm, checkPinned, checkVolumes,
+		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm,
 	} {
 		if r := check(p, s, c, q); r != nil {
 			return ImageRef{}, nil, r
 		}
 	}
+	given, r := givenEnv(q.Env)
+	if r != nil {
+		return ImageRef{}, nil, r
+	}
+	if r := checkPinned(c, q); r != nil {
+		return ImageRef{}, nil, r
+	}
+	if r := checkVolumes(p, s, c); r != nil {
+		return ImageRef{}, nil, r
+	}
 	ref, r := chooseImage(c.Image, q.Image)
 	if r != nil {
 		return ImageRef{}, nil, r
 	}
-	next := s.withInstance(q.ID, instance{admission: s.admissions + 1, name: c.Name, image: ref, proposal: q.clone(), execs: map[string]execution{}})
+	q.Env = nil // it is in given
+	next := s.withInstance(q.ID, instance{admission: s.admissions + 1, name: c.Name, image: ref, proposal: q.clone(), given: given})
 	next.admissions++
 	return ref, next, nil
 }
@@ -90,8 +101,13 @@ func checkRestarts(_ *Policy, s *state, c *Container, _ ContainerProposal) *Refu
 }
 
 // checkOrder: init containers to success and sidecars started, each in its
-// place, before what follows them; app containers follow all of them.
+// place, before what follows them; app containers follow all of them. Ephemeral
+// containers have no place: they may come at any time, and nothing waits for
+// them.
 func checkOrder(p *Policy, s *state, c *Container, _ ContainerProposal) *Refusal {
+	if c.Role == RoleEphemeral {
+		return nil
+	}
 	for i := range p.Containers {
 		before := &p.Containers[i]
 		if before.Name == c.Name {
@@ -128,26 +144,21 @@ func checkForm(_ *Policy, _ *state, _ *Container, q ContainerProposal) *Refusal 
 			return r
 		}
 	}
-	if q.Env != nil {
-		if _, r := parseEnv("env", *q.Env); r != nil {
-			return r
-		}
-	}
 	if q.User != nil && len(q.User.Groups) > maxGroups {
 		return tooMany(RuleProposalForm, "user.groups", maxGroups, len(q.User.Groups))
 	}
 	if len(q.Mounts) > maxMounts {
 		return tooMany(RuleProposalForm, "mounts", maxMounts, len(q.Mounts))
 	}
-	if len(q.Slots) > len(envSlots()) {
-		return tooMany(RuleProposalForm, "slots", len(envSlots()), len(q.Slots))
+	if len(q.Slots) > maxSlots {
+		return tooMany(RuleProposalForm, "slots", maxSlots, len(q.Slots))
 	}
 	return checkSlots(q.Slots)
 }
 
 // checkPinned compares what the policy decides without the image.
-func checkPinned(p *Policy, _ *state, c *Container, q ContainerProposal) *Refusal {
-	if c.Args != nil && q.Args != nil {
+func checkPinned(c *Container, q ContainerProposal) *Refusal {
+	if c.Args != nil && q.Args != nil && !c.ExpandArgs {
 		if r := compareList(RuleContainerArgs, "args", c.Args, *q.Args); r != nil {
 			return r
 		}
@@ -158,21 +169,27 @@ func checkPinned(p *Policy, _ *state, c *Container, q ContainerProposal) *Refusa
 		}
 	}
 	if c.User != nil {
-		if r := compareUser(*c.User, q.User); r != nil {
+		if r := compareIDs(*c.User, q.User); r != nil {
 			return r
 		}
 	}
-	if r := compareMounts(c.Mounts, q.Mounts); r != nil {
+	if r := compareMounts(c, q.Mounts); r != nil {
 		return r
 	}
 	_, r := resolveLimits(c.Limits, Resources{}, q.Resources, true)
 	return r
 }
 
-func checkVolumes(p *Policy, _ *state, c *Container, _ ContainerProposal) *Refusal {
+// checkVolumes: a block volume is there before the container that has it.
+func checkVolumes(p *Policy, s *state, c *Container) *Refusal {
 	for i, m := range c.Mounts {
-		if p.Volumes[m.Volume].Kind == VolumeBlock {
-			return refuse(RuleVolumeUnsupported, indexPath("mounts", i), "a volume of kind ephemeral or files", "block", "block volumes are not supported by this guest yet")
+		if r := needAttached(p, s, indexPath("mounts", i), m.Volume); r != nil {
+			return r
+		}
+	}
+	for i, d := range c.Devices {
+		if r := needAttached(p, s, indexPath("devices", i), d.Volume); r != nil {
+			return r
 		}
 	}
 	return nil
@@ -200,9 +217,7 @@ func compareCwd(rule, want string, got *string) *Refusal {
 	return nil
 }
 
-// compareUser takes groups as a set; the primary group may be among them, since
-// runtimes differ in whether they list it.
-func compareUser(want User, got *User) *Refusal {
+func compareIDs(want User, got *User) *Refusal {
 	switch {
 	case got == nil:
 		return nil
@@ -211,7 +226,18 @@ func compareUser(want User, got *User) *Refusal {
 	case got.GID != want.GID:
 		return refuse(RuleContainerUser, "user.gid", fmt.Sprint(want.GID), fmt.Sprint(got.GID), "")
 	}
-	wantGroups, gotGroups := supplementary(want), supplementary(*got)
+	return nil
+}
+
+// compareUser takes groups as a set; those of habits may be there or not.
+func compareUser(want User, habits []uint32, got *User) *Refusal {
+	if r := compareIDs(want, got); r != nil || got == nil {
+		return r
+	}
+	wantGroups := supplementary(want)
+	gotGroups := slices.DeleteFunc(supplementary(*got), func(g uint32) bool {
+		return slices.Contains(habits, g) && !slices.Contains(wantGroups, g)
+	})
 	if !slices.Equal(wantGroups, gotGroups) {
 		return refuse(RuleContainerUser, "user.groups", fmt.Sprint(wantGroups), clip(fmt.Sprint(gotGroups)), "")
 	}
@@ -225,29 +251,36 @@ func supplementary(u User) []uint32 {
 	return slices.Compact(groups)
 }
 
-func compareMounts(want, got []Mount) *Refusal {
+// compareMounts: devices may be among a proposal's mounts, but need not.
+func compareMounts(c *Container, got []Mount) *Refusal {
 	if len(got) == 0 {
 		return nil
 	}
-	seen := map[string]bool{}
+	want := make(map[string]Mount, len(c.Mounts)+len(c.Devices))
+	for _, d := range c.Devices {
+		want[d.Path] = Mount{Path: d.Path, Volume: d.Volume, ReadOnly: d.ReadOnly}
+	}
+	for _, m := range c.Mounts {
+		want[m.Path] = m
+	}
+	seen := make(map[string]bool, len(got))
 	for i, g := range got {
-		at := indexPath("mounts", i)
-		j := slices.IndexFunc(want, func(w Mount) bool { return w.Path == g.Path })
+		w, ok := want[g.Path]
 		switch {
-		case j < 0:
-			return refuse(RuleContainerMounts, at+".path", "a path that the policy mounts", quote(g.Path), "")
+		case !ok:
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".path", "a path that the policy mounts", quote(g.Path), "")
 		case seen[g.Path]:
-			return refuse(RuleContainerMounts, at+".path", "each path once", quote(g.Path), "")
-		case g.Volume != want[j].Volume:
-			return refuse(RuleContainerMounts, at+".volume", quote(want[j].Volume), quote(g.Volume), "")
-		case g.ReadOnly != want[j].ReadOnly:
-			return refuse(RuleContainerMounts, at+".readOnly", fmt.Sprint(want[j].ReadOnly), fmt.Sprint(g.ReadOnly), "")
-		case g.SubPath != "" && g.SubPath != want[j].SubPath:
-			return refuse(RuleContainerMounts, at+".subPath", quote(want[j].SubPath), quote(g.SubPath), "")
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".path", "each path once", quote(g.Path), "")
+		case g.Volume != w.Volume:
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".volume", quote(w.Volume), quote(g.Volume), "")
+		case g.ReadOnly != w.ReadOnly:
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".readOnly", fmt.Sprint(w.ReadOnly), fmt.Sprint(g.ReadOnly), "")
+		case g.SubPath != "" && g.SubPath != w.SubPath:
+			return refuse(RuleContainerMounts, indexPath("mounts", i)+".subPath", quote(w.SubPath), quote(g.SubPath), "")
 		}
 		seen[g.Path] = true
 	}
-	for _, w := range want {
+	for _, w := range c.Mounts {
 		if !seen[w.Path] {
 			return refuse(RuleContainerMounts, "mounts", "a mount at "+quote(w.Path), nothing, "send all mounts of the policy, or none to leave them to it")
 		}

@@ -24,10 +24,13 @@ type NetworkConfig struct {
 // ContainerConfig is a container as it will run: all that the builder of an
 // OCI spec needs, in terms of the pod. It shares no memory with a proposal.
 type ContainerConfig struct {
-	ID, Name        string
-	Role            Role
-	Image           ImageRef
-	Args            []string
+	ID, Name string
+	Role     Role
+	Image    ImageRef
+	Args     []string
+	// ExpandArgs: Args hold references to variables whose values are secrets;
+	// [Expand] replaces them once these are known.
+	ExpandArgs      bool
 	Env             []EnvVar
 	Cwd             string
 	User            User
@@ -35,7 +38,7 @@ type ContainerConfig struct {
 	NoNewPrivileges bool
 	ReadOnlyRoot    bool
 	Seccomp         Seccomp
-	// Mounts have parents before children.
+	// Mounts have parents before children; devices are among them.
 	Mounts   []MountConfig
 	Limits   Resources
 	Terminal bool
@@ -45,9 +48,12 @@ type ContainerConfig struct {
 }
 
 // EnvVar is a variable whose value is Value, or is to be fetched: Sealed is a
-// sealed secret and Resource a KBS URI. At most one of the three is not empty.
+// sealed secret and Resource a KBS URI; or is to be made: Expand holds
+// references to variables of these two kinds, which [Expand] replaces once they
+// are known. References to other variables have been replaced. At most one of
+// the four is not empty.
 type EnvVar struct {
-	Name, Value, Sealed, Resource string
+	Name, Value, Sealed, Resource, Expand string
 
 	// optional: a proposal's environment need not name it.
 	optional bool
@@ -57,10 +63,39 @@ type EnvVar struct {
 type MountConfig struct {
 	Path, Volume, SubPath string
 	ReadOnly              bool
-	Kind                  VolumeKind
+	// Device: Path is the node of the volume's device, not a directory.
+	Device bool
+	Kind   VolumeKind
 	// Medium and SizeBytes (0: none) are an ephemeral volume's.
 	Medium    Medium
 	SizeBytes uint64
+}
+
+// VolumeConfig is a volume of the policy with its defaults spelled out; see
+// [Volume] for the fields. It shares no memory with the policy.
+type VolumeConfig struct {
+	Name      string
+	Kind      VolumeKind
+	Medium    Medium
+	SizeBytes uint64
+	// Key is a KBS URI; an empty Filesystem means a device.
+	Key, Filesystem string
+	// Disk is the serial number of the disk that was attached, or empty.
+	Disk string
+	// Sealed and Resources are files by name, whose contents the guest fetches.
+	Sealed, Resources map[string]string
+	// HostFiles: some files of the volume come by [Guard.PutFiles]; a container
+	// does not start without them.
+	HostFiles bool
+	// Mode and Modes are permission bits, octal.
+	Mode  string
+	Modes map[string]string
+	Group *uint32
+}
+
+// FileMode is the permission of a file of the volume that the guest fetches.
+func (c VolumeConfig) FileMode(name string) (uint32, error) {
+	return parseMode(orDefault(orDefault(c.Modes[name], c.Mode), defaultFileMode))
 }
 
 // ExecConfig is a command as it will run in its container.

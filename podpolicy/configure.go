@@ -1,6 +1,7 @@
 package podpolicy
 
 import (
+	"fmt"
 	"maps"
 	"path"
 	"slices"
@@ -9,7 +10,7 @@ import (
 // decideConfigure makes the effective configuration of an admitted container
 // from the policy and the image that was pulled for it.
 func decideConfigure(p *Policy, s *state, id string, admission uint64, img ImageConfig) (*ContainerConfig, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseAdmitted || i.admission != admission {
 		return nil, nil, badPhase(id, i, ok, phaseAdmitted)
 	}
@@ -28,8 +29,10 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Terminal: c.Terminal, Stdin: q.Stdin, SharePID: p.Pod.SharePID,
 	}
 	var r *Refusal
-	if config.Args, r = resolveArgs(c, img, q); r != nil {
-		return nil, nil, r
+	if !c.ExpandArgs {
+		if config.Args, r = resolveArgs(c, img, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	if config.Cwd, r = resolveCwd(c, img, q); r != nil {
 		return nil, nil, r
@@ -40,9 +43,19 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if config.Limits, r = resolveLimits(c.Limits, Resources{}, q.Resources, true); r != nil {
 		return nil, nil, r
 	}
-	var slots map[Slot]string
-	if config.Env, slots, r = resolveEnv(c, img.Env, q, s.slots); r != nil {
+	names, ok := s.envNames[c.Name]
+	if !ok {
+		names = slices.Sorted(maps.Keys(c.Env))
+	}
+	env, slots, r := resolveEnv(c, names, img.Env, s.sandbox.config.Hostname, i.given, q.Slots, s.slots)
+	if r != nil {
 		return nil, nil, r
+	}
+	config.Env = env.vars
+	if c.ExpandArgs {
+		if config.Args, config.ExpandArgs, r = resolveExpandedArgs(c, env, q); r != nil {
+			return nil, nil, r
+		}
 	}
 	config.Mounts = resolveMounts(p, c)
 	i.phase, i.config, i.stopSignal = phaseConfigured, config, stopSignal(img.StopSignal)
@@ -71,6 +84,31 @@ func resolveArgs(c *Container, img ImageConfig, q ContainerProposal) ([]string, 
 	return slices.Clone(args), nil
 }
 
+// resolveExpandedArgs compares arguments as the host has expanded them, but not
+// those that hold a secret.
+func resolveExpandedArgs(c *Container, env *environment, q ContainerProposal) ([]string, bool, *Refusal) {
+	args, open := env.expandArgs(c.Args)
+	if r := checkArgs("args", args); r != nil {
+		r.Rule = RuleContainerArgs
+		return nil, false, r
+	}
+	if q.Args == nil {
+		return args, open != nil, nil
+	}
+	want, got := args, slices.Clone(*q.Args)
+	if open != nil {
+		want = slices.Clone(args)
+		for i := range want {
+			if !open[i] {
+				want[i] = Expand(want[i], func(string) (string, bool) { return "", false })
+			} else if i < len(got) {
+				got[i] = want[i]
+			}
+		}
+	}
+	return args, open != nil, compareList(RuleContainerArgs, "args", want, got)
+}
+
 func resolveCwd(c *Container, img ImageConfig, q ContainerProposal) (string, *Refusal) {
 	cwd := c.Cwd
 	if cwd == "" {
@@ -83,10 +121,21 @@ func resolveCwd(c *Container, img ImageConfig, q ContainerProposal) (string, *Re
 	return cwd, compareCwd(RuleContainerCwd, cwd, q.Cwd)
 }
 
+// resolveUser makes the user, and compares a proposal's. What groups a runtime
+// lists besides depends on its version: the primary one, and those that the
+// image's /etc/group puts the user in. They may be there and mean nothing.
 func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Refusal) {
 	var user User
+	var habits []uint32
 	if c.User != nil {
 		user = *c.User
+		if q.User != nil {
+			// An image that does not tell makes no difference here.
+			u, err := ResolveUser(fmt.Sprint(user.UID), img.Passwd, img.Group)
+			if err == nil {
+				habits = append(u.Groups, u.GID)
+			}
+		}
 	} else {
 		u, err := ResolveUser(img.User, img.Passwd, img.Group)
 		if err != nil {
@@ -98,12 +147,12 @@ func resolveUser(c *Container, img ImageConfig, q ContainerProposal) (User, *Ref
 	if len(user.Groups) == 0 {
 		user.Groups = nil
 	}
-	return user, compareUser(user, q.User)
+	return user, compareUser(user, habits, q.User)
 }
 
 // resolveMounts is the policy's list, parents first, with what each volume is.
 func resolveMounts(p *Policy, c *Container) []MountConfig {
-	mounts := make([]MountConfig, 0, len(c.Mounts))
+	mounts := make([]MountConfig, 0, len(c.Mounts)+len(c.Devices))
 	for _, m := range c.Mounts {
 		v := p.Volumes[m.Volume]
 		mc := MountConfig{Path: m.Path, Volume: m.Volume, SubPath: m.SubPath, ReadOnly: m.ReadOnly || v.Kind == VolumeFiles, Kind: v.Kind}
@@ -111,6 +160,9 @@ func resolveMounts(p *Policy, c *Container) []MountConfig {
 			mc.Medium, mc.SizeBytes = orDefault(v.Medium, MediumDisk), v.Size.Bytes
 		}
 		mounts = append(mounts, mc)
+	}
+	for _, d := range c.Devices {
+		mounts = append(mounts, MountConfig{Path: d.Path, Volume: d.Volume, ReadOnly: d.ReadOnly, Device: true, Kind: p.Volumes[d.Volume].Kind})
 	}
 	slices.SortFunc(mounts, func(a, b MountConfig) int { return compareMountPaths(a.Path, b.Path) })
 	return mounts

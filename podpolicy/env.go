@@ -15,6 +15,14 @@ const (
 	defaultTerm = "xterm"
 )
 
+// givenEnv is parseEnv for a list that may be absent.
+func givenEnv(list *[]string) (map[string]string, *Refusal) {
+	if list == nil {
+		return nil, nil
+	}
+	return parseEnv("env", *list)
+}
+
 // parseEnv reads a proposal's environment.
 func parseEnv(path string, list []string) (map[string]string, *Refusal) {
 	if len(list) > maxEnv {
@@ -24,59 +32,78 @@ func parseEnv(path string, list []string) (map[string]string, *Refusal) {
 	total := 0
 	for i, e := range list {
 		name, value, ok := strings.Cut(e, "=")
-		at := indexPath(path, i)
 		if total += len(e); total > maxEnvBytes {
 			return nil, refuse(RuleProposalForm, path, fmt.Sprintf("at most %d bytes", maxEnvBytes), "more", "")
 		}
-		if !ok || !isEnvName(name) || strings.ContainsRune(value, 0) {
-			return nil, refuse(RuleProposalForm, at, "NAME=VALUE without NUL", quote(e), "")
+		if !ok || !isEnvName(name) || strings.IndexByte(value, 0) >= 0 {
+			return nil, refuse(RuleProposalForm, indexPath(path, i), "NAME=VALUE without NUL", quote(e), "")
 		}
 		if _, twice := env[name]; twice {
-			return nil, refuse(RuleProposalForm, at, "each name once", quote(name), "")
+			return nil, refuse(RuleProposalForm, indexPath(path, i), "each name once", quote(name), "")
 		}
 		env[name] = value
 	}
 	return env, nil
 }
 
-// environment is an ordered set of variables in the making.
+// environment is an ordered set of variables in the making: the image's, then
+// the policy's by name, the engines', and services'. Each is a slice, looked
+// through from its start: there are few, and no index to fill.
 type environment struct {
-	vars  []EnvVar
-	index map[string]int
+	vars []EnvVar
+	// image is how many of vars have an image's name.
+	image int
+	// own says of each variable whether it is the policy's or a service's.
+	own []bool
 }
 
-func (e *environment) has(name string) bool { _, ok := e.index[name]; return ok }
+// inImage finds a variable that the image has; -1 if there is none.
+func (e *environment) inImage(name string) int {
+	return slices.IndexFunc(e.vars[:e.image], func(v EnvVar) bool { return v.Name == name })
+}
 
-func (e *environment) set(v EnvVar) {
-	if i, ok := e.index[v.Name]; ok {
-		e.vars[i] = v
+func (e *environment) set(v *EnvVar, own bool) {
+	if i := e.inImage(v.Name); i >= 0 {
+		e.vars[i], e.own[i] = *v, own
 		return
 	}
-	e.index[v.Name] = len(e.vars)
-	e.vars = append(e.vars, v)
+	e.vars, e.own = append(e.vars, *v), append(e.own, own)
+}
+
+// variable finds a variable that a reference may lead to; nil if there is none.
+func (e *environment) variable(name string) *EnvVar {
+	for i := range e.vars {
+		if e.own[i] && e.vars[i].Name == name {
+			return &e.vars[i]
+		}
+	}
+	return nil
 }
 
 // imageEnv reads the environment of an image; the last of equal names counts.
-func imageEnv(list []string) (*environment, *Refusal) {
-	e := &environment{index: map[string]int{}}
+// There will be room for n more variables.
+func imageEnv(list []string, n int) (*environment, *Refusal) {
 	if len(list) > maxEnv {
 		return nil, tooMany(RuleImageConfig, "image.env", maxEnv, len(list))
 	}
+	room := len(list) + n
+	e := &environment{vars: make([]EnvVar, 0, room), own: make([]bool, 0, room)}
 	total := 0
 	for i, entry := range list {
 		name, value, ok := strings.Cut(entry, "=")
 		total += len(entry)
-		if !ok || !isEnvName(name) || strings.ContainsRune(value, 0) || total > maxEnvBytes {
+		if !ok || !isEnvName(name) || strings.IndexByte(value, 0) >= 0 || total > maxEnvBytes {
 			return nil, refuse(RuleImageConfig, indexPath("image.env", i), fmt.Sprintf("NAME=VALUE, at most %d bytes in all", maxEnvBytes), quote(name), "build the image again without this entry")
 		}
-		e.set(EnvVar{Name: name, Value: value})
+		e.set(&EnvVar{Name: name, Value: value}, false)
+		e.image = len(e.vars)
 	}
 	return e, nil
 }
 
 // slotValues fills slots, and holds each to one value in the life of the pod.
 type slotValues struct {
-	fixed map[Slot]string
+	fixed map[Slot]string // not written to: a copy takes its place
 	sent  map[string]string
 }
 
@@ -85,10 +112,13 @@ func (v *slotValues) take(s Slot, path, value string) *Refusal {
 	if r := checkSlot(s, path, value); r != nil {
 		return r
 	}
-	if old, ok := v.fixed[s]; ok && old != value {
+	old, ok := v.fixed[s]
+	if ok && old != value {
 		return refuse(RuleSlotChanged, path, quote(old), quote(value), "a slot has one value in the life of a pod")
 	}
-	v.fixed[s] = value
+	if !ok {
+		v.fixed = with(v.fixed, s, value)
+	}
 	return nil
 }
 
@@ -108,7 +138,11 @@ func (v *slotValues) value(s Slot, name string, env map[string]string) (string, 
 	if known, ok := v.fixed[s]; ok {
 		return known, nil
 	}
-	return "", refuse(RuleSlotMissing, keyPath("slots", string(s)), s.spec().form, nothing, "variable "+quote(name)+" needs it")
+	form := "a value"
+	if spec := s.spec(); spec != nil {
+		form = spec.form
+	}
+	return "", refuse(RuleSlotMissing, keyPath("slots", string(s)), form, nothing, "variable "+quote(name)+" needs it")
 }
 
 func checkSlots(sent map[string]string) *Refusal {
@@ -121,44 +155,90 @@ func checkSlots(sent map[string]string) *Refusal {
 }
 
 // resolveEnv makes the effective environment: the image's in its order, the
-// policy's by name, then services' by name. A proposal's environment, when
-// there is one, must agree with it in both directions.
-func resolveEnv(c *Container, image []string, q ContainerProposal, known map[Slot]string) ([]EnvVar, map[Slot]string, *Refusal) {
-	e, r := imageEnv(image)
+// policy's by name, then services' by name. A proposal's environment (given,
+// nil if there is none) must agree with it in both directions. names are those
+// of c.Env, sorted.
+func resolveEnv(c *Container, names, image []string, hostname string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
+	e, r := imageEnv(image, len(c.Env)+3)
 	if r != nil {
 		return nil, nil, r
 	}
-	var given map[string]string
-	if q.Env != nil {
-		if given, r = parseEnv("env", *q.Env); r != nil {
-			return nil, nil, r
-		}
-	}
-	slots := &slotValues{fixed: maps.Clone(known), sent: q.Slots}
-	for _, name := range slices.Sorted(maps.Keys(c.Env)) {
-		v, r := resolveVar(name, c.Env[name], given, slots)
+	slots := &slotValues{fixed: known, sent: sent}
+	expanding := false
+	for _, name := range names {
+		value := c.Env[name]
+		v, r := resolveVar(name, value, given, slots)
 		if r != nil {
 			return nil, nil, r
 		}
-		e.set(v)
+		e.set(&v, true)
+		expanding = expanding || value.Expand != ""
 	}
-	if !e.has("PATH") {
-		e.set(EnvVar{Name: "PATH", Value: defaultPath, optional: true})
-	}
-	if c.Terminal && !e.has("TERM") {
-		e.set(EnvVar{Name: "TERM", Value: defaultTerm, optional: true})
-	}
-	for _, name := range slices.Sorted(maps.Keys(given)) {
-		if !e.has(name) && slices.ContainsFunc(c.ServiceEnv, func(s string) bool { return serviceVariable(s, name, given[name]) }) {
-			e.set(EnvVar{Name: name, Value: given[name]})
+	e.addEngines(c, hostname)
+	e.addServices(c, given)
+	if expanding {
+		if r := e.expandVars(); r != nil {
+			return nil, nil, r
 		}
 	}
-	if q.Env != nil {
+	if given != nil {
 		if r := compareEnv(RuleContainerEnv, e.vars, given); r != nil {
 			return nil, nil, r
 		}
 	}
-	return e.vars, slots.fixed, nil
+	return e, slots.fixed, nil
+}
+
+// addEngines adds what every container engine sets.
+func (e *environment) addEngines(c *Container, hostname string) {
+	if !e.has(c, "HOSTNAME") {
+		e.set(&EnvVar{Name: "HOSTNAME", Value: hostname, optional: true}, false)
+	}
+	if !e.has(c, "PATH") {
+		e.set(&EnvVar{Name: "PATH", Value: defaultPath, optional: true}, false)
+	}
+	if c.Terminal && !e.has(c, "TERM") {
+		e.set(&EnvVar{Name: "TERM", Value: defaultTerm, optional: true}, false)
+	}
+}
+
+// addServices adds the variables of Kubernetes services that the policy opens.
+func (e *environment) addServices(c *Container, given map[string]string) {
+	if len(c.ServiceEnv) == 0 {
+		return
+	}
+	var names []string
+	for name, value := range given {
+		if !e.has(c, name) && slices.ContainsFunc(c.ServiceEnv, func(s string) bool { return serviceVariable(s, name, value) }) {
+			names = append(names, name)
+		}
+	}
+	slices.Sort(names)
+	for _, name := range names {
+		e.set(&EnvVar{Name: name, Value: given[name]}, true)
+	}
+}
+
+// has reports whether image or policy have a variable.
+func (e *environment) has(c *Container, name string) bool {
+	_, inPolicy := c.Env[name]
+	return inPolicy || e.inImage(name) >= 0
+}
+
+// expandVars replaces references, when everything else has its value.
+func (e *environment) expandVars() *Refusal {
+	// None refers to another, so it does not matter which is first.
+	for i, v := range e.vars {
+		if v.Expand == "" {
+			continue
+		}
+		x, r := e.expandVar(v.Name, v.Expand)
+		if r != nil {
+			return r
+		}
+		e.vars[i] = x
+	}
+	return nil
 }
 
 func resolveVar(name string, v EnvValue, given map[string]string, slots *slotValues) (EnvVar, *Refusal) {
@@ -170,35 +250,46 @@ func resolveVar(name string, v EnvValue, given map[string]string, slots *slotVal
 	case v.Resource != "":
 		// The host has no reason to know of it.
 		return EnvVar{Name: name, Resource: v.Resource, optional: true}, nil
+	case v.Expand != "":
+		return EnvVar{Name: name, Expand: v.Expand}, nil
 	case v.Host != "":
 		value, r := slots.value(v.Host, name, given)
 		return EnvVar{Name: name, Value: value}, r
 	}
-	path := keyPath("env", name)
 	value, ok := given[name]
 	if !ok {
-		return EnvVar{}, refuse(RuleSlotMissing, path, "a value that matches "+quote(v.Match), nothing, "the policy leaves it to the host")
+		return EnvVar{}, refuse(RuleSlotMissing, keyPath("env", name), "a value that matches "+quote(v.Match), nothing, "the policy leaves it to the host")
 	}
 	if !matches(v.Match, value) {
-		return EnvVar{}, refuse(RuleContainerEnv, path, "a value that matches "+quote(v.Match), quote(value), "")
+		return EnvVar{}, refuse(RuleContainerEnv, keyPath("env", name), "a value that matches "+quote(v.Match), quote(value), "")
 	}
 	return EnvVar{Name: name, Value: value}, nil
 }
 
 // compareEnv refuses a variable that differs, one that is missing and one too
-// many.
+// many. One that is made of secrets is not compared: the host's was made without
+// them, and is not used.
 func compareEnv(rule string, want []EnvVar, given map[string]string) *Refusal {
-	names := map[string]bool{}
-	for _, v := range want {
-		names[v.Name] = true
+	found := 0
+	for i := range want {
+		v := &want[i]
 		got, ok := given[v.Name]
-		literal := v.Value + v.Sealed + v.Resource
+		if ok {
+			found++
+		}
 		switch {
 		case !ok && !v.optional:
-			return refuse(rule, keyPath("env", v.Name), quote(literal), nothing, "a missing variable is refused as an extra one is; leave env out to take the policy's")
-		case ok && got != literal:
-			return refuse(rule, keyPath("env", v.Name), quote(literal), quote(got), "")
+			return refuse(rule, keyPath("env", v.Name), quote(v.literal()), nothing, "a missing variable is refused as an extra one is; leave env out to take the policy's")
+		case ok && v.Expand == "" && got != v.literal():
+			return refuse(rule, keyPath("env", v.Name), quote(v.literal()), quote(got), "")
 		}
+	}
+	if found == len(given) {
+		return nil
+	}
+	names := make(map[string]bool, len(want))
+	for _, v := range want {
+		names[v.Name] = true
 	}
 	for _, name := range slices.Sorted(maps.Keys(given)) {
 		if !names[name] {
@@ -206,4 +297,15 @@ func compareEnv(rule string, want []EnvVar, given map[string]string) *Refusal {
 		}
 	}
 	return nil
+}
+
+// literal is the text that the policy has for a variable.
+func (v *EnvVar) literal() string {
+	switch {
+	case v.Sealed != "":
+		return v.Sealed
+	case v.Resource != "":
+		return v.Resource
+	}
+	return v.Value
 }

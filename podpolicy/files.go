@@ -50,46 +50,63 @@ func decidePutFiles(p *Policy, s *state, volume string, version uint64) *Refusal
 	return nil
 }
 
-// File lets one regular file in before its content is read: name is the plain
-// name in the archive, size its length in bytes. It returns the file's
-// permission bits. Anything in the archive that is no regular file must be
-// refused by the caller.
+// File lets one regular file in before its content is read: name is the path
+// in the archive, relative to the volume, and size its length in bytes. It
+// returns the file's permission bits. Anything in the archive that is no regular
+// file or directory must be refused by the caller.
 func (u *FilesUpdate) File(name string, size int64) (mode uint32, err error) {
 	r := u.file(name, size)
 	if r != nil {
 		return 0, r
 	}
-	octal := defaultFileMode
-	if _, pinned := u.rule.Pinned[name]; !pinned && u.rule.Host != nil {
+	octal := orDefault(u.rule.Mode, defaultFileMode)
+	if u.fromHost(name) {
 		octal = orDefault(u.rule.Host.Mode, defaultFileMode)
 	}
-	return parseMode(octal)
+	if mode, err = parseMode(orDefault(u.rule.Modes[name], octal)); err != nil || u.guard.decider == nil {
+		return mode, err
+	}
+	return mode, step(u.guard, func(_ *Policy, s *state) (*state, *Refusal) {
+		return s, u.guard.consult(s, Question{Kind: AskFile, Volume: u.volume, File: name, Mode: mode, Size: size})
+	})
+}
+
+// Discard reports whether the content of a file that File has let in is to be
+// thrown away once Content has judged it: what the host has is the sealed text
+// of a file that the guest makes itself.
+func (u *FilesUpdate) Discard(name string) bool {
+	_, sealed := u.rule.Sealed[name]
+	return sealed
+}
+
+// fromHost reports whether the policy leaves a file's content to the host.
+func (u *FilesUpdate) fromHost(name string) bool {
+	host := u.rule.Host
+	return host != nil && (host.any || slices.Contains(host.Names, name))
 }
 
 func (u *FilesUpdate) file(name string, size int64) *Refusal {
-	path := keyPath("files", name)
 	_, pinned := u.rule.Pinned[name]
-	host := u.rule.Host
-	open := host != nil && (host.any || slices.Contains(host.Names, name))
-	if checkFileName(name) != nil || !pinned && !open {
-		return refuse(RuleFilesName, path, "a file that the policy names", quote(name), "")
+	host := u.fromHost(name)
+	if !pinned && !host && !u.Discard(name) || checkFileName(name) != nil {
+		return refuse(RuleFilesName, keyPath("files", name), "a file that the policy names", quote(name), "")
 	}
 	if _, twice := u.sizes[name]; twice {
-		return refuse(RuleFilesName, path, "each file once", quote(name), "")
+		return refuse(RuleFilesName, keyPath("files", name), "each file once", quote(name), "")
 	}
-	if len(u.sizes) >= 2*maxFiles {
-		return tooMany(RuleFilesName, "files", 2*maxFiles, len(u.sizes)+1)
+	if len(u.sizes) >= 4*maxFiles {
+		return tooMany(RuleFilesName, "files", 4*maxFiles, len(u.sizes)+1)
 	}
 	limit, used := int64(maxFilesBytes), u.bytes
-	if !pinned {
-		limit, used = host.MaxBytes, u.hostBytes
+	if host {
+		limit, used = u.rule.Host.MaxBytes, u.hostBytes
 	}
 	if size < 0 || size > limit-used || size > maxFilesBytes-u.bytes {
-		return refuse(RuleFilesSize, path, fmt.Sprintf("at most %d bytes more", max(0, min(limit-used, maxFilesBytes-u.bytes))), fmt.Sprint(size), "")
+		return refuse(RuleFilesSize, keyPath("files", name), fmt.Sprintf("at most %d bytes more", max(0, min(limit-used, maxFilesBytes-u.bytes))), fmt.Sprint(size), "")
 	}
 	u.sizes[name] = size
 	u.bytes += size
-	if !pinned {
+	if host {
 		u.hostBytes += size
 	}
 	return nil
@@ -117,8 +134,16 @@ func (u *FilesUpdate) content(name string, size int64, digest [sha256.Size]byte)
 	if want, pinned := u.rule.Pinned[name]; pinned && got != want {
 		return refuse(RuleFilesDigest, path, want, got, "the policy pins another content")
 	}
+	if text, sealed := u.rule.Sealed[name]; sealed && got != digestOf(text) && got != digestOf(text+"\n") {
+		return refuse(RuleFilesDigest, path, digestOf(text)+", the policy's sealed text", got, "leave the file out; the guest makes it")
+	}
 	u.whole[name] = true
 	return nil
+}
+
+func digestOf(text string) string {
+	sum := sha256.Sum256([]byte(text))
+	return "sha256:" + hex.EncodeToString(sum[:])
 }
 
 // Commit ends the update: every file that the policy names must have come
@@ -136,7 +161,7 @@ func (u *FilesUpdate) Commit(publish func() error) error {
 			return s, nil //nolint:nilerr // the state stays; the caller gets failure
 		}
 		next := s.clone()
-		next.files[u.volume] = u.version
+		next.files = with(s.files, u.volume, u.version)
 		return next, nil
 	})
 	if err != nil {

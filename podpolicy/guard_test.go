@@ -51,7 +51,7 @@ func TestContainerEffect(t *testing.T) {
 			{Name: "PATH", Value: "/bin"}, {Name: "LANG", Value: "C"}, {Name: "MODE", Value: "prod"},
 			{Name: "DB_PASSWORD", Sealed: "sealed.aGVhZA.cGF5bG9hZA.c2ln"}, {Name: "KEY", Resource: "kbs:///shop/db/key"},
 			{Name: "NODE", Value: "node-1.example"}, {Name: "POD_IP", Value: "10.0.2.15"}, {Name: "RELEASE", Value: "r-17"},
-			{Name: "DB_SERVICE_HOST", Value: "10.96.0.9"}, {Name: "DB_SERVICE_PORT", Value: "5432"},
+			{Name: "HOSTNAME", Value: "web-7d4"}, {Name: "DB_SERVICE_HOST", Value: "10.96.0.9"}, {Name: "DB_SERVICE_PORT", Value: "5432"},
 		},
 		Cwd: "/srv", User: podpolicy.User{UID: 1000, GID: 1000, Groups: []uint32{2000}}, Capabilities: []string{"CAP_NET_BIND_SERVICE"},
 		NoNewPrivileges: true, ReadOnlyRoot: true, Seccomp: podpolicy.SeccompDefault, Stdin: true,
@@ -91,7 +91,7 @@ func TestImageFillsWhatThePolicyLeavesToIt(t *testing.T) {
 	want := &podpolicy.ContainerConfig{
 		ID: "c", Name: "one", Role: podpolicy.RoleApp, Image: podpolicy.ImageRef{Repository: "registry.example/one", Digest: webDigest},
 		Args: []string{"/e", "a", "b"}, Cwd: "/work", User: podpolicy.User{UID: 7, GID: 9},
-		Env:             []podpolicy.EnvVar{{Name: "A", Value: "2=3"}, {Name: "B"}, {Name: "PATH", Value: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, {Name: "TERM", Value: "xterm"}},
+		Env:             []podpolicy.EnvVar{{Name: "A", Value: "2=3"}, {Name: "B"}, {Name: "HOSTNAME", Value: "one"}, {Name: "PATH", Value: "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, {Name: "TERM", Value: "xterm"}},
 		NoNewPrivileges: true, Seccomp: podpolicy.SeccompDefault, Terminal: true, Mounts: []podpolicy.MountConfig{},
 	}
 	if diff := cmp.Diff(want, got, ignoreUnexported, cmpopts.EquateEmpty()); diff != "" {

@@ -156,3 +156,39 @@ func runTo(t testing.TB, g *podpolicy.Guard, id, name, digest string, code int) 
 
 // published is a publication that succeeds.
 func published() error { return nil }
+
+// everythingPolicy is the policy of testdata/web.json with all that it leaves
+// out.
+func everythingPolicy(t testing.TB) *podpolicy.Policy {
+	t.Helper()
+	p := webPolicy(t)
+	p.Pod.SharePID = true
+	w := web(p)
+	w.ExpandArgs = true
+	w.Args = append(w.Args, "--db=$(DSN)")
+	w.Env["DSN"] = podpolicy.EnvValue{Expand: "db://user:$(DB_PASSWORD)@$(POD_IP)/$$"}
+	w.Env["FAR"] = podpolicy.EnvValue{Resource: "kbs://far-away/shop/db/key"}
+	w.Devices = []podpolicy.Device{{Path: "/dev/xvda", Volume: "raw", ReadOnly: true}}
+	w.Mounts = append(w.Mounts, podpolicy.Mount{Path: "/db", Volume: "db", SubPath: "a/b"}, podpolicy.Mount{Path: "/secrets", Volume: "secrets", ReadOnly: true})
+	w.Allow.Copy = podpolicy.Copy{From: []string{"/data", "/var/log"}, To: []string{"/data"}}
+	p.Containers = append(p.Containers, podpolicy.Container{
+		Name: "debug", Role: podpolicy.RoleEphemeral, Image: podpolicy.Image{Digest: otherDigest, From: []string{"registry.example/debug"}}, Args: []string{"/bin/sh"},
+		Terminal: true, Seccomp: podpolicy.SeccompUnconfined, NoNewPrivileges: podpolicy.OnUnlessOff{Off: true}, Capabilities: []string{"CAP_SYS_PTRACE"},
+	})
+	p.Volumes["raw"] = podpolicy.Volume{Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/raw/key"}
+	p.Volumes["secrets"] = podpolicy.Volume{
+		Kind:      podpolicy.VolumeFiles,
+		Pinned:    map[string]string{"conf.d/app.conf": "sha256:2cf24dba5fb0a30e26e83b2ac5b9e29e1b161e5c1fa7425e73043362938b9824"},
+		Sealed:    map[string]string{"password": "sealed.aGVhZA.cGF5bG9hZA.c2ln"},
+		Resources: map[string]string{"tls/key.pem": "kbs:///shop/tls/key", "tls/far.pem": "kbs://far-away/shop/tls/key"},
+		Host:      &podpolicy.HostFiles{Names: []string{"tls/ca.crt"}, MaxBytes: 1 << 16, Mode: "0444"},
+		Mode:      "0440", Modes: map[string]string{"password": "0400", "tls/ca.crt": "444"}, Group: new(uint32(2000)),
+	}
+	scratch := p.Volumes["scratch"]
+	scratch.Group = new(uint32(2000))
+	p.Volumes["scratch"] = scratch
+	if err := p.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	return p
+}

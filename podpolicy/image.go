@@ -64,22 +64,28 @@ func cutPort(s string) (host, port string, ok bool) {
 // parseImage reads an image reference as hosts write it: with Docker's defaults
 // for the registry and its library, and with tag, digest, both or none.
 func parseImage(s string) (ImageRef, error) {
-	bad := fmt.Errorf("expected an image reference [REGISTRY/]REPOSITORY[:TAG][@sha256:…], got %s", quote(s))
+	if ref, ok := splitImage(s); ok {
+		return ref, nil
+	}
+	return ImageRef{}, fmt.Errorf("expected an image reference [REGISTRY/]REPOSITORY[:TAG][@sha256:…], got %s", quote(s))
+}
+
+func splitImage(s string) (ImageRef, bool) {
 	if len(s) > maxImageRef {
-		return ImageRef{}, bad
+		return ImageRef{}, false
 	}
 	var ref ImageRef
 	name, digest, hasDigest := strings.Cut(s, "@")
 	if hasDigest {
 		if !isSHA256(digest) {
-			return ImageRef{}, bad
+			return ImageRef{}, false
 		}
 		ref.Digest = digest
 	}
 	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
 		ref.Tag, name = name[i+1:], name[:i]
 		if ref.Tag == "" || len(ref.Tag) > 128 || !only(ref.Tag, alnum+"._-") || strings.ContainsAny(ref.Tag[:1], ".-") {
-			return ImageRef{}, bad
+			return ImageRef{}, false
 		}
 	}
 	registry, rest, ok := strings.Cut(name, "/")
@@ -95,10 +101,10 @@ func parseImage(s string) (ImageRef, error) {
 		name = "docker.io/" + rest
 	}
 	if !isRepository(name) {
-		return ImageRef{}, bad
+		return ImageRef{}, false
 	}
 	ref.Repository = name
-	return ref, nil
+	return ref, true
 }
 
 // chooseImage lets the host choose among the policy's repositories. The digest

@@ -17,7 +17,13 @@ const (
 	maxPorts        = 64
 	maxServices     = 256
 	maxSysctls      = 64
+	maxSlots        = 16
 	maxFiles        = 1024
+	maxFileName     = 512
+	maxFileDepth    = 8
+	maxDevices      = 64
+	maxCopyPaths    = 64
+	maxReferences   = 64
 	maxFilesBytes   = 64 << 20
 	maxPath         = 1024
 	maxInterfaces   = 16

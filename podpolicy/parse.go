@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
 )
@@ -87,7 +88,10 @@ func (p *Policy) normalise() {
 		slices.Sort(c.Allow.PortForward)
 		slices.Sort(c.Allow.Signals)
 		slices.SortFunc(c.Mounts, func(a, b Mount) int { return compareMountPaths(a.Path, b.Path) })
+		slices.SortFunc(c.Devices, func(a, b Device) int { return strings.Compare(a.Path, b.Path) })
 		slices.SortFunc(c.Allow.Exec, compareExecRules)
+		sortedOrNil(&c.Allow.Copy.From)
+		sortedOrNil(&c.Allow.Copy.To)
 		if c.User != nil {
 			slices.Sort(c.User.Groups)
 		}
@@ -109,7 +113,46 @@ func (p *Policy) normalise() {
 			v.Host.Mode = orDefault(v.Host.Mode, defaultFileMode)
 			slices.Sort(v.Host.Names)
 		}
+		normaliseFiles(&v)
 		p.Volumes[name] = v
+	}
+}
+
+// normaliseFiles spells out the mode of files that have no rule of their own,
+// and leaves out exceptions that are none.
+func normaliseFiles(v *Volume) {
+	if v.Kind != VolumeFiles {
+		return
+	}
+	v.Mode = fourDigits(orDefault(v.Mode, defaultFileMode))
+	if len(v.Pinned)+len(v.Sealed)+len(v.Resources) == 0 {
+		v.Mode = "" // nothing that it would be the mode of
+	}
+	if v.Host != nil {
+		v.Host.Mode = fourDigits(v.Host.Mode)
+	}
+	for name, mode := range v.Modes {
+		usual := v.Mode
+		if v.Host != nil && slices.Contains(v.Host.Names, name) {
+			usual = v.Host.Mode
+		}
+		if v.Modes[name] = fourDigits(mode); v.Modes[name] == usual {
+			delete(v.Modes, name)
+		}
+	}
+}
+
+func fourDigits(mode string) string {
+	if len(mode) == 3 {
+		return "0" + mode
+	}
+	return mode
+}
+
+func sortedOrNil(list *[]string) {
+	slices.Sort(*list)
+	if len(*list) == 0 {
+		*list = nil
 	}
 }
 

@@ -164,6 +164,41 @@ func TestParseRefuses(t *testing.T) {
 		"dns server":            {`{"host": "dns"}`, `{"servers": ["dns.example"]}`, "network.dns.servers[0]", "IP address"},
 		"hosts localhost":       {`{"host": "hosts"}`, `{"entries": [{"address": "10.0.0.1", "names": ["localhost"]}]}`, "network.hosts.entries[0].names[0]", "localhost"},
 		"service name":          {`["db"]`, `["DB"]`, "containers[2].serviceEnv[0]", "DNS label"},
+		"expandArgs alone":      {`"role": "init",`, `"role": "init", "expandArgs": true,`, "containers[0].expandArgs", "set args"},
+		"expand of expand":      {`{"value": "prod"}`, `{"expand": "$(ODE)"}, "ODE": {"expand": "x"}`, "containers[2].env.MODE.expand", "$(ODE) is a variable with references"},
+		"expand of itself":      {`{"value": "prod"}`, `{"expand": "$(MODE)"}`, "containers[2].env.MODE.expand", "$(MODE)"},
+		"too many references":   {`{"value": "prod"}`, `{"expand": "` + strings.Repeat("$(X)", 65) + `"}`, "containers[2].env.MODE.expand", "at most 64"},
+		"NUL in expand":         {`{"value": "prod"}`, `{"expand": "a\u0000"}`, "containers[2].env.MODE.expand", "NUL"},
+		"expand and value":      {`{"value": "prod"}`, `{"expand": "a", "value": "b"}`, "containers[2].env.MODE", "exactly one"},
+		"trustee is no label":   {`"kbs:///shop/db/key"`, `"kbs://Evil/shop/db/key"`, "containers[2].env.KEY.resource", "initdata"},
+		"trustee with port":     {`"kbs:///shop/db/key"`, `"kbs://evil:8080/shop/db/key"`, "containers[2].env.KEY.resource", "initdata"},
+		"two segments":          {`"kbs:///shop/db/key"`, `"kbs://shop/db/key"`, "containers[2].env.KEY.resource", "TRUSTEE"},
+		"four segments":         {`"kbs:///shop/db/key"`, `"kbs:///shop/db/key/x"`, "containers[2].env.KEY.resource", "kbs:///"},
+		"restarted ephemeral":   {`"role": "sidecar"`, `"role": "ephemeral"`, "containers[1].allow.restarts", "once"},
+		"device outside /dev":   {`"mounts": [{`, `"devices": [{"path": "/data/xvda", "volume": "db"}], "mounts": [{`, "containers[2].devices[0].path", "/dev/xvda"},
+		"device that is there":  {`"mounts": [{`, `"devices": [{"path": "/dev/null", "volume": "db"}], "mounts": [{`, "containers[2].devices[0].path", "no runtime makes"},
+		"device with dots":      {`"mounts": [{`, `"devices": [{"path": "/dev/../etc", "volume": "db"}], "mounts": [{`, "containers[2].devices[0].path", "clean"},
+		"device with files":     {`"mounts": [{`, `"devices": [{"path": "/dev/xvda", "volume": "config"}], "mounts": [{`, "containers[2].devices[0].volume", "block volume"},
+		"device with ext4":      {`"mounts": [{`, `"devices": [{"path": "/dev/xvda", "volume": "db"}], "mounts": [{`, "containers[2].devices[0].volume", "without filesystem"},
+		"device of nothing":     {`"mounts": [{`, `"devices": [{"path": "/dev/xvda", "volume": "x"}], "mounts": [{`, "containers[2].devices[0].volume", "no volume"},
+		"device twice":          {`"mounts": [{`, `"devices": [{"path": "/dev/a", "volume": "db"}, {"path": "/dev/a", "volume": "db"}], "mounts": [{`, "containers[2].devices[1].path", "twice"},
+		"relative copy":         {`"logs": true,`, `"logs": true, "copy": {"from": ["data"]},`, "containers[2].allow.copy.from[0]", "absolute"},
+		"copy with dots":        {`"logs": true,`, `"logs": true, "copy": {"to": ["/data/.."]},`, "containers[2].allow.copy.to[0]", "clean"},
+		"copy twice":            {`"logs": true,`, `"logs": true, "copy": {"to": ["/a", "/a"]},`, "containers[2].allow.copy.to[1]", "twice"},
+		"copy both":             {`"logs": true,`, `"logs": true, "copy": {"both": ["/a"]},`, "containers[2].allow.copy.both", "unknown field"},
+		"file and directory":    {`"pinned": {`, `"sealed": {"app.conf/x": "sealed.a.b.c"}, "pinned": {`, "volumes.config", "is a file and the directory"},
+		"deep file":             {`"app.conf"`, `"1/2/3/4/5/6/7/8/9"`, `volumes.config.pinned["1/2/3/4/5/6/7/8/9"]`, "at most 8"},
+		"unclean file":          {`"app.conf"`, `"a//b"`, `volumes.config.pinned["a//b"]`, "file name"},
+		"file in a dot name":    {`"app.conf"`, `"a/..data"`, `volumes.config.pinned["a/..data"]`, "file name"},
+		"absolute file":         {`"app.conf"`, `"/app.conf"`, `volumes.config.pinned["/app.conf"]`, "file name"},
+		"file twice":            {`"pinned": {`, `"resources": {"app.conf": "kbs:///a/b/c"}, "pinned": {`, `volumes.config.resources["app.conf"]`, "named before"},
+		"unsealed as sealed":    {`"pinned": {`, `"sealed": {"x": "secret"}, "pinned": {`, "volumes.config.sealed.x", "sealed.HEADER"},
+		"file of no resource":   {`"pinned": {`, `"resources": {"x": "https://a/b/c"}, "pinned": {`, "volumes.config.resources.x", "kbs:///"},
+		"mode of nothing":       {`"pinned": {`, `"modes": {"x": "0600"}, "pinned": {`, "volumes.config.modes.x", "no file"},
+		"writable for others":   {`"pinned": {`, `"mode": "0666", "pinned": {`, "volumes.config.mode", "0775"},
+		"empty exception":       {`"pinned": {`, `"modes": {"app.conf": ""}, "pinned": {`, `volumes.config.modes["app.conf"]`, "octal"},
+		"modes of a disk":       {`"medium": "disk"`, `"modes": {}`, "volumes.scratch.modes", "files volumes"},
+		"group -1":              {`"medium": "disk"`, `"group": 4294967295`, "volumes.scratch.group", "at most"},
 		"trailing data":         {`"network": {"dns": {"host": "dns"}, "hosts": {"host": "hosts"}}`, `"network": {}} {`, "", "after the end"},
 		"negative limit":        {`"pids": 256`, `"pids": -1`, "containers[2].limits.pids", "does not fit"},
 		"quantity out of range": {`"512Mi"`, `"99999999999Ti"`, "containers[2].limits.memory", "number of bytes"},
@@ -253,6 +288,33 @@ func TestQuantities(t *testing.T) {
 		if got, err := podpolicy.ParseCPUs(in); err == nil {
 			t.Errorf("ParseCPUs(%q) = %d", in, got)
 		}
+	}
+}
+
+// Everything that a policy can say is read, written and read again.
+func TestEverythingRoundTrips(t *testing.T) {
+	t.Parallel()
+	p := everythingPolicy(t)
+	canonical := must[[]byte](t)(p.Canonical())
+	again := must[*podpolicy.Policy](t)(podpolicy.Parse(canonical))
+	if twice := must[[]byte](t)(again.Canonical()); !bytes.Equal(canonical, twice) {
+		t.Error(cmp.Diff(string(canonical), string(twice)))
+	}
+	if d := podpolicy.Diff(p, again); len(d) != 0 {
+		t.Errorf("reading has changed %v", d)
+	}
+	for _, part := range []string{
+		`"expand": "db://user:$(DB_PASSWORD)@$(POD_IP)/$$"`, `"expandArgs": true`, `"path": "/dev/xvda"`, `"role": "ephemeral"`, `"tls/ca.crt": "0444"`,
+		`"group": 2000`, `"kbs://far-away/shop/tls/key"`, `"subPath": "a/b"`, `"sealed": {`, `"mode": "0440"`,
+	} {
+		if strings.Contains(part, "ca.crt") == bytes.Contains(canonical, []byte(part)) { // 444 is what host.mode says already
+			t.Errorf("%s: %t\n%s", part, !strings.Contains(part, "ca.crt"), canonical)
+		}
+	}
+	// A raw disk cannot be mounted.
+	web(p).Mounts[0].Volume = "raw"
+	if err := p.Validate(); err == nil || !strings.Contains(err.Error(), "has no filesystem") {
+		t.Errorf("got %v", err)
 	}
 }
 

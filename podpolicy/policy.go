@@ -202,13 +202,14 @@ type Volume struct {
 	Sealed    map[string]string `json:"sealed,omitempty"`
 	Resources map[string]string `json:"resources,omitempty"`
 	// Mode is the permission of pinned, sealed and resource files, octal;
-	// empty is "0644". Modes are exceptions from it by name.
+	// empty is "0644". Modes are exceptions by name, for any file.
 	Mode  string            `json:"mode,omitempty"`
 	Modes map[string]string `json:"modes,omitempty"`
 	// Group owns the files of a files volume and the directory of an ephemeral
-	// one (Kubernetes' fsGroup); nil is the root group.
+	// or block one (Kubernetes' fsGroup); nil is the root group.
 	Group *uint32 `json:"group,omitempty"`
-	// Key and Filesystem belong to block volumes.
+	// Key and Filesystem belong to block volumes; no file system means that
+	// containers have the volume as a device.
 	Key        string `json:"key,omitempty"`
 	Filesystem string `json:"filesystem,omitempty"`
 }

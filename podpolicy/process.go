@@ -7,7 +7,7 @@ import (
 
 // decideExec answers the proposal of a command in a running container.
 func decideExec(p *Policy, s *state, id string, q ExecProposal) (*ExecConfig, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseRunning {
 		return nil, nil, badPhase(id, i, ok, phaseRunning)
 	}
@@ -48,7 +48,8 @@ func decideExec(p *Policy, s *state, id string, q ExecProposal) (*ExecConfig, *s
 	return config.clone(), s.withExec(id, q.ID, execution{phase: phaseConfigured, config: config}), nil
 }
 
-// findExecRule takes only a command that is listed as it is, whole.
+// findExecRule takes a command that is listed as it is, whole, or one that
+// copies files where the policy allows it.
 func findExecRule(p *Policy, container string, q ExecProposal) (ExecRule, *Refusal) {
 	c := findContainer(p, container)
 	if c == nil {
@@ -57,15 +58,18 @@ func findExecRule(p *Policy, container string, q ExecProposal) (ExecRule, *Refus
 	if r := checkArgs("args", q.Args); r != nil {
 		return ExecRule{}, r
 	}
-	j := slices.IndexFunc(c.Allow.Exec, func(r ExecRule) bool { return slices.Equal(r.Args, q.Args) })
-	if j < 0 {
+	var rule ExecRule
+	if j := slices.IndexFunc(c.Allow.Exec, func(r ExecRule) bool { return slices.Equal(r.Args, q.Args) }); j >= 0 {
+		rule = c.Allow.Exec[j]
+	} else if copies, ok := copyCommand(c.Allow.Copy, q.Args); ok {
+		rule = copies
+	} else {
 		expected := "no command: the policy allows none"
 		if len(c.Allow.Exec) > 0 {
 			expected = fmt.Sprintf("one of the %d commands in allow.exec", len(c.Allow.Exec))
 		}
-		return ExecRule{}, refuse(RuleExecArgs, "args", expected, quoteList(q.Args), `list the command in "allow": {"exec": […]} of the container`)
+		return ExecRule{}, refuse(RuleExecArgs, "args", expected, quoteList(q.Args), `list the command in "allow": {"exec": […]} of the container, or the path of a kubectl cp in "allow": {"copy": …}`)
 	}
-	rule := c.Allow.Exec[j]
 	if q.Terminal && !rule.Terminal {
 		return ExecRule{}, refuse(RuleExecTerminal, "terminal", "false", "true", "")
 	}
@@ -86,7 +90,7 @@ func (c *ExecConfig) clone() *ExecConfig {
 
 // decideStarted moves a container or command on to running.
 func decideStarted(p *Policy, s *state, id, exec string) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !ok || !known || i.phase != phaseRunning || e.phase != phaseConfigured {
@@ -99,21 +103,21 @@ func decideStarted(p *Policy, s *state, id, exec string) (*state, *Refusal) {
 		return nil, badPhase(id, i, ok, phaseConfigured)
 	}
 	for j, m := range i.config.Mounts {
-		if _, complete := s.files[m.Volume]; m.Kind == VolumeFiles && !complete {
+		if _, complete := s.files[m.Volume]; m.Kind == VolumeFiles && !complete && fromHost(p.Volumes[m.Volume]) {
 			return nil, refuse(RuleVolumeEmpty, indexPath("mounts", j), "the files of volume "+quote(m.Volume), nothing, "put the files of the volume before starting the container")
 		}
 	}
 	i.phase = phaseRunning
 	next := s.withInstance(id, i)
-	h := next.history[i.name]
+	h := s.history[i.name]
 	h.starts++
-	next.history[i.name] = h
+	next.history = with(s.history, i.name, h)
 	return next, nil
 }
 
 // decideExited notes the end of a container or command; the guest itself tells.
 func decideExited(s *state, id, exec string, code int) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !known || e.phase != phaseRunning {
@@ -127,30 +131,29 @@ func decideExited(s *state, id, exec string, code int) (*state, *Refusal) {
 	}
 	i.phase = phaseExited
 	next := s.withInstance(id, i)
-	h := next.history[i.name]
+	h := s.history[i.name]
 	h.exitCode = code
 	h.succeeded = h.succeeded || code == 0
-	next.history[i.name] = h
+	next.history = with(s.history, i.name, h)
 	return next, nil
 }
 
 // decideDeleted forgets a container or command that does not run.
 func decideDeleted(s *state, id, exec string) (*state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if exec != "" {
 		e, known := i.execs[exec]
 		if !known || e.phase == phaseRunning && i.phase == phaseRunning {
 			return nil, badExecPhase(exec, e, known, phaseExited)
 		}
-		next := s.clone()
-		delete(next.instances[id].execs, exec)
-		return next, nil
+		i.execs = without(i.execs, exec)
+		return s.withInstance(id, i), nil
 	}
 	if !ok || i.phase == phaseRunning {
 		return nil, badPhase(id, i, ok, phaseExited)
 	}
 	next := s.clone()
-	delete(next.instances, id)
+	next.instances = without(s.instances, id)
 	return next, nil
 }
 
@@ -164,7 +167,7 @@ func badExecPhase(exec string, e execution, known bool, want phase) *Refusal {
 
 // decideSignal: the stop signals that every policy has, and the listed ones.
 func decideSignal(p *Policy, s *state, id, exec string, signal uint32) *Refusal {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.phase != phaseRunning {
 		return badPhase(id, i, ok, phaseRunning)
 	}
@@ -188,7 +191,7 @@ func decideSignal(p *Policy, s *state, id, exec string, signal uint32) *Refusal 
 
 // decideResize: only what has a terminal has a size.
 func decideResize(s *state, id, exec string) *Refusal {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil {
 		return badPhase(id, i, ok, phaseRunning)
 	}
@@ -208,7 +211,7 @@ func decideResize(s *state, id, exec string) *Refusal {
 
 // decideUpdate answers a proposal for other limits of a container.
 func decideUpdate(p *Policy, s *state, id string, q Resources) (*Resources, *state, *Refusal) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil || i.phase == phaseExited {
 		return nil, nil, badPhase(id, i, ok, phaseRunning)
 	}
@@ -238,7 +241,7 @@ const (
 // decideStream says whether the host may have a stream. There is no reason to
 // be told: one that is not allowed is drained.
 func decideStream(p *Policy, s *state, id, exec string, kind StreamKind) (*state, bool) {
-	i, ok := s.instances[id]
+	i, ok := s.instance(id)
 	if !ok || i.config == nil {
 		return s, false
 	}

@@ -3,6 +3,7 @@ package podpolicy_test
 import (
 	"crypto/sha256"
 	"errors"
+	"slices"
 	"testing"
 
 	"github.com/coffer-project/coffer/podpolicy"
@@ -193,13 +194,66 @@ func TestFilesMustBeThereBeforeStart(t *testing.T) {
 	refused(t, g.Started("c", ""), podpolicy.RuleVolumeEmpty, "mounts[0]")
 }
 
-func TestBlockVolumesAreNotSupportedYet(t *testing.T) {
-	t.Parallel()
+// blockPolicy has two block volumes: one is mounted, one is a device.
+func blockPolicy() *podpolicy.Policy {
 	p := simplePolicy()
-	p.Volumes = map[string]podpolicy.Volume{"b": {Kind: podpolicy.VolumeBlock, Key: "kbs:///a/b/c", Filesystem: "ext4"}}
+	p.Volumes = map[string]podpolicy.Volume{
+		"b":   {Kind: podpolicy.VolumeBlock, Key: "kbs:///a/b/c", Filesystem: "ext4", Group: new(uint32(7))},
+		"raw": {Kind: podpolicy.VolumeBlock, Key: "kbs://other/a/b/d"},
+	}
 	p.Containers[0].Mounts = []podpolicy.Mount{{Path: "/b", Volume: "b"}}
+	p.Containers[0].Devices = []podpolicy.Device{{Path: "/dev/xvda", Volume: "raw", ReadOnly: true}}
+	return p
+}
+
+func TestBlockVolumesAreAttachedOnce(t *testing.T) {
+	t.Parallel()
+	p := blockPolicy()
 	g := podpolicy.NewGuard(p)
+	refused(t, g.Attach("b", "disk1"), podpolicy.RuleSandboxRequired, "")
 	must[*podpolicy.SandboxConfig](t)(g.Sandbox(podpolicy.SandboxProposal{ID: "s"}))
-	_, err := g.Admit(podpolicy.ContainerProposal{ID: "c", Name: "one"})
-	refused(t, err, podpolicy.RuleVolumeUnsupported, "mounts[0]")
+	q := podpolicy.ContainerProposal{ID: "c", Name: "one"}
+	_, err := g.Admit(q)
+	refused(t, err, podpolicy.RuleVolumeAttach, "mounts[0]")
+	for _, disk := range []string{"", "a/b", "../x", "123456789012345678901", "a b"} {
+		refused(t, g.Attach("b", disk), podpolicy.RuleProposalForm, "disk")
+	}
+	refused(t, g.Attach("nobody", "disk1"), podpolicy.RuleVolumeAttach, "volume")
+	refused(t, g.AttachFailed("b", "disk1"), podpolicy.RuleVolumeAttach, "disk")
+	ok(t, g.Attach("b", "disk1"))
+	ok(t, g.Attach("b", "disk1"))
+	refused(t, g.Attach("b", "disk2"), podpolicy.RuleVolumeAttach, "disk")
+	refused(t, g.Attach("raw", "disk1"), podpolicy.RuleVolumeAttach, "disk")
+	_, err = g.Admit(q)
+	refused(t, err, podpolicy.RuleVolumeAttach, "devices[0]")
+	ok(t, g.Attach("raw", "disk2"))
+	ok(t, g.AttachFailed("raw", "disk2"))
+	ok(t, g.Attach("raw", "disk3"))
+
+	q.Mounts = []podpolicy.Mount{{Path: "/b", Volume: "b"}, {Path: "/dev/xvda", Volume: "raw"}}
+	_, err = g.Admit(q)
+	refused(t, err, podpolicy.RuleContainerMounts, "mounts[1].readOnly")
+	q.Mounts = q.Mounts[:1]
+	c := must[*podpolicy.ContainerConfig](t)(must[*podpolicy.Admission](t)(g.Admit(q)).Configure(podpolicy.ImageConfig{Digest: webDigest}))
+	refused(t, g.AttachFailed("raw", "disk3"), podpolicy.RuleVolumeAttach, "volume")
+	want := []podpolicy.MountConfig{
+		{Path: "/b", Volume: "b", Kind: podpolicy.VolumeBlock},
+		{Path: "/dev/xvda", Volume: "raw", Kind: podpolicy.VolumeBlock, Device: true, ReadOnly: true},
+	}
+	if !slices.Equal(c.Mounts, want) {
+		t.Errorf("got %+v", c.Mounts)
+	}
+	v := must[podpolicy.VolumeConfig](t)(g.Volume("raw"))
+	if v.Key != "kbs://other/a/b/d" || v.Disk != "disk3" || v.Filesystem != "" || v.Kind != podpolicy.VolumeBlock {
+		t.Errorf("got %+v", v)
+	}
+	if v = must[podpolicy.VolumeConfig](t)(g.Volume("b")); v.Filesystem != "ext4" || *v.Group != 7 || v.Disk != "disk1" {
+		t.Errorf("got %+v", v)
+	}
+	_, err = g.Volume("nobody")
+	refused(t, err, podpolicy.RuleVolumeUnknown, "volume")
+	// Nobody has given an unsealed pod a key to open a disk with.
+	u := podpolicy.NewUnsealedGuard()
+	must[*podpolicy.SandboxConfig](t)(u.Sandbox(podpolicy.SandboxProposal{ID: "s"}))
+	refused(t, u.Attach("b", "disk1"), podpolicy.RuleVolumeAttach, "volume")
 }

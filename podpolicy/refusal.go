@@ -25,6 +25,7 @@ type Refusal struct {
 // Rules by which proposals are refused. docs/pod-policy.md explains each.
 const (
 	RulePolicyInvalid      = "policy.invalid"
+	RuleDelegated          = "policy.delegated"
 	RuleProposalForm       = "proposal.form"
 	RuleSandboxRequired    = "sandbox.required"
 	RuleSandboxOnce        = "sandbox.once"
@@ -56,7 +57,8 @@ const (
 	RuleContainerStdin     = "container.stdin"
 	RuleContainerResources = "container.resources"
 	RuleImageConfig        = "image.config"
-	RuleVolumeUnsupported  = "volume.unsupported"
+	RuleVolumeUnknown      = "volume.unknown"
+	RuleVolumeAttach       = "volume.attach"
 	RuleVolumeEmpty        = "volume.empty"
 	RuleExecArgs           = "exec.args"
 	RuleExecEnv            = "exec.env"
@@ -76,12 +78,12 @@ const (
 // Rules lists every rule identifier.
 func Rules() []string {
 	return []string{
-		RulePolicyInvalid, RuleProposalForm, RuleSandboxRequired, RuleSandboxOnce, RulePodName, RulePodSharePID, RulePodSysctls,
+		RulePolicyInvalid, RuleDelegated, RuleProposalForm, RuleSandboxRequired, RuleSandboxOnce, RulePodName, RulePodSharePID, RulePodSysctls,
 		RuleSlotType, RuleSlotValue, RuleSlotMissing, RuleSlotChanged,
 		RuleNetworkInterface, RuleNetworkRoute, RuleNetworkNeighbour, RuleNetworkDNS, RuleNetworkHosts,
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,
 		RuleContainerImage, RuleContainerArgs, RuleContainerEnv, RuleContainerUser, RuleContainerCwd, RuleContainerMounts,
-		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnsupported, RuleVolumeEmpty,
+		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
 		RuleExecArgs, RuleExecEnv, RuleExecCwd, RuleExecTerminal, RuleExecStdin, RuleExecCount, RuleSignal,
 		RuleFilesVolume, RuleFilesVersion, RuleFilesName, RuleFilesSize, RuleFilesDigest, RuleFilesMissing,
 	}
@@ -152,5 +154,9 @@ func indexPath(prefix string, i int) string { return prefix + "[" + strconv.Itoa
 
 // printable: valid UTF-8 without control characters.
 func printable(s string) bool {
-	return utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
+	plain := 0
+	for plain < len(s) && s[plain] >= ' ' && s[plain] < 0x7f {
+		plain++
+	}
+	return plain == len(s) || utf8.ValidString(s) && !strings.ContainsFunc(s, unicode.IsControl)
 }

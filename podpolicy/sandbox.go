@@ -20,6 +20,7 @@ func decideSandbox(p *Policy, s *state, q SandboxProposal) (*SandboxConfig, *sta
 		return nil, nil, r
 	}
 	next := s.clone()
+	next.slots = maps.Clone(s.slots)
 	config := &SandboxConfig{SharePID: p.Pod.SharePID, Sysctls: maps.Clone(p.Pod.Sysctls)}
 	names := []struct {
 		path   string

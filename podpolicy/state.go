@@ -8,14 +8,20 @@ type state struct {
 	sandbox *sandboxState
 	// slots holds the one value that a slot has in this pod, once it has one.
 	slots map[Slot]string
-	// instances by container id, until they are deleted.
-	instances map[string]instance
+	// instances by container id, until they are deleted. None is ever changed:
+	// another takes its place.
+	instances map[string]*instance
 	// history by container name; it is never forgotten.
 	history map[string]history
 	// admissions counts them, so that each has a number.
 	admissions uint64
 	// files holds the version of each files volume that is complete.
 	files map[string]uint64
+	// disks holds the disk of each block volume that was attached.
+	disks map[string]string
+	// envNames holds, by container, the sorted names of the policy's variables;
+	// nil where the policy is not fixed.
+	envNames map[string][]string
 }
 
 type sandboxState struct {
@@ -53,6 +59,8 @@ type instance struct {
 	phase     phase
 	image     ImageRef
 	proposal  ContainerProposal
+	// given is the proposal's environment; nil if it has none.
+	given map[string]string
 	// config and stopSignal are set when it is configured.
 	config      *ContainerConfig
 	stopSignal  uint32
@@ -75,27 +83,45 @@ type history struct {
 }
 
 func newState() *state {
-	return &state{slots: map[Slot]string{}, instances: map[string]instance{}, history: map[string]history{}, files: map[string]uint64{}}
+	return &state{slots: map[Slot]string{}, instances: map[string]*instance{}, history: map[string]history{}, files: map[string]uint64{}, disks: map[string]string{}}
 }
 
-func (s *state) clone() *state {
-	c := &state{sandbox: s.sandbox, admissions: s.admissions, slots: maps.Clone(s.slots), instances: maps.Clone(s.instances), history: maps.Clone(s.history), files: maps.Clone(s.files)}
-	for id, i := range c.instances {
-		i.execs = maps.Clone(i.execs)
-		c.instances[id] = i
+// clone copies the state but for its maps, which are never written to: whoever
+// changes one puts a copy in its place first.
+func (s *state) clone() *state { return new(*s) }
+
+// instance returns a copy of the instance with an id.
+func (s *state) instance(id string) (instance, bool) {
+	if i, ok := s.instances[id]; ok {
+		return *i, true
 	}
-	return c
+	return instance{}, false
 }
 
 // withInstance returns the state in which id is i.
 func (s *state) withInstance(id string, i instance) *state {
 	c := s.clone()
-	c.instances[id] = i
+	c.instances = with(s.instances, id, &i)
 	return c
 }
 
 func (s *state) withExec(id, exec string, e execution) *state {
-	c := s.clone()
-	c.instances[id].execs[exec] = e
+	i, _ := s.instance(id)
+	i.execs = with(i.execs, exec, e)
+	return s.withInstance(id, i)
+}
+
+// with copies a map with one entry changed.
+func with[K comparable, V any](m map[K]V, key K, value V) map[K]V {
+	c := make(map[K]V, len(m)+1)
+	maps.Copy(c, m)
+	c[key] = value
+	return c
+}
+
+// without copies a map but for one entry.
+func without[K comparable, V any](m map[K]V, key K) map[K]V {
+	c := maps.Clone(m)
+	delete(c, key)
 	return c
 }

@@ -116,7 +116,8 @@ func leaveToDerived(q ContainerProposal) ContainerProposal {
 }
 
 func deriveExec(p *Policy, s *state, id string, q ExecProposal) *Policy {
-	i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == s.instances[id].name })
+	instance, _ := s.instance(id)
+	i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == instance.name })
 	if i < 0 {
 		return p
 	}

@@ -36,7 +36,7 @@ func TestUnsealedTakesTheProposal(t *testing.T) {
 	}, podpolicy.ImageConfig{Digest: otherDigest, Env: []string{"PATH=/bin", "A=2"}})
 	want := &podpolicy.ContainerConfig{
 		ID: "c", Name: "web", Role: podpolicy.RoleApp, Image: podpolicy.ImageRef{Repository: "docker.io/library/nginx", Tag: "latest"}, Args: []string{"/x"},
-		Env: []podpolicy.EnvVar{{Name: "PATH", Value: "/bin"}, {Name: "A", Value: "1"}, {Name: "S", Sealed: "sealed.a.b.c"}, {Name: "TERM", Value: "xterm"}},
+		Env: []podpolicy.EnvVar{{Name: "PATH", Value: "/bin"}, {Name: "A", Value: "1"}, {Name: "S", Sealed: "sealed.a.b.c"}, {Name: "HOSTNAME", Value: q.Hostname}, {Name: "TERM", Value: "xterm"}},
 		Cwd: "/w", User: podpolicy.User{UID: 5, GID: 6}, Capabilities: podpolicy.DefaultCapabilities(), Seccomp: podpolicy.SeccompDefault,
 		Mounts: []podpolicy.MountConfig{
 			{Path: "/c", Volume: "conf", Kind: podpolicy.VolumeFiles, ReadOnly: true},

@@ -147,91 +147,6 @@ func isNamespacedSysctl(name string) bool {
 		strings.HasPrefix(name, "fs.mqueue.") || strings.HasPrefix(name, "net.")
 }
 
-func (v *validator) volume(path string, vol Volume) {
-	foreign := func(kind VolumeKind, fields map[string]bool) {
-		for _, f := range slices.Sorted(maps.Keys(fields)) {
-			if fields[f] {
-				v.bad(path+"."+f, "belongs to %s volumes, this one is %s", kind, quote(string(vol.Kind)))
-			}
-		}
-	}
-	if vol.Kind != VolumeEphemeral {
-		foreign(VolumeEphemeral, map[string]bool{"medium": vol.Medium != "", "size": vol.Size != Memory{}})
-	}
-	if vol.Kind != VolumeFiles {
-		foreign(VolumeFiles, map[string]bool{"pinned": vol.Pinned != nil, "host": vol.Host != nil})
-	}
-	if vol.Kind != VolumeBlock {
-		foreign(VolumeBlock, map[string]bool{"key": vol.Key != "", "filesystem": vol.Filesystem != ""})
-	}
-	switch vol.Kind {
-	case VolumeEphemeral:
-		if vol.Medium != "" && vol.Medium != MediumDisk && vol.Medium != MediumMemory {
-			v.bad(path+".medium", "expected disk or memory, got %s", quote(string(vol.Medium)))
-		}
-		if vol.Size.Host != "" {
-			v.bad(path+".size", "the size of a volume is no slot")
-		}
-	case VolumeFiles:
-		v.files(path, vol)
-	case VolumeBlock:
-		if vol.Key == "" {
-			v.bad(path+".key", "expected the KBS URI of the volume's key: a block volume that is not encrypted would be the host's")
-		} else if err := checkResourceURI(vol.Key); err != nil {
-			v.bad(path+".key", "%s", err)
-		}
-		if vol.Filesystem != "ext4" {
-			v.bad(path+".filesystem", `expected "ext4", got %s`, quote(vol.Filesystem))
-		}
-	default:
-		v.bad(path+".kind", "expected ephemeral, files or block, got %s", quote(string(vol.Kind)))
-	}
-}
-
-func (v *validator) files(path string, vol Volume) {
-	if len(vol.Pinned) == 0 && vol.Host == nil {
-		v.bad(path, "a files volume has pinned files, host files or both")
-	}
-	if v.count(path+".pinned", len(vol.Pinned), maxFiles) {
-		for _, name := range slices.Sorted(maps.Keys(vol.Pinned)) {
-			p := keyPath(path+".pinned", name)
-			if err := checkFileName(name); err != nil {
-				v.bad(p, "%s", err)
-			}
-			if !isSHA256(vol.Pinned[name]) {
-				v.bad(p, "expected sha256: and 64 lower-case hex digits, got %s", quote(vol.Pinned[name]))
-			}
-		}
-	}
-	if vol.Host == nil {
-		return
-	}
-	if len(vol.Host.Names) == 0 {
-		v.bad(path+".host.names", "expected at least one name")
-	}
-	if v.count(path+".host.names", len(vol.Host.Names), maxFiles) {
-		seen := map[string]bool{}
-		for i, name := range vol.Host.Names {
-			p := indexPath(path+".host.names", i)
-			if err := checkFileName(name); err != nil {
-				v.bad(p, "%s", err)
-			}
-			if _, pinned := vol.Pinned[name]; pinned || seen[name] {
-				v.bad(p, "%s is named before", quote(name))
-			}
-			seen[name] = true
-		}
-	}
-	if vol.Host.MaxBytes < 1 || vol.Host.MaxBytes > maxFilesBytes {
-		v.bad(path+".host.maxBytes", "expected 1 to %d, got %d", maxFilesBytes, vol.Host.MaxBytes)
-	}
-	if m := vol.Host.Mode; m != "" {
-		if _, err := parseMode(m); err != nil {
-			v.bad(path+".host.mode", "%s", err)
-		}
-	}
-}
-
 func (v *validator) network(n *Network) {
 	dns := n.DNS
 	switch {
@@ -275,43 +190,6 @@ func (p *Policy) clone() (*Policy, error) {
 func isSHA256(s string) bool {
 	h, ok := strings.CutPrefix(s, "sha256:")
 	return ok && len(h) == 64 && only(h, "0123456789abcdef")
-}
-
-// checkFileName: a plain name, which cannot be a path.
-func checkFileName(name string) error {
-	if name == "" || len(name) > 253 || !only(name, alnum+"._-") || name == "." || strings.HasPrefix(name, "..") {
-		return fmt.Errorf("expected a file name of 1 to 253 letters, digits, ., _ and - that does not begin with .., got %s", quote(name))
-	}
-	return nil
-}
-
-// parseMode takes permission bits without set-id, sticky or write for others.
-func parseMode(s string) (uint32, error) {
-	n := uint32(0)
-	if len(s) < 3 || len(s) > 4 || !only(s, "01234567") {
-		return 0, fmt.Errorf("expected an octal mode such as 0644, got %s", quote(s))
-	}
-	for _, c := range []byte(s) {
-		n = n<<3 | uint32(c-'0')
-	}
-	if n&^0o775 != 0 {
-		return 0, fmt.Errorf("expected a mode within 0775 (no set-id bits, no write for others), got %s", quote(s))
-	}
-	return n, nil
-}
-
-// checkResourceURI takes kbs:///repository/type/tag; a KBS address in the URI
-// would be ignored by every client and is refused here.
-func checkResourceURI(uri string) error {
-	rest, ok := strings.CutPrefix(uri, "kbs:///")
-	segments := strings.Split(rest, "/")
-	bad := slices.ContainsFunc(segments, func(s string) bool {
-		return s == "" || strings.Trim(s, ".") == "" || len(s) > 128 || !only(s, alnum+"._-")
-	})
-	if !ok || len(segments) != 3 || bad {
-		return fmt.Errorf("expected kbs:///REPOSITORY/TYPE/TAG of letters, digits, ., _ and -, got %s", quote(uri))
-	}
-	return nil
 }
 
 // checkSealed takes the form sealed.<header>.<payload>.<signature>, base64url.

@@ -13,9 +13,15 @@ func (v *validator) container(at string, c *Container) {
 	if !isDNSLabel(c.Name) {
 		v.bad(at+".name", "expected a DNS label of at most 63 characters, got %s", quote(c.Name))
 	}
-	oneOf(v, at+".role", c.Role, "", RoleApp, RoleInit, RoleSidecar)
+	oneOf(v, at+".role", c.Role, "", RoleApp, RoleInit, RoleSidecar, RoleEphemeral)
 	v.image(at+".image", c.Image)
 	v.args(at+".args", c.Args)
+	if c.ExpandArgs && c.Args == nil {
+		v.bad(at+".expandArgs", "an image's own arguments are taken literally: set args")
+	}
+	if c.ExpandArgs {
+		v.references(at+".args", strings.Join(c.Args, "\x00"))
+	}
 	if c.Cwd != "" && !isCleanAbsolute(c.Cwd) {
 		v.bad(at+".cwd", "expected a clean absolute path, got %s", quote(c.Cwd))
 	}
@@ -31,6 +37,7 @@ func (v *validator) container(at string, c *Container) {
 	})
 	oneOf(v, at+".seccomp", c.Seccomp, "", SeccompDefault, SeccompUnconfined)
 	v.mounts(at+".mounts", c.Mounts)
+	v.devices(at+".devices", c.Devices)
 	v.allow(at+".allow", c)
 	v.limits(at+".limits", c.Limits)
 }
@@ -98,7 +105,7 @@ func (v *validator) user(at string, u *User) {
 func (v *validator) env(at string, c *Container) {
 	if v.count(at+".env", len(c.Env), maxEnv) {
 		for _, name := range slices.Sorted(maps.Keys(c.Env)) {
-			v.envValue(keyPath(at+".env", name), name, c.Env[name])
+			v.envValue(keyPath(at+".env", name), name, c)
 		}
 	}
 	v.set(at+".serviceEnv", c.ServiceEnv, maxServices, func(s string) string {
@@ -109,12 +116,13 @@ func (v *validator) env(at string, c *Container) {
 	})
 }
 
-func (v *validator) envValue(at, name string, e EnvValue) {
+func (v *validator) envValue(at, name string, c *Container) {
+	e := c.Env[name]
 	if !isEnvName(name) {
 		v.bad(at, "a variable's name has 1 to 256 printable characters, no = and no blank")
 	}
 	if e.kinds() != 1 {
-		v.bad(at, "expected exactly one of value, host, match, sealed and resource")
+		v.bad(at, "expected exactly one of value, host, match, sealed, resource and expand")
 		return
 	}
 	switch {
@@ -137,72 +145,40 @@ func (v *validator) envValue(at, name string, e EnvValue) {
 		if err := checkSealed(e.Sealed); err != nil {
 			v.bad(at+".sealed", "%s", err)
 		}
-	default:
+	case e.Resource != "":
 		if err := checkResourceURI(e.Resource); err != nil {
 			v.bad(at+".resource", "%s", err)
 		}
+	default:
+		v.expand(at+".expand", e.Expand, c)
 	}
 }
 
-func (v *validator) mounts(at string, mounts []Mount) {
-	if !v.count(at, len(mounts), maxMounts) {
+// expand checks a literal with references. They lead to variables that have a
+// value of their own, so that no order and no circle of them exists.
+func (v *validator) expand(at, s string, c *Container) {
+	if len(s) > maxEnvBytes || strings.ContainsRune(s, 0) {
+		v.bad(at, "expected at most %d bytes without NUL", maxEnvBytes)
 		return
 	}
-	seen := map[string]bool{}
-	for i, m := range mounts {
-		p := indexPath(at, i)
-		if !isCleanAbsolute(m.Path) || reservedMountPath(m.Path) {
-			v.bad(p+".path", "expected a clean absolute path that is not / and not in /proc, /sys or /dev (except /dev/shm), got %s", quote(m.Path))
-		}
-		if seen[m.Path] {
-			v.bad(p+".path", "%s is mounted twice", quote(m.Path))
-		}
-		seen[m.Path] = true
-		vol, ok := v.policy.Volumes[m.Volume]
-		if !ok {
-			v.bad(p+".volume", "no volume has the name %s", quote(m.Volume))
-		}
-		if m.SubPath != "" && (!isCleanAbsolute("/"+m.SubPath) || vol.Kind == VolumeFiles) {
-			v.bad(p+".subPath", "expected a clean relative path in an ephemeral or block volume, got %s", quote(m.SubPath))
-		}
-		if vol.Kind == VolumeFiles && !m.ReadOnly {
-			v.bad(p+".readOnly", "a files volume is mounted with readOnly true")
+	for _, name := range v.references(at, s) {
+		if c.Env[name].Expand != "" {
+			v.bad(at, "$(%s) is a variable with references itself: write out what it stands for", clip(name))
 		}
 	}
 }
 
-func (v *validator) allow(at string, c *Container) {
-	a := &c.Allow
-	if v.count(at+".exec", len(a.Exec), maxExecRules) {
-		for i, r := range a.Exec {
-			p := indexPath(at+".exec", i)
-			if len(r.Args) == 0 || r.Args[0] == "" {
-				v.bad(p, "expected a program and its arguments")
-			} else if bad := checkArgs(p, r.Args); bad != nil {
-				v.bad(bad.Path, "expected %s, got %s", bad.Expected, bad.Got)
-			}
-			if slices.ContainsFunc(a.Exec[:i], func(o ExecRule) bool { return slices.Equal(o.Args, r.Args) }) {
-				v.bad(p, "%s is listed before", quoteList(r.Args))
-			}
+// references bounds how many there are, and with them what a string can grow to.
+func (v *validator) references(at, s string) []string {
+	var names []string
+	_ = Expand(s, func(name string) (string, bool) {
+		if len(names) <= maxReferences {
+			names = append(names, name)
 		}
-	}
-	if v.count(at+".portForward", len(a.PortForward), maxPorts) {
-		for i, port := range a.PortForward {
-			if port == 0 || slices.Contains(a.PortForward[:i], port) {
-				v.bad(indexPath(at+".portForward", i), "expected different ports, 1 to 65535, got %d", port)
-			}
-		}
-	}
-	v.set(at+".signals", a.Signals, 64, func(s string) string {
-		if signalNumber(s) == 0 {
-			return "expected a signal's name such as SIGHUP, got " + quote(s)
-		}
-		return ""
+		return "", false
 	})
-	oneOf(v, at+".restarts", a.Restarts, "", RestartNever, RestartOnFailure, RestartAlways)
-	if a.Restarts == RestartAlways && c.Role == RoleInit {
-		v.bad(at+".restarts", "an init container ends by success: expected never or onFailure; a container that keeps running is a sidecar")
-	}
+	v.count(at, len(names), maxReferences)
+	return names
 }
 
 // set checks a list of strings without order: length, duplicates, members.
@@ -256,7 +232,7 @@ func checkArgs(at string, args []string) *Refusal {
 }
 
 func isEnvName(s string) bool {
-	return s != "" && len(s) <= 256 && printable(s) && !strings.ContainsAny(s, "= ")
+	return s != "" && len(s) <= 256 && strings.IndexByte(s, '=') < 0 && strings.IndexByte(s, ' ') < 0 && printable(s)
 }
 
 func isCleanAbsolute(p string) bool {

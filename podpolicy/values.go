@@ -54,7 +54,8 @@ type EnvValue struct {
 	// Host is a slot, Match a pattern; both leave the value to the host.
 	Host  Slot   `json:"host,omitempty"`
 	Match string `json:"match,omitempty"`
-	// Sealed is a sealed secret (sealed.…); Resource a KBS URI (kbs:///…).
+	// Sealed is a sealed secret (sealed.…); Resource a KBS URI (kbs:///… of
+	// the default trustee, kbs://NAME/… of one that initdata declares).
 	// Their values come from the trustee, inside the guest.
 	Sealed   string `json:"sealed,omitempty"`
 	Resource string `json:"resource,omitempty"`
@@ -68,7 +69,7 @@ func Literal(s string) EnvValue { return EnvValue{Value: &s} }
 
 func (v EnvValue) kinds() int {
 	n := 0
-	for _, set := range []bool{v.Value != nil, v.Host != "", v.Match != "", v.Sealed != "", v.Resource != ""} {
+	for _, set := range []bool{v.Value != nil, v.Host != "", v.Match != "", v.Sealed != "", v.Resource != "", v.Expand != ""} {
 		if set {
 			n++
 		}

@@ -8,39 +8,118 @@ import (
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/initdata"
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
-// TOML writes the configuration as aa.toml and cdh.toml. Equal configurations
-// give equal texts. The texts are read back: a configuration that
-// [FromDocument] would refuse or change is an error.
+// TOML writes a configuration that needs no coffer.toml as aa.toml and
+// cdh.toml; see [Config.Data].
 func (c Config) TOML() (aa, cdh string, err error) {
-	if c.RootPEM != "" && c.URL == "" {
-		return "", "", errors.New("initdata: guest configuration: a root certificate is set, but no URL")
-	}
-	var a, h strings.Builder
-	if c.URL != "" {
-		a.WriteString("[token_configs.kbs]\n")
-		entry(&a, "url", c.URL)
-		text(&a, "cert", c.RootPEM)
-		h.WriteString("[kbc]\n")
-		entry(&h, "name", kbcName)
-		entry(&h, "url", c.URL)
-		text(&h, "kbs_cert", c.RootPEM)
-	}
-	c.Image.write(&h)
-	aa, cdh = a.String(), h.String()
-	if !utf8.ValidString(aa) || !utf8.ValidString(cdh) {
-		return "", "", errors.New("initdata: guest configuration: a value is not valid UTF-8")
-	}
-	back, err := FromDocument(&initdata.Document{Data: map[string]string{initdata.KeyAA: aa, initdata.KeyCDH: cdh}})
+	data, err := c.Data()
 	if err != nil {
-		return "", "", fmt.Errorf("guest configuration: %w", err)
+		return "", "", err
+	}
+	if _, ok := data[initdata.KeyCoffer]; ok {
+		return "", "", errors.New("initdata: guest configuration: needs " + initdata.KeyCoffer + " besides " + initdata.KeyAA + " and " + initdata.KeyCDH)
+	}
+	return data[initdata.KeyAA], data[initdata.KeyCDH], nil
+}
+
+// Data writes the configuration as entries of initdata: aa.toml, cdh.toml and
+// coffer.toml, those that would be empty left out. Equal configurations give
+// equal texts. The texts are read back: a configuration that [FromDocument]
+// would refuse or change is an error.
+func (c Config) Data() (map[string]string, error) {
+	if c.RootPEM != "" && c.URL == "" {
+		return nil, errors.New("initdata: guest configuration: a root certificate is set, but no URL")
+	}
+	data := map[string]string{}
+	for name, write := range map[string]func(*strings.Builder){
+		initdata.KeyAA: c.writeAA, initdata.KeyCDH: c.writeCDH, initdata.KeyCoffer: c.writeCoffer,
+	} {
+		var b strings.Builder
+		write(&b)
+		if !utf8.ValidString(b.String()) {
+			return nil, errors.New("initdata: guest configuration: a value is not valid UTF-8")
+		}
+		if b.Len() > 0 {
+			data[name] = b.String()
+		}
+	}
+	back, err := FromDocument(&initdata.Document{Data: data})
+	if err != nil {
+		return nil, fmt.Errorf("guest configuration: %w", err)
 	}
 	if !reflect.DeepEqual(*back, c.normal()) {
-		return "", "", errors.New("initdata: guest configuration: a value does not survive being written: use canonical URLs, kbs:/// URIs and PEM")
+		return nil, errors.New("initdata: guest configuration: a value does not survive being written: use canonical URLs, kbs:/// URIs and PEM")
 	}
-	return aa, cdh, nil
+	return data, nil
+}
+
+func (c Config) writeAA(b *strings.Builder) {
+	if c.ServiceURL != "" {
+		b.WriteString("[token_configs.coco_as]\n")
+		entry(b, "url", c.ServiceURL)
+	}
+	if c.URL == "" && c.KeyType == "" && c.PolicySelector == "" {
+		return
+	}
+	section(b, "[token_configs.kbs]")
+	text(b, "url", c.URL)
+	text(b, "cert", c.RootPEM)
+	text(b, "tee_key_algorithm", string(c.KeyType))
+	text(b, "attestation_policy_selector", c.PolicySelector)
+}
+
+func (c Config) writeCDH(b *strings.Builder) {
+	if c.URL != "" {
+		b.WriteString("[kbc]\n")
+		entry(b, "name", kbcName)
+		entry(b, "url", c.URL)
+		text(b, "kbs_cert", c.RootPEM)
+	}
+	for _, x := range c.Credentials {
+		section(b, "[[credentials]]")
+		entry(b, "resource_uri", x.URI)
+		entry(b, "path", x.Path)
+	}
+	c.Image.write(b)
+}
+
+func (c Config) writeCoffer(b *strings.Builder) {
+	for _, t := range c.Trustees {
+		section(b, "[[trustee]]")
+		entry(b, "name", t.Name)
+		entry(b, "url", t.URL)
+		text(b, "cert", t.RootPEM)
+	}
+	if r := c.Resources; r != (Resources{}) {
+		section(b, "[resources]")
+		if r.Lifetime != nil {
+			entry(b, "lifetime", r.Lifetime.String())
+		}
+		for _, x := range []struct {
+			key string
+			n   int
+		}{{"max_entries", r.MaxEntries}, {"max_bytes", r.MaxBytes}} {
+			if x.n != 0 {
+				fmt.Fprintf(b, "%s = %d\n", x.key, x.n)
+			}
+		}
+	}
+	if c.REST != "" {
+		section(b, "[rest_api]")
+		entry(b, "features", string(c.REST))
+	}
+}
+
+// section begins a table, apart from what stands before it.
+func section(b *strings.Builder, name string) {
+	if b.Len() > 0 {
+		b.WriteByte('\n')
+	}
+	b.WriteString(name + "\n")
 }
 
 func (i Image) write(b *strings.Builder) {
@@ -64,12 +143,17 @@ func (i Image) write(b *strings.Builder) {
 	if n := i.MaxConcurrentDownloads; n != 0 {
 		fmt.Fprintf(b, "max_concurrent_layer_downloads_per_image = %d\n", n)
 	}
-	for _, r := range i.Registries {
-		b.WriteString("\n[[image.registry_config.registry]]\n")
-		entry(b, "location", r.Location)
-		if r.Insecure {
-			b.WriteString("insecure = true\n")
-		}
+	text(b, "sigstore_config", i.SigstoreConfig)
+	text(b, "sigstore_config_uri", i.SigstoreConfigURI)
+	text(b, "registry_configuration_uri", i.RegistriesURI)
+	if i.Proxy != (registry.Proxy{}) {
+		b.WriteString("\n[image.image_pull_proxy]\n")
+		text(b, "https_proxy", i.Proxy.HTTPS)
+		text(b, "http_proxy", i.Proxy.HTTP)
+		text(b, "no_proxy", i.Proxy.NoProxy)
+	}
+	if conf := i.Registries.TOML("image.registry_config"); conf != "" {
+		b.WriteString("\n" + conf)
 	}
 }
 
@@ -93,8 +177,17 @@ func (c Config) normal() Config {
 	for _, s := range roots {
 		c.Image.ExtraRoots = append(c.Image.ExtraRoots, trimPEM(s))
 	}
-	if len(c.Image.Registries) == 0 {
+	if c.Image.Registries != nil && reflect.DeepEqual(*c.Image.Registries, registries.Config{}) {
 		c.Image.Registries = nil
+	}
+	c.ServiceURL = strings.TrimRight(c.ServiceURL, "/")
+	if len(c.Credentials) == 0 {
+		c.Credentials = nil
+	}
+	trustees := c.Trustees
+	c.Trustees = nil
+	for _, t := range trustees {
+		c.Trustees = append(c.Trustees, Trustee{t.Name, strings.TrimRight(t.URL, "/"), trimPEM(t.RootPEM)})
 	}
 	return c
 }

@@ -1,7 +1,8 @@
-// Package guestconfig reads and writes the two configuration files that
-// initdata carries for the guest: aa.toml (attestation agent) and cdh.toml
+// Package guestconfig reads and writes the configuration files that initdata
+// carries for the guest: aa.toml (attestation agent) and cdh.toml
 // (confidential data hub), as the guest components of Confidential Containers
-// define them.
+// define them, and coffer.toml, which says what those have no words for:
+// further trustees, how long resources are kept, and what the REST API offers.
 //
 // Coffer's guest honours a part of those files. A key it knows but does not
 // honour is an error that says so, unless its value is the one that changes
@@ -15,9 +16,12 @@ import (
 	"strings"
 
 	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
-// Config is what both files together say.
+// Config is what the files together say.
 type Config struct {
 	// URL is the key broker's base ("https://trustee.example:8080"), "" when
 	// neither file names one.
@@ -25,7 +29,41 @@ type Config struct {
 	// RootPEM pins the broker's certificates; "" leaves them to the system's
 	// roots.
 	RootPEM string
-	Image   Image
+	// KeyType is the kind of key that resources are encrypted to, "" for the
+	// default, and PolicySelector the attestation policy to ask for. Both hold
+	// for every trustee.
+	KeyType        kbs.KeyType
+	PolicySelector string
+	// ServiceURL is the attestation service that gives tokens of the kind
+	// coco_as, "" for none.
+	ServiceURL string
+	// Trustees are further key brokers, by name.
+	Trustees []Trustee
+	// Credentials are for key management services.
+	Credentials []Credential
+	Resources   Resources
+	REST        Features
+	Image       Image
+}
+
+// CheckTrustee refuses a resource URI that names a trustee which the
+// configuration does not declare.
+func (c Config) CheckTrustee(uri kbs.ResourceURI) error {
+	name := uri.Trustee()
+	if name == "" {
+		return nil
+	}
+	var names []string
+	for _, t := range c.Trustees {
+		if t.Name == name {
+			return nil
+		}
+		names = append(names, t.Name)
+	}
+	if len(names) == 0 {
+		return fmt.Errorf("%s: there is no trustee %q: coffer.toml declares none; without a name the URI means the default one", uri, name)
+	}
+	return fmt.Errorf("%s: there is no trustee %q: coffer.toml declares %s; without a name the URI means the default one", uri, name, strings.Join(names, ", "))
 }
 
 // Image is the [image] table of cdh.toml.
@@ -39,23 +77,24 @@ type Image struct {
 	// ExtraRoots are PEM certificates to trust for registries besides the
 	// system's.
 	ExtraRoots []string
-	// Registries are exceptions for registries or parts of them.
-	Registries []Registry
+	// SigstoreConfig is a lookaside configuration in YAML (registries.d),
+	// SigstoreConfigURI a kbs:/// resource that holds one. At most one is set.
+	SigstoreConfig    string
+	SigstoreConfigURI string
+	// Registries are mirrors, insecure and blocked registries; RegistriesURI is
+	// a kbs:/// resource with the same as a document of its own, to be read
+	// with [ParseRegistries]. At most one is set.
+	Registries    *registries.Config
+	RegistriesURI string
+	// Proxy is how registries are reached; the trustee is not.
+	Proxy registry.Proxy
 	// MaxConcurrentDownloads bounds parallel layer downloads of one image;
 	// 0: the default.
 	MaxConcurrentDownloads int
 }
 
-// Registry is one [[image.registry_config.registry]] entry.
-type Registry struct {
-	// Location is host[:port][/path].
-	Location string
-	// Insecure allows plain HTTP.
-	Insecure bool
-}
-
-// FromDocument reads both files of a document, of which either may be absent.
-// Where both name the broker they must agree: Coffer has one client for
+// FromDocument reads the files of a document, of which any may be absent.
+// Where both aa.toml and cdh.toml name the broker they must agree: Coffer has one client for
 // tokens and resources. All problems are reported, each with its file and
 // key.
 func FromDocument(d *initdata.Document) (*Config, error) {
@@ -63,11 +102,15 @@ func FromDocument(d *initdata.Document) (*Config, error) {
 	r := &reader{}
 	var aa, cdh broker
 	if text, ok := d.Data[initdata.KeyAA]; ok {
-		aa = parseAA(r.file(initdata.KeyAA, text))
+		aa = parseAA(r.file(initdata.KeyAA, text), c)
 	}
 	if text, ok := d.Data[initdata.KeyCDH]; ok {
-		cdh = parseCDH(r.file(initdata.KeyCDH, text), &c.Image)
+		cdh = parseCDH(r.file(initdata.KeyCDH, text), c)
 	}
+	if text, ok := d.Data[initdata.KeyCoffer]; ok {
+		parseCoffer(r.file(initdata.KeyCoffer, text), c)
+	}
+	r.checkNames(c.Trustees)
 	switch {
 	case aa.url != "" && cdh.url != "" && aa.url != cdh.url:
 		r.fail(initdata.KeyCDH+": kbc.url", "expected %.256q as in %s, got %.256q: the guest has one key broker", aa.url, initdata.KeyAA, cdh.url)
@@ -94,8 +137,17 @@ type broker struct{ url, cert string }
 // maxProblems bounds an error report.
 const maxProblems = 32
 
-// reader collects problems.
-type reader struct{ errs []error }
+// reader collects problems, and the URIs whose trustee must be declared.
+type reader struct {
+	errs []error
+	uris []namedURI
+}
+
+// namedURI is a resource URI and the key that holds it.
+type namedURI struct {
+	where string
+	uri   kbs.ResourceURI
+}
 
 // fail adds a problem, up to maxProblems of them.
 func (r *reader) fail(where, format string, args ...any) {
@@ -104,6 +156,19 @@ func (r *reader) fail(where, format string, args ...any) {
 		r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
 	case n == maxProblems:
 		r.errs = append(r.errs, errors.New("initdata: and more problems"))
+	}
+}
+
+// add adds the problems that another package found; they name their keys.
+func (r *reader) add(err error) {
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		list = joined.Unwrap()
+	}
+	for _, e := range list {
+		if len(r.errs) <= maxProblems {
+			r.errs = append(r.errs, fmt.Errorf("initdata: %w", e))
+		}
 	}
 }
 

@@ -2,7 +2,6 @@ package guestconfig
 
 import (
 	"strings"
-	"unicode"
 
 	"github.com/coffer-project/coffer/kbs"
 )
@@ -10,37 +9,46 @@ import (
 // Values that mean the same as an absent key, as the guest components'
 // documentation and examples write them.
 const (
-	defaultKeyAlgorithm = "ECDH-ES+A256KW-P256"
-	defaultCDHSocket    = "unix:///run/confidential-containers/cdh.sock"
-	defaultAASocket     = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
-	defaultWorkDir      = "/run/kata-containers/image/"
-	defaultLogLevel     = "info"
-	defaultPCR          = int64(17)
+	defaultCDHSocket = "unix:///run/confidential-containers/cdh.sock"
+	defaultAASocket  = "unix:///run/confidential-containers/attestation-agent/attestation-agent.sock"
+	defaultWorkDir   = "/run/kata-containers/image/"
+	defaultLogLevel  = "info"
+	defaultPCR       = int64(17)
 	// kbcName is the only key broker client that is not a stub.
 	kbcName = "cc_kbc"
 )
 
 // Limits of lists and numbers.
 const (
-	maxRegistries   = 64
-	maxExtraRoots   = 64
-	maxLocation     = 512
-	maxConcurrency  = 32
-	whyNoSockets    = "its parts share one process and no socket"
-	whyNoLogLevel   = "logging is set by the measured kernel command line"
-	whyNoEventLog   = "runtime measurements are not recorded yet"
-	whyNoSimpleSign = "only cosign signatures are checked"
+	maxExtraRoots  = 64
+	maxConcurrency = 32
+	maxSelector    = 256
+	maxLocation    = 512
+	whyNoSockets   = "its parts share one process and no socket"
+	whyNoLogLevel  = "logging is set by the measured kernel command line"
+	whyNoEventLog  = "runtime measurements are not recorded yet"
 )
 
 // parseAA reads aa.toml.
-func parseAA(t *table) broker {
+func parseAA(t *table, c *Config) broker {
 	var b broker
 	tokens := t.sub("token_configs")
-	tokens.notYet("coco_as", "its token comes from the key broker")
+	as := tokens.sub("coco_as")
+	if s := as.str("url"); s != "" {
+		if err := kbs.CheckServiceURL(s); err != nil {
+			t.r.fail(as.where("url"), "%v", err)
+		}
+		c.ServiceURL = strings.TrimRight(s, "/")
+	} else if as.left != nil {
+		t.r.fail(as.where("url"), "is missing")
+	}
+	as.done()
 	k := tokens.sub("kbs")
 	b.url, b.cert = k.brokerURL("url"), k.pem("cert")
-	k.notYet("tee_key_algorithm", "only "+defaultKeyAlgorithm+" is implemented", defaultKeyAlgorithm)
-	k.notYet("attestation_policy_selector", "the trustee chooses the policy", "")
+	c.KeyType = k.keyType("tee_key_algorithm")
+	if c.PolicySelector = k.str("attestation_policy_selector"); len(c.PolicySelector) > maxSelector {
+		t.r.fail(k.where("attestation_policy_selector"), "has %d bytes, the limit is %d", len(c.PolicySelector), maxSelector)
+	}
 	k.needURL(b, "url", "cert")
 	k.done()
 	tokens.done()
@@ -54,11 +62,11 @@ func parseAA(t *table) broker {
 }
 
 // parseCDH reads cdh.toml.
-func parseCDH(t *table, image *Image) broker {
+func parseCDH(t *table, c *Config) broker {
 	var b broker
 	t.notYet("socket", whyNoSockets, defaultCDHSocket)
 	t.notYet("skip_sealed_secret_verification", "sealed secrets are always verified", false)
-	t.notYet("credentials", "secrets are fetched when they are used", []any{}, []map[string]any{})
+	c.Credentials = parseCredentials(t)
 	aa := t.sub("aa")
 	aa.notYet("aa_socket", whyNoSockets, defaultAASocket)
 	aa.done()
@@ -71,7 +79,7 @@ func parseCDH(t *table, image *Image) broker {
 	b.url, b.cert = k.brokerURL("url"), k.pem("kbs_cert")
 	k.needURL(b, "url", "kbs_cert")
 	k.done()
-	parseImage(t.sub("image"), image)
+	parseImage(t.sub("image"), &c.Image)
 	t.logTable()
 	t.done()
 	return b
@@ -80,9 +88,7 @@ func parseCDH(t *table, image *Image) broker {
 func parseImage(t *table, image *Image) {
 	image.SecurityPolicy = t.str("image_security_policy")
 	image.SecurityPolicyURI = t.resource("image_security_policy_uri")
-	if image.SecurityPolicy != "" && image.SecurityPolicyURI != "" {
-		t.r.fail(t.where("image_security_policy"), "and image_security_policy_uri are both set: keep one")
-	}
+	t.either("image_security_policy", image.SecurityPolicy != "", image.SecurityPolicyURI != "")
 	image.CredentialsURI = t.resource("authenticated_registry_credentials_uri")
 	image.ExtraRoots = t.strs("extra_root_certificates")
 	if n := len(image.ExtraRoots); n > maxExtraRoots {
@@ -103,52 +109,15 @@ func parseImage(t *table, image *Image) {
 		}
 	}
 	t.notYet("work_dir", "images are kept in the guest's memory", defaultWorkDir)
-	t.notYet("sigstore_config_uri", whyNoSimpleSign)
-	t.notYet("sigstore_config", whyNoSimpleSign)
-	t.notYet("registry_configuration_uri", "write registry_config into this file")
-	t.notYet("image_pull_proxy", "proxies are not implemented yet")
-	image.Registries = parseRegistries(t.sub("registry_config"))
+	image.SigstoreConfig = t.str("sigstore_config")
+	image.SigstoreConfigURI = t.resource("sigstore_config_uri")
+	t.either("sigstore_config", image.SigstoreConfig != "", image.SigstoreConfigURI != "")
+	image.RegistriesURI = t.resource("registry_configuration_uri")
+	_, inline := t.left["registry_config"]
+	t.either("registry_config", inline, image.RegistriesURI != "")
+	image.Registries = t.registries("registry_config")
+	image.Proxy = t.proxy("image_pull_proxy")
 	t.done()
-}
-
-// parseRegistries reads the part of containers-registries.conf that concerns
-// plain HTTP.
-func parseRegistries(t *table) []Registry {
-	t.notYet("unqualified-search-registries", "images are named in full", []any{})
-	t.notYet("short-name-mode", "images are named in full")
-	t.notYet("credential-helpers", "credentials come from authenticated_registry_credentials_uri", []any{})
-	entries := t.tables("registry")
-	if n := len(entries); n > maxRegistries {
-		t.r.fail(t.where("registry"), "has %d entries, the limit is %d", n, maxRegistries)
-		entries = nil
-	}
-	var out []Registry
-	seen := map[string]bool{}
-	for _, e := range entries {
-		reg := Registry{Location: e.str("location"), Insecure: e.boolean("insecure")}
-		e.notYet("prefix", "a registry cannot stand in for another yet", reg.Location)
-		e.notYet("blocked", "the pod policy names the images", false)
-		e.notYet("mirror", "mirrors are not implemented yet", []any{}, []map[string]any{})
-		e.done()
-		switch {
-		case !validLocation(reg.Location):
-			t.r.fail(e.where("location"), "expected host[:port][/path], got %q", clip(reg.Location))
-		case seen[reg.Location]:
-			t.r.fail(e.where("location"), "%q occurs twice", reg.Location)
-		}
-		seen[reg.Location] = true
-		out = append(out, reg)
-	}
-	t.done()
-	return out
-}
-
-// validLocation refuses what is clearly no location. The reference grammar
-// proper is applied to image names, which locations are compared with.
-func validLocation(s string) bool {
-	host, _, _ := strings.Cut(s, "/")
-	return host != "" && len(s) <= maxLocation && !strings.Contains(s, "://") && !strings.Contains(s, "@") &&
-		!strings.HasSuffix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII || r <= ' ' || r == 0x7f })
 }
 
 // clip shortens a part of the document for a message.
@@ -214,5 +183,18 @@ func (t *table) resource(key string) string {
 		t.r.fail(t.where(key), "%v", err)
 		return ""
 	}
+	t.r.uris = append(t.r.uris, namedURI{t.where(key), u})
 	return u.String()
+}
+
+// keyType reads a kind of TEE key; the default one is "".
+func (t *table) keyType(key string) kbs.KeyType {
+	switch k := kbs.KeyType(t.str(key)); k {
+	case "", kbs.KeyP256:
+	case kbs.KeyP521, kbs.KeyRSA, kbs.KeyMLKEM:
+		return k
+	default:
+		t.r.fail(t.where(key), "expected %s, %s, %s or %s, got %q", kbs.KeyP256, kbs.KeyP521, kbs.KeyRSA, kbs.KeyMLKEM, clip(string(k)))
+	}
+	return ""
 }

@@ -11,6 +11,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/run"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -25,6 +26,8 @@ type runFlags struct {
 	initdata   string
 	trusteeCA  string
 	registryCA []string
+	registries string
+	noCache    bool
 	image      string
 	user       string
 	scratch    string
@@ -56,6 +59,9 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.StringVar(&r.o.Image.AuthFile, "authfile", "", "docker auth.json with which this program asks the registry")
 	f.StringArrayVar(&r.registryCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
 	f.StringArrayVar(&r.o.Image.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
+	f.StringVar(&r.registries, "registries-conf", "", "containers-registries.conf file: mirrors, insecure and blocked registries, short names; for this program and, but for the short names, for the guest")
+	f.StringVar(&r.o.BlobCache, "blob-cache", run.DefaultBlobCache(), "directory of the cache from which guests get image blobs that another has fetched")
+	f.BoolVar(&r.noCache, "no-blob-cache", false, "keep no image blobs on this host, and give none to the guest")
 	f.BoolVar(&r.o.Unsealed, "unsealed", false, "run without initdata: no policy is in force, and no secret is given")
 }
 
@@ -117,6 +123,18 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 	}
 	if o.Image.RootPEMs, err = readFiles("--registry-ca", r.registryCA); err != nil {
 		return o, err
+	}
+	if r.registries != "" {
+		data, err := a.readLimited(r.registries, registries.MaxBytes)
+		if err != nil {
+			return o, usagef("--registries-conf: %w", err)
+		}
+		if o.Image.Registries, err = registries.Parse(data); err != nil {
+			return o, usagef("--registries-conf %s: %w", r.registries, err)
+		}
+	}
+	if r.noCache {
+		o.BlobCache = ""
 	}
 	o.ImagePolicy = r.image
 	if r.image != "" && !strings.HasPrefix(r.image, "kbs:///") {

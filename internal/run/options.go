@@ -43,6 +43,9 @@ type Options struct {
 	TrusteeCA  []byte
 	// State is the directory of software TEE and embedded trustee.
 	State string
+	// BlobCache is the directory of the host's cache of image blobs, shared by
+	// all pods; empty for none.
+	BlobCache string
 	// ImagePolicy and Credentials as in InitdataOptions.
 	ImagePolicy, Credentials string
 	Unsealed                 bool
@@ -70,6 +73,16 @@ func DefaultState() string {
 		home = os.TempDir()
 	}
 	return filepath.Join(home, ".local", "state", "coffer")
+}
+
+// DefaultBlobCache is coffer/blobs below the user's cache directory, or empty
+// where the user has none.
+func DefaultBlobCache() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "coffer", "blobs")
 }
 
 // Check reports options that contradict each other.
@@ -199,6 +212,7 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	options := InitdataOptions{
 		Policy: p.Policy, TrusteeURL: p.TrusteeURL, TrusteeCA: p.TrusteeCA, ImagePolicy: o.ImagePolicy,
 		Credentials: o.Credentials, RegistryRoots: p.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
+		Registries: o.Image.Registries,
 	}
 	if p.Initdata, err = NewInitdata(options); err != nil {
 		return err

@@ -19,8 +19,10 @@ import (
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/cli/ui"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/blobcache"
 	"github.com/coffer-project/coffer/internal/host/platform"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -122,6 +124,14 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	config, err := o.sandboxConfig(ctx, p, kind, u)
 	if err != nil {
 		return 0, err
+	}
+	if o.BlobCache != "" {
+		cache, err := blobcache.Open(o.BlobCache, blobcache.Options{})
+		if err != nil {
+			return 0, hint.New(err, "name another directory with --blob-cache, or do without: --no-blob-cache")
+		}
+		defer func() { _ = cache.Close() }()
+		config.BlobCache = cache
 	}
 	disks, err := openDisks(o)
 	if err != nil {
@@ -306,6 +316,9 @@ func watch(ctx context.Context, sb *sandbox.Sandbox, u *ui.UI) {
 	for event, err := range sb.Events(ctx) {
 		if err != nil {
 			return
+		}
+		if lie := event.GetBlobCache(); lie != nil {
+			u.Text("coffer: the guest found the blob cache wrong about %.80q, and pulls from the registry\n", lie.GetDigest())
 		}
 		if pull := event.GetPull(); pull != nil && pull.GetTotalBytes() > 0 {
 			u.Status("pulling %.1f of %.1f MB", float64(pull.GetDoneBytes())/1e6, float64(pull.GetTotalBytes())/1e6)

@@ -335,7 +335,7 @@ func (l *ledger) checkRecords(t *testing.T, chain []audit.Entry) {
 func (l *ledger) get(ctx context.Context, g *kbs.Client, w *witness, path, want string) error {
 	before := w.disturbed()
 	v, err := g.Resource(ctx, mustURI(path))
-	if token := g.Token(); token != "" {
+	if token := g.HeldToken(); token != "" {
 		session, err := l.attest(token)
 		if err != nil {
 			return err

@@ -213,7 +213,7 @@ func TestVault(t *testing.T) {
 	// Without the production client's patience.
 	plain := s.http()
 	get := func() *kbs.StatusError {
-		x := s.do(plain, "GET", "/kbs/v0/resource/demo/key/1", client.Token(), "")
+		x := s.do(plain, "GET", "/kbs/v0/resource/demo/key/1", client.HeldToken(), "")
 		if x.status == http.StatusOK {
 			return nil
 		}

@@ -102,7 +102,7 @@ func TestBackup(t *testing.T) {
 	s.must(err)
 	stop()
 	writers.Wait()
-	token := guest.Token()
+	token := guest.HeldToken()
 	s.stop()
 	if out, err := run(t, the.plain, "backup", "--config", toml, file); err == nil || !strings.Contains(out, "exists") {
 		t.Errorf("over another backup: %v\n%s", err, out)

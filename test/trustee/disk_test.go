@@ -70,7 +70,7 @@ func TestFullDisk(t *testing.T) {
 		if i == 2000 {
 			t.Fatal("records find room for ever")
 		}
-		x := s.do(plain, "GET", "/kbs/v0/resource/demo/key/1", guest.Token(), "")
+		x := s.do(plain, "GET", "/kbs/v0/resource/demo/key/1", guest.HeldToken(), "")
 		if x.status == http.StatusOK {
 			released++
 			continue

@@ -155,7 +155,7 @@ func TestObservation(t *testing.T) {
 	if x := s.do(s.http(), "POST", "/metrics", "", ""); x.status != http.StatusMethodNotAllowed {
 		t.Errorf("POST: %d", x.status)
 	}
-	token := guest.Token()
+	token := guest.HeldToken()
 	s.stop() // exports what is left
 	c.mu.Lock()
 	defer c.mu.Unlock()

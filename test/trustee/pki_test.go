@@ -97,7 +97,7 @@ func TestPKI(t *testing.T) {
 	if err != nil || string(doc) != ca {
 		t.Errorf("an administrator gets %q, %v", doc, err)
 	}
-	if x := s.do(s.http(), "GET", "/kbs/v0/pki/authority", guest.Token(), ""); x.status != http.StatusUnauthorized {
+	if x := s.do(s.http(), "GET", "/kbs/v0/pki/authority", guest.HeldToken(), ""); x.status != http.StatusUnauthorized {
 		t.Errorf("a guest at /authority: %d %s", x.status, x.body)
 	}
 
@@ -124,7 +124,7 @@ func TestPKI(t *testing.T) {
 		"issue/web?dns=a.b.pods.example": http.StatusForbidden,
 		"issue/other":                    http.StatusNotFound,
 	} {
-		if x := s.do(s.http(), "GET", "/kbs/v0/pki/"+query, guest.Token(), ""); x.status != want {
+		if x := s.do(s.http(), "GET", "/kbs/v0/pki/"+query, guest.HeldToken(), ""); x.status != want {
 			t.Errorf("%s: %d %s; want %d", query, x.status, x.body, want)
 		}
 	}

@@ -106,7 +106,7 @@ func TestPolicies(t *testing.T) {
 	} {
 		set("demo", text)
 		start := time.Now()
-		x := s.do(s.http(), "GET", "/kbs/v0/resource/demo/key/1", guest.Token(), "")
+		x := s.do(s.http(), "GET", "/kbs/v0/resource/demo/key/1", guest.HeldToken(), "")
 		if x.status < 500 || !strings.Contains(x.body, "policy did not decide") {
 			t.Errorf("%s: %d %s", name, x.status, x.body)
 		}

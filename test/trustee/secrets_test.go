@@ -91,16 +91,16 @@ tenant = "*"
 
 	fail("POST", "/kbs/v0/resource/demo/key", admin1, content)
 	fail("POST", "/kbs/v0/resource/../../x", admin1, content)
-	fail("POST", "/kbs/v0/resource/demo/key/1", guest.Token(), content)
+	fail("POST", "/kbs/v0/resource/demo/key/1", guest.HeldToken(), content)
 	fail("POST", "/kbs/v0/reference-value", admin1, `{"type":"sample","payload":"`+content+`"}`)
 	fail("PUT", "/admin/v1/bindings", admin1, `{"secret":"`+content+`"}`)
 	fail("GET", "/kbs/v0/resource/demo/key/1", admin1, "")
-	fail("GET", "/kbs/v0/resource/demo/key/1", guest.Token()+"x", "")
-	fail("GET", "/admin/v1/whoami", guest.Token(), "")
-	fail("GET", "/kbs/v0/resource/demo/key/1?token="+guest.Token()[:64], admin1, "")
+	fail("GET", "/kbs/v0/resource/demo/key/1", guest.HeldToken()+"x", "")
+	fail("GET", "/admin/v1/whoami", guest.HeldToken(), "")
+	fail("GET", "/kbs/v0/resource/demo/key/1?token="+guest.HeldToken()[:64], admin1, "")
 	fail("POST", "/kbs/v0/attest", "", content)
 	fail("POST", "/kbs/v0/auth", "", content)
-	fail("GET", "/kbs/v0/pki/issue/other", guest.Token(), "")
+	fail("GET", "/kbs/v0/pki/issue/other", guest.HeldToken(), "")
 	s.must(a.SetResource(t.Context(), uri(t, "kbs:///demo/key/2"), secret.New([]byte(content))), a.DeleteResource(t.Context(), uri(t, "kbs:///demo/key/2")))
 
 	var backup bytes.Buffer
@@ -121,7 +121,7 @@ tenant = "*"
 
 	secrets := map[string]string{
 		"the resource": content, "the key-encryption key": string(rawKEK), "the webhook's secret": webhookSecret, "the collector's": "the-collectors-secret-99",
-		"an administrator's token": strings.Split(admin1, ".")[2], "a guest's token": strings.Split(guest.Token(), ".")[2], "a cookie": cookie,
+		"an administrator's token": strings.Split(admin1, ".")[2], "a guest's token": strings.Split(guest.HeldToken(), ".")[2], "a cookie": cookie,
 		"an issued key": strings.Split(cert.PrivateKey, "\n")[1], "the administrator's key": string(s.key.Seed()),
 	}
 	places := map[string]string{"the log": s.log.String(), "the audit log": records.String(), "metrics": metrics, "the backup": string(lines), "error bodies": bodies.String()}

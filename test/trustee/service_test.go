@@ -122,7 +122,7 @@ func TestAttestationService(t *testing.T) {
 	// And the other way round: a handshake's token is not the service's.
 	guest := s.good("")
 	s.must(guest.Attest(t.Context()))
-	if c := verify(t, s.keys("/.well-known/jwks.json"), guest.Token(), "coffer-trustee"); c.Audience.Contains(audience) {
+	if c := verify(t, s.keys("/.well-known/jwks.json"), guest.HeldToken(), "coffer-trustee"); c.Audience.Contains(audience) {
 		t.Errorf("aud %v", c.Audience)
 	}
 
@@ -228,8 +228,8 @@ func TestAttestationService(t *testing.T) {
 	eventually(t, "the new key signs", func() bool {
 		guest := s.good("")
 		s.must(guest.Attest(t.Context()))
-		verify(t, s.keys(base+"/.well-known/jwks.json"), guest.Token(), "coffer-trustee")
-		sig, err := jwt.ParseSigned(guest.Token(), []jose.SignatureAlgorithm{jose.ES384})
+		verify(t, s.keys(base+"/.well-known/jwks.json"), guest.HeldToken(), "coffer-trustee")
+		sig, err := jwt.ParseSigned(guest.HeldToken(), []jose.SignatureAlgorithm{jose.ES384})
 		return err == nil && sig.Headers[0].KeyID == key.KeyID
 	})
 	verify(t, s.keys(base+"/.well-known/jwks.json"), token, audience)

@@ -64,7 +64,7 @@ func TestTenants(t *testing.T) {
 		"/tenants/acme/tenants/acme/kbs/v0/auth":       http.StatusNotFound,
 		"/tenants/acme/../bravo/kbs/v0/resource/a/b/c": http.StatusUnauthorized, // cleaned by the client
 	} {
-		if x := s.do(plain, "GET", path, guest.Token(), ""); x.status != want && (want != http.StatusUnauthorized || x.status != http.StatusNotFound) {
+		if x := s.do(plain, "GET", path, guest.HeldToken(), ""); x.status != want && (want != http.StatusUnauthorized || x.status != http.StatusNotFound) {
 			t.Errorf("%s: %d %s; want %d", path, x.status, x.body, want)
 		}
 	}
@@ -180,12 +180,12 @@ func TestTenants(t *testing.T) {
 
 	// A tenant that is switched off: its guests, and nobody else's.
 	s.must(root.SetTenantEnabled(t.Context(), "acme", false))
-	if x := s.do(plain, "GET", "/tenants/acme/kbs/v0/resource/demo/key/1", guest.Token(), ""); x.status != http.StatusNotFound {
+	if x := s.do(plain, "GET", "/tenants/acme/kbs/v0/resource/demo/key/1", guest.HeldToken(), ""); x.status != http.StatusNotFound {
 		t.Errorf("switched off: %d %s", x.status, x.body)
 	}
 	s.check("bravo")
 	s.must(root.SetTenantEnabled(t.Context(), "acme", true))
-	if x := s.do(plain, "GET", "/tenants/acme/kbs/v0/resource/demo/key/1", guest.Token(), ""); x.status != http.StatusOK {
+	if x := s.do(plain, "GET", "/tenants/acme/kbs/v0/resource/demo/key/1", guest.HeldToken(), ""); x.status != http.StatusOK {
 		t.Errorf("switched on: %d %s", x.status, x.body)
 	}
 }

@@ -9,12 +9,19 @@ import (
 	"io"
 	"io/fs"
 	"os"
+	"path"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
-// maxTarEntries bounds an archive of a files volume, its directories included.
-const maxTarEntries = 4096
+// Bounds of an archive of a files volume: its entries, directories included,
+// and the length and depth of a name.
+const (
+	maxTarEntries = 8192
+	maxNameLength = 512
+	maxNameDepth  = 8
+)
 
 // dataLink is the link that all names lead through. Kubernetes' own volumes
 // have the same shape, so programs that watch it for changes work.
@@ -25,6 +32,8 @@ type Accept interface {
 	// File is asked before a file's content is read; the size is a claim that
 	// the content is held to. It returns the permission bits.
 	File(name string, size int64) (mode uint32, err error)
+	// Discard reports whether the content of a file is only to be looked at.
+	Discard(name string) bool
 	// Content is told what was read.
 	Content(name string, size int64, digest [sha256.Size]byte) error
 	// Commit is asked at the end whether everything is there. If it agrees,
@@ -33,12 +42,55 @@ type Accept interface {
 	Commit(publish func() error) error
 }
 
-// Put replaces the files of a volume by those of a tar archive: all of them,
-// in one step, and only if accept agrees. Names are plain file names; links,
-// devices and everything else but regular files are refused. Archives of one
-// volume may come at once: each is unpacked to a place that no other has had,
-// since what a host sends again must not touch what was accepted.
-func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accept Accept) error {
+// File is a file that the guest makes itself, beside those of an archive.
+type File struct {
+	// Name is relative to the volume, as in an archive.
+	Name    string
+	Mode    fs.FileMode
+	Content []byte
+}
+
+// Option is about what a volume is made with.
+type Option func(*options)
+
+type options struct {
+	group *uint32
+	files []File
+}
+
+// WithGroup gives files, and directories, to a group.
+func WithGroup(gid uint32) Option { return func(o *options) { o.group = &gid } }
+
+// WithFiles adds files that the guest makes itself. The contents are only read.
+func WithFiles(files ...File) Option {
+	return func(o *options) { o.files = append(o.files, files...) }
+}
+
+func collect(opts []Option) *options {
+	o := &options{}
+	for _, apply := range opts {
+		apply(o)
+	}
+	return o
+}
+
+// Put replaces the files of a volume by those of a tar archive and those of
+// [WithFiles]: all of them, in one step, and only if accept agrees. Names are
+// plain, or relative paths of at most 8 plain names; links, devices and
+// everything else but regular files and directories are refused. Archives of
+// one volume may come at once: each is unpacked to a place that no other has
+// had, since what a host sends again must not touch what was accepted.
+func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accept Accept, opts ...Option) error {
+	return m.replace(name, collect(opts), func(t *tree) error { return t.unpack(ctx, archive, accept) }, accept.Commit)
+}
+
+// Make is Put for a volume none of whose files come in an archive.
+func (m *Manager) Make(name string, opts ...Option) error {
+	return m.replace(name, collect(opts), func(*tree) error { return nil }, func(publish func() error) error { return publish() })
+}
+
+// replace fills a new directory and lets commit put it in the old one's place.
+func (m *Manager) replace(name string, o *options, fill func(*tree) error, commit func(publish func() error) error) error {
 	if err := m.Files(name); err != nil {
 		return err
 	}
@@ -49,14 +101,19 @@ func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accep
 	}
 	defer root.Close() //nolint:errcheck // a directory
 	next := fmt.Sprintf("..%d", m.puts.Add(1))
-	if err := root.Mkdir(next, 0o755); err != nil {
+	t, err := newTree(root, next, o.group)
+	if err != nil {
 		return fmt.Errorf("volume %s: %w", name, err)
 	}
-	names, err := unpackFiles(ctx, root, next, archive, accept)
+	defer t.close()
 	published := false
+	err = fill(t)
 	if err == nil {
-		err = accept.Commit(func() error {
-			if err := publish(root, next, names); err != nil {
+		err = t.make(o.files)
+	}
+	if err == nil {
+		err = commit(func() error {
+			if err := publish(root, next, t.top()); err != nil {
 				return err
 			}
 			published = true
@@ -72,103 +129,72 @@ func (m *Manager) Put(ctx context.Context, name string, archive io.Reader, accep
 	return nil
 }
 
-// unpackFiles writes the archive's files into dir and returns their names.
-func unpackFiles(ctx context.Context, root *os.Root, dir string, archive io.Reader, accept Accept) (map[string]bool, error) {
-	names := map[string]bool{}
+// unpack writes the archive's files.
+func (t *tree) unpack(ctx context.Context, archive io.Reader, accept Accept) error {
 	tr := tar.NewReader(archive)
 	for entries := 0; ; entries++ {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return err
 		}
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
-			return names, nil
+			return nil
 		}
 		if err != nil {
-			return nil, fmt.Errorf("archive: %w", err)
+			return fmt.Errorf("archive: %w", err)
 		}
 		if entries >= maxTarEntries {
-			return nil, fmt.Errorf("archive: more than %d entries", maxTarEntries)
+			return fmt.Errorf("archive: more than %d entries", maxTarEntries)
 		}
-		switch {
-		case h.Typeflag == tar.TypeDir && filepath.Clean(h.Name) == ".":
+		if h.Typeflag == tar.TypeDir && filepath.Clean(h.Name) == "." {
 			continue
-		case h.Typeflag != tar.TypeReg:
-			return nil, fmt.Errorf("archive: %q: only regular files are taken, got type %q", h.Name, h.Typeflag)
+		}
+		if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir {
+			return fmt.Errorf("archive: %q: only regular files and directories are taken, got type %q", h.Name, h.Typeflag)
 		}
 		name := strings.TrimPrefix(h.Name, "./")
-		if name == "" || len(name) > 255 || strings.HasPrefix(name, "..") || name == "." || strings.ContainsAny(name, "/\x00") {
-			return nil, fmt.Errorf("archive: %q: not a plain file name", h.Name)
+		if h.Typeflag == tar.TypeDir {
+			name = strings.TrimSuffix(name, "/")
 		}
-		if names[name] {
-			return nil, fmt.Errorf("archive: %q occurs twice", name)
+		if !isName(name) {
+			return fmt.Errorf("archive: %q: not a plain file name, nor a clean relative path of at most %d of them", h.Name, maxNameDepth)
 		}
-		names[name] = true
-		mode, err := accept.File(name, h.Size)
-		if err != nil {
-			return nil, err
+		if h.Typeflag == tar.TypeDir {
+			continue // files make the directories that they need
 		}
-		size, digest, err := writeFile(root, filepath.Join(dir, name), tr, fs.FileMode(mode))
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w", name, err)
-		}
-		if err := accept.Content(name, size, digest); err != nil {
-			return nil, err
-		}
-	}
-}
-
-func writeFile(root *os.Root, path string, r io.Reader, mode fs.FileMode) (size int64, digest [sha256.Size]byte, err error) {
-	f, err := root.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
-	if err != nil {
-		return 0, digest, err
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	hash := sha256.New()
-	if size, err = io.Copy(io.MultiWriter(f, hash), r); err != nil {
-		return 0, digest, err
-	}
-	if err := f.Chmod(mode.Perm()); err != nil {
-		return 0, digest, err
-	}
-	return size, [sha256.Size]byte(hash.Sum(nil)), nil
-}
-
-// publish lets every name lead to the new directory at once, by renaming one
-// link, and then removes what is left of the old. What may fail for want of
-// room comes first: names that lead nowhere yet.
-func publish(root *os.Root, next string, names map[string]bool) error {
-	old, err := root.Readlink(dataLink)
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
-		return err
-	}
-	for name := range names {
-		if err := root.Symlink(filepath.Join(dataLink, name), name); err != nil && !errors.Is(err, fs.ErrExist) {
+		if err := t.accept(name, h.Size, tr, accept); err != nil {
 			return err
 		}
 	}
-	const temp = "..data_tmp"
-	if err := root.Remove(temp); err != nil && !errors.Is(err, fs.ErrNotExist) {
+}
+
+// accept takes one file of an archive.
+func (t *tree) accept(name string, size int64, r io.Reader, accept Accept) error {
+	if t.names[name] {
+		return fmt.Errorf("archive: %q occurs twice", name)
+	}
+	mode, err := accept.File(name, size)
+	if err != nil {
 		return err
 	}
-	if err := root.Symlink(next, temp); err != nil {
-		return err
+	hash := sha256.New()
+	var n int64
+	if accept.Discard(name) {
+		n, err = io.Copy(hash, r)
+	} else {
+		n, err = t.write(name, fs.FileMode(mode), io.TeeReader(r, hash))
 	}
-	if err := root.Rename(temp, dataLink); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("%s: %w", name, err)
 	}
-	// The new files are in effect. What cannot be removed leads nowhere.
-	if dir, err := root.Open("."); err == nil {
-		entries, _ := dir.ReadDir(-1)
-		_ = dir.Close()
-		for _, e := range entries {
-			if !strings.HasPrefix(e.Name(), "..") && !names[e.Name()] {
-				_ = root.Remove(e.Name())
-			}
-		}
-	}
-	if old != "" {
-		_ = root.RemoveAll(old)
-	}
-	return nil
+	return accept.Content(name, n, [sha256.Size]byte(hash.Sum(nil)))
+}
+
+// isName: a plain name, or a clean relative path of them. Names with two dots in
+// front are the volume's own.
+func isName(name string) bool {
+	parts := strings.Split(name, "/")
+	return filepath.IsLocal(name) && path.Clean(name) == name && name != "." && !strings.ContainsRune(name, 0) &&
+		len(name) <= maxNameLength && len(parts) <= maxNameDepth &&
+		!slices.ContainsFunc(parts, func(p string) bool { return len(p) > 255 || strings.HasPrefix(p, "..") })
 }

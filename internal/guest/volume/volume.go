@@ -95,6 +95,11 @@ func onDisk(disk Disk, name string, size uint64, path string) error {
 	if err != nil {
 		return err
 	}
+	return bind(source, path)
+}
+
+// bind mounts a directory once more.
+func bind(source, path string) error {
 	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
@@ -140,25 +145,16 @@ func share(root *os.File, group *uint32) error {
 	return unix.Chmod(path, mode)
 }
 
-// Attach makes a volume of a directory that is mounted elsewhere: the file system
-// of a block volume. One that exists is left alone.
-func (m *Manager) Attach(name, dir string) error {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if m.roots[name] != nil {
-		return nil
-	}
-	root, err := openRoot(dir)
-	if err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	m.roots[name] = root
-	return nil
-}
-
 // Files makes a volume for files, which are yet to come by [Manager.Put].
 func (m *Manager) Files(name string) error {
 	_, _, err := m.root(name, func(string) error { return nil })
+	return err
+}
+
+// Mounted makes a volume of a file system that is mounted at source. One that
+// exists is left alone.
+func (m *Manager) Mounted(name, source string) error {
+	_, _, err := m.root(name, func(path string) error { return bind(source, path) })
 	return err
 }
 
@@ -170,10 +166,9 @@ func (m *Manager) Close() error {
 	var errs []error
 	for name, root := range m.roots {
 		errs = append(errs, root.Close())
-		// A volume of files is a plain directory (EINVAL), and one that was
-		// attached is not here.
+		// A volume of files is a plain directory: EINVAL.
 		err := unix.Unmount(filepath.Join(m.dir, name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) {
+		if err != nil && !errors.Is(err, unix.EINVAL) {
 			errs = append(errs, fmt.Errorf("volume %s: unmount: %w", name, err))
 		}
 		delete(m.roots, name)

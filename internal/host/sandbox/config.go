@@ -48,6 +48,9 @@ type Config struct {
 	// it and the guest: the host that carries the bytes sees them.
 	TEEPort func(io.ReadWriter) io.ReadWriter
 
+	// BlobCache, when not nil, answers the guest's requests for blobs of images.
+	BlobCache BlobCache
+
 	Logger *slog.Logger
 	// ConsoleLine, when not nil, is called with every line of the guest's
 	// console, safe to print. It must not block.

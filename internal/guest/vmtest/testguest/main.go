@@ -61,7 +61,7 @@ func main() {
 	if err != nil {
 		fmt.Println("testguest:", err)
 	}
-	boot.PowerOff(log, reap.Idle)
+	boot.PowerOff(log, reap.Idle, func(context.Context) {})
 }
 
 func run(ctx context.Context, log *slog.Logger, reap *reaper.Reaper) error {
