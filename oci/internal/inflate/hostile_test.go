@@ -174,7 +174,7 @@ func TestSourceErrors(t *testing.T) {
 	if err != broken {
 		t.Errorf("error %v, want %v", err, broken)
 	}
-	if want, _ := io.ReadAll(flate.NewReader(bytes.NewReader(half))); !bytes.Equal(got, want) {
+	if want, _ := io.ReadAll(flate.NewReader(bytes.NewReader(half))); !bytes.HasPrefix(got, want) || len(want) == 0 {
 		t.Errorf("%d bytes before the error, want %d", len(got), len(want))
 	}
 	if _, err := decodeFrom(readerFunc(func([]byte) (int, error) { return 0, nil })); err != io.ErrNoProgress {
