@@ -7,7 +7,7 @@ import (
 	"strings"
 	"unicode/utf8"
 
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // Encode writes the document as TOML. Equal documents give equal bytes: keys

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"unicode"
 
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // Limits of the data table.

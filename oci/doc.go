@@ -19,6 +19,12 @@ import (
 // not exist, as opposed to not being reachable.
 var ErrNotFound = errors.New("not found")
 
+// ErrLied is wrapped by the errors of a read whose content turned out to be
+// wrong, when the same [Fetcher] can get it from elsewhere: a cache or a mirror
+// has lied and is not asked again. The caller throws away what it has read and
+// fetches once more.
+var ErrLied = errors.New("the content is not what was asked for")
+
 // Fetcher reads the content of one repository. Implementations may be used by
 // several goroutines at once. What they return is untrusted: callers check
 // sizes and digests with [NewVerifier] or [ReadAll].

@@ -18,6 +18,10 @@ const (
 	MediaTypeDockerIndex    = "application/vnd.docker.distribution.manifest.list.v2+json"
 	MediaTypeDockerConfig   = "application/vnd.docker.container.image.v1+json"
 	MediaTypeDockerLayer    = "application/vnd.docker.image.rootfs.diff.tar"
+
+	// Layers that registries need not have; they are read from there all the same.
+	mediaTypeLayerNondistributable = "application/vnd.oci.image.layer.nondistributable.v1.tar"
+	mediaTypeDockerForeignLayer    = "application/vnd.docker.image.rootfs.foreign.diff.tar"
 )
 
 // encryptedSuffix marks an encrypted layer, after the compression's suffix.
@@ -68,11 +72,10 @@ func ParseLayerMediaType(t string) (LayerFormat, error) {
 	base, encrypted := strings.CutSuffix(t, encryptedSuffix)
 	f.Encrypted = encrypted
 	switch base {
-	case MediaTypeLayer, "application/vnd.oci.image.layer.nondistributable.v1.tar", MediaTypeDockerLayer:
-	case MediaTypeLayerGzip, "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip", MediaTypeDockerLayer + ".gzip",
-		"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip":
+	case MediaTypeLayer, mediaTypeLayerNondistributable, MediaTypeDockerLayer, mediaTypeDockerForeignLayer:
+	case MediaTypeLayerGzip, mediaTypeLayerNondistributable + "+gzip", MediaTypeDockerLayer + ".gzip", mediaTypeDockerForeignLayer + ".gzip":
 		f.Compression = Gzip
-	case MediaTypeLayerZstd, "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd", MediaTypeDockerLayer + ".zstd":
+	case MediaTypeLayerZstd, mediaTypeLayerNondistributable + "+zstd", MediaTypeDockerLayer + ".zstd", mediaTypeDockerForeignLayer + ".zstd":
 		f.Compression = Zstd
 	default:
 		return LayerFormat{}, fmt.Errorf("media type %q is not that of an image layer; expected %s or Docker's %s, optionally +gzip or +zstd, optionally +encrypted",

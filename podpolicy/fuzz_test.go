@@ -12,6 +12,9 @@ import (
 func FuzzParse(f *testing.F) {
 	f.Add(document(f))
 	f.Add([]byte(`{"apiVersion":"coffer/v1","kind":"PodPolicy","pod":{"name":"a"},"containers":[{"name":"a","image":{"digest":"` + webDigest + `","from":["r.example/a"]}}],"network":{"dns":{"servers":[]},"hosts":{"entries":[]}}}`))
+	if everything, err := everythingPolicy(f).Canonical(); err == nil {
+		f.Add(everything)
+	}
 	f.Add([]byte(`{"pod":{"name":{"match":"*"}},"volumes":{"a":{"kind":"files","pinned":{}}}}`))
 	f.Fuzz(func(t *testing.T, data []byte) {
 		p, err := podpolicy.Parse(data)

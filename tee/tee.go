@@ -34,6 +34,10 @@ const (
 	HygonDCU     Name = "hygondcu"
 	Sample       Name = "sample"
 	SampleDevice Name = "sampledevice"
+	// RuntimeLog is no environment: it is the log of run-time events
+	// (eventlog.RuntimeEvidence) that comes with the additional evidence of an
+	// environment which has no log of its own in its evidence.
+	RuntimeLog Name = "aael"
 )
 
 // aliases are spellings of kbs-types 0.12 and older.
@@ -46,7 +50,7 @@ func ParseName(s string) (Name, error) {
 		return n, nil
 	}
 	switch n := Name(s); n {
-	case SNP, TDX, SGX, CCA, SE, CSV, TPM, AzureSNPVTPM, AzureTDXVTPM, NVIDIA, HygonDCU, Sample, SampleDevice:
+	case SNP, TDX, SGX, CCA, SE, CSV, TPM, AzureSNPVTPM, AzureTDXVTPM, NVIDIA, HygonDCU, Sample, SampleDevice, RuntimeLog:
 		return n, nil
 	}
 	return "", fmt.Errorf("tee: unknown TEE name %q", s)

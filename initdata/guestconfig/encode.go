@@ -8,7 +8,9 @@ import (
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/initdata"
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
 // TOML writes a configuration that needs no coffer.toml as aa.toml and
@@ -141,12 +143,17 @@ func (i Image) write(b *strings.Builder) {
 	if n := i.MaxConcurrentDownloads; n != 0 {
 		fmt.Fprintf(b, "max_concurrent_layer_downloads_per_image = %d\n", n)
 	}
-	for _, r := range i.Registries {
-		b.WriteString("\n[[image.registry_config.registry]]\n")
-		entry(b, "location", r.Location)
-		if r.Insecure {
-			b.WriteString("insecure = true\n")
-		}
+	text(b, "sigstore_config", i.SigstoreConfig)
+	text(b, "sigstore_config_uri", i.SigstoreConfigURI)
+	text(b, "registry_configuration_uri", i.RegistriesURI)
+	if i.Proxy != (registry.Proxy{}) {
+		b.WriteString("\n[image.image_pull_proxy]\n")
+		text(b, "https_proxy", i.Proxy.HTTPS)
+		text(b, "http_proxy", i.Proxy.HTTP)
+		text(b, "no_proxy", i.Proxy.NoProxy)
+	}
+	if conf := i.Registries.TOML("image.registry_config"); conf != "" {
+		b.WriteString("\n" + conf)
 	}
 }
 
@@ -170,7 +177,7 @@ func (c Config) normal() Config {
 	for _, s := range roots {
 		c.Image.ExtraRoots = append(c.Image.ExtraRoots, trimPEM(s))
 	}
-	if len(c.Image.Registries) == 0 {
+	if c.Image.Registries != nil && reflect.DeepEqual(*c.Image.Registries, registries.Config{}) {
 		c.Image.Registries = nil
 	}
 	c.ServiceURL = strings.TrimRight(c.ServiceURL, "/")

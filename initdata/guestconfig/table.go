@@ -6,7 +6,7 @@ import (
 	"slices"
 
 	"github.com/coffer-project/coffer/initdata"
-	"github.com/coffer-project/coffer/initdata/internal/boundedtoml"
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // table reads a TOML table key by key. What is left at the end is unknown.
@@ -63,11 +63,6 @@ func take1[T any](t *table, key, want string) (T, bool) {
 func (t *table) str(key string) string {
 	s, _ := take1[string](t, key, "a string")
 	return s
-}
-
-func (t *table) boolean(key string) bool {
-	b, _ := take1[bool](t, key, "true or false")
-	return b
 }
 
 func (t *table) sub(key string) *table {

@@ -100,7 +100,8 @@ type BlobRequest_Operation int32
 
 const (
 	BlobRequest_OPERATION_UNSPECIFIED BlobRequest_Operation = 0
-	// The host replies and, if it has the blob, sends size bytes.
+	// The host replies and, if it has the blob, sends as many bytes as the
+	// reply says.
 	BlobRequest_GET BlobRequest_Operation = 1
 	// The host replies; if the reply has found true and no error, the guest sends size bytes and
 	// the host replies again.
@@ -2812,7 +2813,9 @@ type BlobRequest struct {
 	state     protoimpl.MessageState `protogen:"open.v1"`
 	Operation BlobRequest_Operation  `protobuf:"varint,1,opt,name=operation,proto3,enum=coffer.agent.v1.BlobRequest_Operation" json:"operation,omitempty"`
 	// For example sha256:….
-	Digest        string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	Digest string `protobuf:"bytes,2,opt,name=digest,proto3" json:"digest,omitempty"`
+	// Of the blob, in bytes. Zero in a GET of a manifest whose size the guest
+	// does not know yet.
 	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2872,9 +2875,11 @@ func (x *BlobRequest) GetSize() uint64 {
 // BlobReply answers a BlobRequest. A host that has no such blob, or wants none,
 // says found false.
 type BlobReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Found         bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
-	Error         string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Found bool                   `protobuf:"varint,1,opt,name=found,proto3" json:"found,omitempty"`
+	Error string                 `protobuf:"bytes,2,opt,name=error,proto3" json:"error,omitempty"`
+	// Of a blob that was found, in bytes: what follows the reply to a GET.
+	Size          uint64 `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2921,6 +2926,13 @@ func (x *BlobReply) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *BlobReply) GetSize() uint64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
 }
 
 // Event is what the guest tells on an EVENTS stream, oldest first.
@@ -3654,10 +3666,11 @@ const file_agent_proto_rawDesc = "" +
 	"\tOperation\x12\x19\n" +
 	"\x15OPERATION_UNSPECIFIED\x10\x00\x12\a\n" +
 	"\x03GET\x10\x01\x12\a\n" +
-	"\x03PUT\x10\x02\"7\n" +
+	"\x03PUT\x10\x02\"K\n" +
 	"\tBlobReply\x12\x14\n" +
 	"\x05found\x18\x01 \x01(\bR\x05found\x12\x14\n" +
-	"\x05error\x18\x02 \x01(\tR\x05error\"\xf3\x02\n" +
+	"\x05error\x18\x02 \x01(\tR\x05error\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x04R\x04size\"\xf3\x02\n" +
 	"\x05Event\x12\x1a\n" +
 	"\bsequence\x18\x01 \x01(\x04R\bsequence\x12\x0e\n" +
 	"\x02at\x18\x02 \x01(\x03R\x02at\x12+\n" +

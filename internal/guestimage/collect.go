@@ -94,7 +94,7 @@ func (b *builder) static(in contents) error {
 	return errors.Join(errs...)
 }
 
-// kernel returns the bzImage and adds the modules and their lists.
+// kernel returns the bzImage and adds the modules.
 func (b *builder) kernel(ctx context.Context, deb string, in contents) ([]byte, error) {
 	tree, err := debian.Unpack(ctx, deb, func(name string) bool {
 		return strings.HasPrefix(name, "boot/") || strings.HasSuffix(name, ".ko.xz") || path.Base(name) == "modules.builtin"
@@ -110,25 +110,44 @@ func (b *builder) kernel(ctx context.Context, deb string, in contents) ([]byte, 
 	if err != nil {
 		return nil, err
 	}
+	if err := b.modules(ctx, modules, in); err != nil {
+		return nil, err
+	}
+	return tree[name].Data, nil
+}
+
+// modules adds the modules and the lists of them. What is in the first list is
+// loaded when another one is.
+func (b *builder) modules(ctx context.Context, modules *modules, in contents) error {
 	m := b.recipe.Modules
-	base, err := kmod.Order(m.Base, modules.depends(ctx))
-	if err != nil {
-		return nil, err
-	}
-	tee, err := kmod.Order(m.TEE, modules.depends(ctx))
-	if err != nil {
-		return nil, err
-	}
-	tee = slices.DeleteFunc(tee, func(name string) bool { return slices.Contains(base, name) })
-	for _, name := range slices.Concat(base, tee) {
-		if err := in.file(path.Join(m.Dir, modules.file(name)), 0o644, modules.loaded[name]); err != nil {
-			return nil, err
+	var base []string
+	added := map[string]bool{}
+	for _, l := range []struct {
+		path  string
+		names []string
+	}{{m.BaseList, m.Base}, {m.TEEList, m.TEE}, {m.DiskList, m.Disk}} {
+		names, err := kmod.Order(l.names, modules.depends(ctx))
+		if err != nil {
+			return err
+		}
+		names = slices.DeleteFunc(names, func(name string) bool { return slices.Contains(base, name) })
+		if base == nil {
+			base = names
+		}
+		for _, name := range names {
+			if added[name] {
+				continue
+			}
+			added[name] = true
+			if err := in.file(path.Join(m.Dir, modules.file(name)), 0o644, modules.loaded[name]); err != nil {
+				return err
+			}
+		}
+		if err := in.file(l.path, 0o644, modules.list(names)); err != nil {
+			return err
 		}
 	}
-	if err := in.file(m.BaseList, 0o644, modules.list(base)); err != nil {
-		return nil, err
-	}
-	return tree[name].Data, in.file(m.TEEList, 0o644, modules.list(tee))
+	return nil
 }
 
 // programs adds the recipe's programs with the libraries they need.

@@ -12,6 +12,7 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -31,6 +32,8 @@ type InitdataOptions struct {
 	RegistryRoots []string
 	// PlainHTTP lists registries the guest may ask without TLS.
 	PlainHTTP []string
+	// Registries is a registry configuration for the guest; nil for none.
+	Registries *registries.Config
 	// Trustees are further ones, which URIs name: kbs://NAME/….
 	Trustees []guestconfig.Trustee
 }
@@ -50,9 +53,7 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA), Trustees: o.Trustees}
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
-	for _, location := range o.PlainHTTP {
-		config.Image.Registries = append(config.Image.Registries, guestconfig.Registry{Location: location, Insecure: true})
-	}
+	config.Image.Registries = o.guestRegistries()
 	switch {
 	case strings.HasPrefix(o.ImagePolicy, "kbs:///"):
 		config.Image.SecurityPolicyURI = o.ImagePolicy
@@ -73,6 +74,49 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 		return nil, fmt.Errorf("initdata: %w", err)
 	}
 	return OpenInitdata(raw)
+}
+
+// guestRegistries is the configuration without short names, which the guest is
+// not to see, and with the registries to be asked by plain HTTP that it does not
+// have.
+func (o InitdataOptions) guestRegistries() *registries.Config {
+	c := &registries.Config{}
+	have := map[string]bool{}
+	if o.Registries != nil {
+		c.Registries = slices.Clone(o.Registries.Registries)
+	}
+	for i := range c.Registries {
+		r := &c.Registries[i]
+		r.Prefix, r.Location = guestLocation(r.Prefix), guestLocation(r.Location)
+		r.Mirrors = slices.Clone(r.Mirrors)
+		for j := range r.Mirrors {
+			r.Mirrors[j].Location = guestLocation(r.Mirrors[j].Location)
+		}
+		r.Insecure = r.Insecure || slices.Contains(o.PlainHTTP, r.Location)
+		have[r.Location] = true
+	}
+	for _, location := range o.PlainHTTP {
+		if !have[location] {
+			c.Registries = append(c.Registries, registries.Registry{Location: location, Insecure: true})
+		}
+	}
+	if len(c.Registries) == 0 {
+		return nil
+	}
+	return c
+}
+
+// guestLocation is a location as the guest reaches it: what is on this machine's
+// loopback is at its host.
+func guestLocation(s string) string {
+	host, path, hasPath := strings.Cut(s, "/")
+	if guest, ok := guestRegistry(host); ok {
+		host = guest
+	}
+	if hasPath {
+		return host + "/" + path
+	}
+	return host
 }
 
 // OpenInitdata reads a document and computes its digest.

@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"os"
 	"path/filepath"
@@ -22,6 +23,7 @@ import (
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
+	"github.com/coffer-project/coffer/tee/eventlog"
 	"github.com/coffer-project/coffer/tee/measure"
 	"github.com/coffer-project/coffer/tee/softtee"
 	"github.com/coffer-project/coffer/tee/softtee/softport"
@@ -301,3 +303,51 @@ func TestKnownSecretsAreNotLogged(t *testing.T) {
 		}
 	}
 }
+
+// TestRuntimeEvents: an SEV-SNP guest has no register for the run time; its log
+// comes with the additional evidence, which the report vouches for.
+func TestRuntimeEvents(t *testing.T) {
+	t.Parallel()
+	e := start(t, "", nil)
+	e.populate("the secret")
+	event, err := eventlog.NewRuntimeEvent("coffer", "StartContainer", `{"container":"web"}`)
+	if err != nil {
+		t.Fatal(err)
+	}
+	entry, _, err := event.Entry(4, eventlog.SHA384)
+	if err != nil {
+		t.Fatal(err)
+	}
+	guest := func(log []byte) error {
+		o := kbs.ClientOptions{
+			URL: e.URL(), RootPEM: e.RootPEM(), Attester: fakeAttester{measurement: measurement, field: fieldOf(t, document)},
+			Devices: []tee.Attester{logAttester(log)}, InitData: []byte(document), Logger: slog.New(slog.DiscardHandler), Rand: rand.Reader, Now: e.clock.now,
+		}
+		c, err := kbs.NewClient(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		_, err = c.Resource(t.Context(), uri(t, "demo/key/1"))
+		return err
+	}
+	if err := guest(entry); err != nil {
+		t.Fatal(err)
+	}
+	v, err := e.admin().Verdicts(t.Context(), admin.VerdictQuery{})
+	if err != nil || len(v) != 2 || !strings.Contains(string(v[1].Claims), `"operation":"StartContainer"`) {
+		t.Errorf("verdicts %+v, %v", v, err)
+	}
+	refusal(t, guest(entry[:len(entry)-1]), 403, "aael.log")
+}
+
+// logAttester is a log of run-time events.
+type logAttester []byte
+
+func (logAttester) TEE() tee.Name { return tee.RuntimeLog }
+
+func (l logAttester) Evidence(context.Context, []byte) (json.RawMessage, error) {
+	return eventlog.RuntimeEvidence{Log: l}.JSON()
+}
+
+func (logAttester) InitData(context.Context) ([]byte, error) { return nil, errors.New("not used") }

@@ -4,9 +4,10 @@
 // An encrypted layer's descriptor carries annotations: a key packet, which
 // wraps the layer's key under a key of the relying party, and the public
 // options with a MAC. The layer itself is AES-256-CTR under a random key, with
-// HMAC-SHA256 under the same key over the ciphertext. CTR is malleable, so the
-// API has no way to plaintext but through the check: [Layer.Open] reads the
-// ciphertext twice, first to check it, then to decrypt.
+// HMAC-SHA256 under the same key over the ciphertext. CTR is malleable:
+// [Layer.Open] therefore reads the ciphertext twice, first to check it, then to
+// decrypt. [Layer.OpenStaged] reads it once, for a consumer that uses nothing of
+// what it has made before the end of the plaintext says that the MAC was right.
 package crypt
 
 import (

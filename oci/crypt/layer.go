@@ -131,60 +131,52 @@ func (l *Layer) setPrivate(plain secret.Bytes) error {
 // Clear overwrites the key. The layer cannot be used afterwards.
 func (l *Layer) Clear() { l.key.Clear() }
 
-// Authenticate returns a writer for the ciphertext, for those who write it to
-// a spool anyway and so save the first pass of [Layer.Open].
-func (l *Layer) Authenticate() *Authenticator {
-	return &Authenticator{layer: l, mac: hmac.New(sha256.New, l.key.Expose())}
-}
-
-// Authenticator computes the MAC of what is written to it. It is for one
-// goroutine.
-type Authenticator struct {
-	layer *Layer
-	mac   hash.Hash
-}
-
-// Write implements io.Writer; it does not fail.
-func (a *Authenticator) Write(p []byte) (int, error) { return a.mac.Write(p) }
-
-// Verify checks the MAC of everything written. Its error is [ErrMAC].
-func (a *Authenticator) Verify() (*Verified, error) {
-	if !hmac.Equal(a.mac.Sum(nil), a.layer.mac[:]) {
-		return nil, ErrMAC
-	}
-	return &Verified{layer: a.layer}, nil
-}
-
-// Verified is the right to decrypt a ciphertext whose MAC has been checked.
-type Verified struct{ layer *Layer }
-
-// Decrypt decrypts r, which must give the same bytes that were checked, from
-// storage that the host cannot change in between. (If it could, the diff ID
-// would still show it, but after the use.)
-func (v *Verified) Decrypt(r io.Reader) (io.Reader, error) {
-	block, err := aes.NewCipher(v.layer.key.Expose())
-	if err != nil {
-		return nil, err
-	}
-	return cipher.StreamReader{S: cipher.NewCTR(block, v.layer.nonce[:]), R: r}, nil
-}
-
 // Open checks the whole of ciphertext and, only if its MAC is right, returns
-// its plaintext. It reads ciphertext twice, from the start.
+// its plaintext. It reads ciphertext twice, from the start; it must give the
+// same bytes both times.
 func (l *Layer) Open(ciphertext io.ReadSeeker) (io.Reader, error) {
 	if _, err := ciphertext.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	a := l.Authenticate()
-	if _, err := io.CopyBuffer(a, struct{ io.Reader }{ciphertext}, make([]byte, 256<<10)); err != nil {
-		return nil, err
-	}
-	v, err := a.Verify()
-	if err != nil {
+	mac := l.authenticate(ciphertext)
+	if _, err := io.CopyBuffer(struct{ io.Writer }{io.Discard}, mac, make([]byte, 256<<10)); err != nil {
 		return nil, err
 	}
 	if _, err := ciphertext.Seek(0, io.SeekStart); err != nil {
 		return nil, err
 	}
-	return v.Decrypt(ciphertext)
+	stream, err := l.stream()
+	if err != nil {
+		return nil, err
+	}
+	return cipher.StreamReader{S: stream, R: ciphertext}, nil
+}
+
+func (l *Layer) stream() (cipher.Stream, error) {
+	block, err := aes.NewCipher(l.key.Expose())
+	if err != nil {
+		return nil, err
+	}
+	return cipher.NewCTR(block, l.nonce[:]), nil
+}
+
+// authenticate passes ciphertext through and puts [ErrMAC] in the place of
+// io.EOF unless the MAC of everything is right.
+func (l *Layer) authenticate(ciphertext io.Reader) io.Reader {
+	return &authenticator{r: ciphertext, mac: hmac.New(sha256.New, l.key.Expose()), want: l.mac[:]}
+}
+
+type authenticator struct {
+	r    io.Reader
+	mac  hash.Hash
+	want []byte
+}
+
+func (a *authenticator) Read(p []byte) (int, error) {
+	n, err := a.r.Read(p)
+	_, _ = a.mac.Write(p[:n])
+	if err == io.EOF && !hmac.Equal(a.mac.Sum(nil), a.want) {
+		err = ErrMAC
+	}
+	return n, err
 }

@@ -6,10 +6,16 @@
 // string alone: parents are opened with openat2(RESOLVE_IN_ROOT), so that links
 // of earlier layers lead to where they lead in the container and never out of
 // the root; last components are never followed. Counts, sizes and depths are
-// bounded. Device nodes are refused: the runtime makes the container's own.
+// bounded.
+//
+// Device nodes are made where the root's file system is mounted nodev, as in the
+// guest, and refused elsewhere. Everything that depends on names happens in the
+// order of the entries on the caller's goroutine; the files' content is written
+// by others meanwhile.
 package layer
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -53,14 +59,31 @@ func (l Limits) WithDefaults() Limits {
 type Stats struct {
 	// Entries and Bytes are counted as [Limits] count them.
 	Entries, Bytes int64
+	// Allocated is the sum of the sizes of files in whole blocks of 4 KiB,
+	// with that of a file that did not fit any more.
+	Allocated int64
 	// SkippedXattrs is the number of extended attributes that were not set,
-	// because they mean nothing in the guest (security.selinux, trusted.…) or
+	// because they mean nothing in the guest (security.selinux, most of trusted.…) or
 	// because the file system has no user.… attributes.
 	SkippedXattrs int64
 }
 
 // ErrLimit is wrapped by errors about a layer that is beyond its limits.
 var ErrLimit = errors.New("beyond the limit")
+
+// SizeError is a file that goes beyond [Limits].Bytes; it wraps [ErrLimit].
+type SizeError struct {
+	// Limit is the limit, Size the file's and Before that of the files before it.
+	Limit, Size, Before int64
+}
+
+// Error implements error.
+func (e *SizeError) Error() string {
+	return fmt.Sprintf("%v of %d bytes unpacked: the file has %d, %d were unpacked before it", ErrLimit, e.Limit, e.Size, e.Before)
+}
+
+// Unwrap gives [ErrLimit].
+func (e *SizeError) Unwrap() error { return ErrLimit }
 
 // Error is a layer that was refused or could not be unpacked.
 type Error struct {
@@ -88,7 +111,7 @@ func Unpack(ctx context.Context, root *os.File, r io.Reader, limits Limits) (Sta
 		return Stats{}, err
 	}
 	defer u.Close()
-	err = u.Apply(ctx, r)
+	err = u.Apply(ctx, bufio.NewReaderSize(r, 64<<10))
 	return u.Stats(), err
 }
 

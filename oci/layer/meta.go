@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -40,6 +41,31 @@ func setTime(parent int, base string, at time.Time) error {
 	ts := unix.Timespec{Sec: at.Unix(), Nsec: int64(at.Nanosecond())}
 	if err := unix.UtimesNanoAt(parent, base, []unix.Timespec{ts, ts}, unix.AT_SYMLINK_NOFOLLOW); err != nil {
 		return fmt.Errorf("set modification time: %w", err)
+	}
+	return nil
+}
+
+// setFileTime does the same for an open file.
+func setFileTime(fd int, at time.Time) error {
+	if at.IsZero() {
+		at = time.Unix(0, 0)
+	}
+	tv := [2]unix.Timespec{{Sec: at.Unix(), Nsec: int64(at.Nanosecond())}, {Sec: at.Unix(), Nsec: int64(at.Nanosecond())}}
+	// utimensat without a path: of the descriptor itself.
+	_, _, errno := unix.Syscall6(unix.SYS_UTIMENSAT, uintptr(fd), 0, uintptr(unsafe.Pointer(&tv)), 0, 0, 0)
+	if errno != 0 {
+		return fmt.Errorf("set modification time: %w", errno)
+	}
+	return nil
+}
+
+// checkXattrs refuses attributes with which overlayfs marks its directories:
+// the unpacked image is below an overlay, where they would be believed.
+func checkXattrs(hdr *tar.Header) error {
+	for key := range hdr.PAXRecords {
+		if name, ok := strings.CutPrefix(key, xattrPrefix); ok && strings.HasPrefix(name, "trusted.overlay.") {
+			return fmt.Errorf("extended attribute %q: overlayfs's own marks are refused: whiteouts of a layer are .wh. files (OCI image specification, layer.md)", clip(name))
+		}
 	}
 	return nil
 }

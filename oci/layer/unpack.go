@@ -2,7 +2,6 @@ package layer
 
 import (
 	"archive/tar"
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -23,9 +22,14 @@ const (
 	whiteoutMeta   = whiteoutPrefix + whiteoutPrefix
 	whiteoutOpaque = whiteoutMeta + ".opq"
 
-	maxPath   = unix.PathMax
-	copyBytes = 128 << 10
-	readAhead = 256 << 10
+	maxPath = unix.PathMax
+	maxName = 255 // NAME_MAX
+
+	blockBytes = 4 << 10 // of most file systems, and a page
+
+	// Device numbers of Linux have 12 and 20 bits (include/linux/kdev_t.h).
+	maxMajor = 1<<12 - 1
+	maxMinor = 1<<20 - 1
 )
 
 // Unpacker unpacks the layers of an image onto one directory, lowest first. It
@@ -35,22 +39,25 @@ type Unpacker struct {
 	tree   tree
 	limits Limits
 	stats  Stats
-	buf    []byte
+	filler *filler
 
 	// What follows is of the layer being unpacked.
 
-	ctx context.Context
 	// touched holds the paths that this layer has made and their parents:
 	// whiteouts hide what is below this layer, never what is in it. It is nil
 	// if there is nothing below.
 	touched map[string]struct{}
 	// dirTimes are set at the end, because making files changes them.
 	dirTimes []dirTime
+	// timed holds the inodes of directories whose times are among them.
+	timed map[uint64]struct{}
 }
 
 type dirTime struct {
 	path string
 	at   time.Time
+	// kept says that the layer does not say so: the directory had it before.
+	kept bool
 }
 
 // NewUnpacker makes an unpacker for the open directory root, which stays the
@@ -61,20 +68,44 @@ func NewUnpacker(root *os.File, limits Limits) (*Unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Unpacker{tree: t, limits: limits, buf: make([]byte, copyBytes)}, nil
+	return &Unpacker{tree: t, limits: limits, filler: newFiller()}, nil
 }
 
-// Close frees the unpacker's descriptors.
-func (u *Unpacker) Close() { u.tree.close() }
+// Close ends the unpacker's goroutines and frees its descriptors.
+func (u *Unpacker) Close() {
+	u.filler.close()
+	u.tree.close()
+}
 
 // Stats counts what has been unpacked so far.
-func (u *Unpacker) Stats() Stats { return u.stats }
+func (u *Unpacker) Stats() Stats {
+	s := u.stats
+	s.SkippedXattrs += u.filler.skipped.Load()
+	return s
+}
 
-// Apply unpacks the layer r above those before it. Bytes behind the end of the
-// tar archive may be left unread. Errors are [*Error]s or those of ctx; what
-// was unpacked until then stays there, for the caller to remove.
+// Apply unpacks the layer r above those before it and reads r to its end. It
+// reads in small pieces, too: r should have them in memory. Errors are [*Error]s
+// or those of ctx; what was unpacked until then stays there, for the caller to
+// remove, and the unpacker can only be closed.
 func (u *Unpacker) Apply(ctx context.Context, r io.Reader) error {
-	u.ctx, u.touched, u.dirTimes = ctx, nil, nil
+	err := u.apply(ctx, r)
+	// Whatever happened, nothing is being written when Apply returns.
+	if ferr := u.filler.flush(); ferr != nil {
+		err = ferr
+	}
+	if err == nil {
+		err = u.setDirTimes()
+	}
+	if err != nil && ctx.Err() != nil {
+		return ctx.Err()
+	}
+	return err
+}
+
+func (u *Unpacker) apply(ctx context.Context, r io.Reader) error {
+	u.touched, u.dirTimes, u.timed = nil, nil, map[uint64]struct{}{}
+	u.tree.cached.valid = false // each layer keeps the times of the directories it uses
 	empty, err := u.tree.empty()
 	if err != nil {
 		return &Error{Err: err}
@@ -82,27 +113,50 @@ func (u *Unpacker) Apply(ctx context.Context, r io.Reader) error {
 	if !empty {
 		u.touched = make(map[string]struct{})
 	}
-	tr := tar.NewReader(bufio.NewReaderSize(r, readAhead))
+	tr := tar.NewReader(r)
 	for {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
 		hdr, err := tr.Next()
 		if err == io.EOF {
-			break
+			return padding(r)
 		}
 		if err != nil {
 			return &Error{Err: err}
 		}
 		if err := u.entry(hdr, tr); err != nil {
-			if ctx.Err() != nil {
-				return ctx.Err()
+			if _, ok := errors.AsType[*Error](err); ok {
+				return err // about another entry
 			}
 			return &Error{Entry: hdr.Name, Err: err}
 		}
 	}
+}
+
+// padding reads what follows the end of the archive, which tar pads with zeros.
+// Anything else is refused: other readers go on reading there, and would unpack
+// another image than this one.
+func padding(r io.Reader) error {
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := r.Read(buf)
+		if !isZero(buf[:n]) {
+			return &Error{Err: errors.New("there is something other than zeros behind the end of the archive")}
+		}
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return &Error{Err: err}
+		}
+	}
+}
+
+// setDirTimes sets the directories' times, in the order of their entries.
+func (u *Unpacker) setDirTimes() error {
 	for _, d := range u.dirTimes {
-		if err := u.tree.setDirTime(d.path, d.at); err != nil {
+		if err := u.tree.setDirTime(d); err != nil {
 			return &Error{Entry: d.path, Err: err}
 		}
 	}
@@ -140,10 +194,10 @@ func (u *Unpacker) entry(hdr *tar.Header, content io.Reader) error {
 	if hdr.Typeflag == tar.TypeChar && hdr.Devmajor == 0 && hdr.Devminor == 0 {
 		return u.whiteout(dir, base) // overlayfs's form
 	}
-	if err := checkHeader(hdr); err != nil {
+	if err := errors.Join(checkHeader(hdr), checkXattrs(hdr)); err != nil {
 		return err
 	}
-	parent, err := u.tree.parent(dir, u.touch)
+	parent, err := u.tree.parent(dir, u.keepTime, u.implicit)
 	if err != nil {
 		return err
 	}
@@ -182,18 +236,37 @@ func (u *Unpacker) place(hdr *tar.Header, content io.Reader, parent int, name, b
 		u.stats.SkippedXattrs += countXattrs(hdr)
 		return setMeta(hdr, parent, base)
 	case tar.TypeChar, tar.TypeBlock:
-		return fmt.Errorf("device node %d:%d: layers may not bring device nodes; the container's /dev is made by its runtime: remove it from the image",
-			hdr.Devmajor, hdr.Devminor)
+		return u.device(hdr, parent, base)
 	default:
 		return fmt.Errorf("tar entry type %q: expected a file, directory, link or FIFO", hdr.Typeflag)
 	}
+}
+
+// device makes a device node, but only where it does nothing.
+func (u *Unpacker) device(hdr *tar.Header, parent int, base string) error {
+	if !u.tree.nodev {
+		return fmt.Errorf("device node %d:%d: the file system that the layer is unpacked to would let it work: mount it nodev", hdr.Devmajor, hdr.Devminor)
+	}
+	if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
+		return fmt.Errorf("device node %d:%d: expected numbers from 0 to %d and from 0 to %d", hdr.Devmajor, hdr.Devminor, maxMajor, maxMinor)
+	}
+	kind := uint32(unix.S_IFCHR)
+	if hdr.Typeflag == tar.TypeBlock {
+		kind = unix.S_IFBLK
+	}
+	number := int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
+	if err := u.create(parent, base, func() error { return unix.Mknodat(parent, base, kind|0o600, number) }); err != nil {
+		return fmt.Errorf("make device node: %w", err)
+	}
+	u.stats.SkippedXattrs += countXattrs(hdr)
+	return setMeta(hdr, parent, base)
 }
 
 func (u *Unpacker) rootEntry(hdr *tar.Header) error {
 	if hdr.Typeflag != tar.TypeDir {
 		return fmt.Errorf("the root of a layer must be a directory, got tar entry type %q", hdr.Typeflag)
 	}
-	if err := checkHeader(hdr); err != nil {
+	if err := errors.Join(checkHeader(hdr), checkXattrs(hdr)); err != nil {
 		return err
 	}
 	if err := unix.Fchown(u.tree.root, hdr.Uid, hdr.Gid); err != nil {
@@ -204,15 +277,15 @@ func (u *Unpacker) rootEntry(hdr *tar.Header) error {
 	}
 	skipped, err := setXattrs(u.tree.root, hdr)
 	u.stats.SkippedXattrs += skipped
-	u.dirTimes = append(u.dirTimes, dirTime{"", hdr.ModTime})
-	return err
+	return errors.Join(err, u.dirTime("", u.tree.root, hdr.ModTime))
 }
 
 func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base string) error {
 	if hdr.Size > u.limits.Bytes-u.stats.Bytes {
-		return fmt.Errorf("%w of %d bytes unpacked: the file has %d, %d were unpacked before it", ErrLimit, u.limits.Bytes, hdr.Size, u.stats.Bytes)
+		return &SizeError{Limit: u.limits.Bytes, Size: hdr.Size, Before: u.stats.Bytes}
 	}
 	u.stats.Bytes += hdr.Size
+	u.stats.Allocated += (hdr.Size + blockBytes - 1) / blockBytes * blockBytes
 	var fd int
 	err := u.create(parent, base, func() (err error) {
 		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
@@ -221,49 +294,7 @@ func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base 
 	if err != nil {
 		return fmt.Errorf("make file: %w", err)
 	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := u.copy(fd, content); err != nil {
-		return err
-	}
-	// The order matters: a change of owner clears set-user-ID bits and
-	// capabilities, and all of these change no modification time.
-	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
-		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
-	}
-	if err := unix.Fchmod(fd, mode(hdr)); err != nil {
-		return fmt.Errorf("set mode: %w", err)
-	}
-	skipped, err := setXattrs(fd, hdr)
-	u.stats.SkippedXattrs += skipped
-	if err != nil {
-		return err
-	}
-	return setTime(parent, base, hdr.ModTime)
-}
-
-func (u *Unpacker) copy(fd int, content io.Reader) error {
-	for {
-		n, rerr := content.Read(u.buf)
-		for p := u.buf[:n]; len(p) > 0; {
-			w, err := unix.Write(fd, p)
-			if err == unix.EINTR {
-				continue
-			}
-			if err != nil {
-				return fmt.Errorf("write: %w", err)
-			}
-			p = p[w:]
-		}
-		if rerr == io.EOF {
-			return nil
-		}
-		if rerr != nil {
-			return fmt.Errorf("read: %w", rerr)
-		}
-		if err := u.ctx.Err(); err != nil {
-			return err
-		}
-	}
+	return u.filler.fill(fd, hdr, content)
 }
 
 func (u *Unpacker) directory(hdr *tar.Header, parent int, name, base string) error {
@@ -290,8 +321,7 @@ func (u *Unpacker) directory(hdr *tar.Header, parent int, name, base string) err
 	}
 	skipped, err := setXattrs(fd, hdr)
 	u.stats.SkippedXattrs += skipped
-	u.dirTimes = append(u.dirTimes, dirTime{name, hdr.ModTime})
-	return err
+	return errors.Join(err, u.dirTime(name, fd, hdr.ModTime))
 }
 
 func (u *Unpacker) hardLink(target string, parent int, name, base string) error {
@@ -328,6 +358,40 @@ func (u *Unpacker) create(parent int, base string, build func() error) error {
 	return build()
 }
 
+// dirTime notes the time that the open directory is to have.
+func (u *Unpacker) dirTime(name string, fd int, at time.Time) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	u.timed[st.Ino] = struct{}{}
+	u.dirTimes = append(u.dirTimes, dirTime{path: name, at: at})
+	return nil
+}
+
+// keepTime notes the time of a directory in which something is about to change,
+// unless the layer has had its say about it: what is unpacked must not depend on
+// when that is done.
+func (u *Unpacker) keepTime(name string, fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if _, known := u.timed[st.Ino]; known {
+		return nil
+	}
+	u.timed[st.Ino] = struct{}{}
+	u.dirTimes = append(u.dirTimes, dirTime{path: name, at: time.Unix(st.Mtim.Unix()), kept: true})
+	return nil
+}
+
+// implicit notes a directory that was made because something is in it; its time
+// is the beginning of time.
+func (u *Unpacker) implicit(name string, fd int) error {
+	u.touch(name)
+	return u.dirTime(name, fd, time.Unix(0, 0))
+}
+
 // touch notes that this layer has made name.
 func (u *Unpacker) touch(name string) {
 	if u.touched == nil {
@@ -359,6 +423,9 @@ func cleanPath(name string, depth int) (string, error) {
 			return "", errors.New("path has a \"..\" component, which could lead out of the root")
 		default:
 			n++
+			if len(component) > maxName {
+				return "", fmt.Errorf("name of %d bytes in a path, at most %d are allowed", len(component), maxName)
+			}
 		}
 	}
 	if n > depth {

@@ -3,6 +3,7 @@ package pull_test
 import (
 	"archive/tar"
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/json"
@@ -98,6 +99,8 @@ type image struct {
 	layers      [][]byte
 	compression oci.Compression
 	encrypted   bool
+	// mediaType and indexType are those of the documents; empty: OCI's.
+	mediaType, indexType string
 	// The hooks spoil what would be right.
 	config   func(*oci.ImageConfig)
 	manifest func(*oci.Manifest)
@@ -204,12 +207,12 @@ func (i image) push(t testing.TB, s *store) oci.Reference {
 	if i.manifest != nil {
 		i.manifest(&m)
 	}
-	d := pushJSON(t, s, oci.MediaTypeManifest, m)
+	d := pushJSON(t, s, cmp.Or(i.mediaType, oci.MediaTypeManifest), m)
 	if i.index != nil {
 		d.Platform = &oci.Platform{OS: "linux", Architecture: runtime.GOARCH}
 		x := oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeIndex, Manifests: []oci.Descriptor{d}}
 		i.index(&x)
-		d = pushJSON(t, s, oci.MediaTypeIndex, x)
+		d = pushJSON(t, s, cmp.Or(i.indexType, oci.MediaTypeIndex), x)
 	}
 	return oci.Reference{Registry: "reg.example", Repository: "shop/web", Digest: d.Digest}
 }

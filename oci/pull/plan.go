@@ -7,7 +7,6 @@ import (
 
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/crypt"
-	"github.com/coffer-project/coffer/oci/signature"
 )
 
 // resolve finds the manifest, and has the policy decide about it.
@@ -46,15 +45,7 @@ func (p *puller) resolve(ctx context.Context) (*Image, *oci.Manifest, error) {
 		return nil, nil, err
 	}
 	p.report(Progress{Stage: StageVerify, Layer: -1, Layers: len(manifest.Layers)})
-	subject := signature.Subject{Ref: p.Ref, Digests: []oci.Digest{img.ManifestDigest}}
-	if img.IndexDigest != "" {
-		subject.Digests = []oci.Digest{img.IndexDigest, img.ManifestDigest}
-	}
-	var keys signature.KeyGetter
-	if p.Keys != nil {
-		keys = p.Keys
-	}
-	if img.Verdict, err = p.Policy.Verify(ctx, subject, p.Fetcher, keys); err != nil {
+	if img.Verdict, err = verify(ctx, p.Options, img); err != nil {
 		return nil, nil, err
 	}
 	return img, manifest, nil
@@ -99,16 +90,24 @@ func (p *puller) plan(ctx context.Context, img *Image, m *oci.Manifest) ([]*plan
 		return nil, err
 	}
 	layers := make([]*planned, len(m.Layers))
+	img.encrypted = make([]*oci.Descriptor, len(m.Layers))
+	var tooLarge *planned // the first that does not fit
 	for i, d := range m.Layers {
 		l := &planned{Descriptor: d, index: i, of: len(m.Layers), diffID: img.Config.RootFS.DiffIDs[i]}
 		if d.Size > p.Limits.Compressed-img.Bytes {
 			return nil, l.wrap(fmt.Errorf("the image is too large: with this layer of %d bytes it goes beyond the limit of %d", d.Size, p.Limits.Compressed))
 		}
 		img.Bytes += d.Size
+		if img.Bytes > p.space.bytes && tooLarge == nil {
+			tooLarge = l
+		}
 		if l.format, err = oci.ParseLayerMediaType(d.MediaType); err != nil {
 			return nil, l.wrap(err)
 		}
 		layers[i] = l
+	}
+	if tooLarge != nil { // files take no less room than the layer that they come from
+		return nil, tooLarge.wrap(&SpaceError{Needed: img.Bytes, Available: p.space.bytes, Unit: "bytes"})
 	}
 	for _, l := range layers {
 		if !l.format.Encrypted {
@@ -124,6 +123,7 @@ func (p *puller) plan(ctx context.Context, img *Image, m *oci.Manifest) ([]*plan
 			return nil, l.wrap(err)
 		}
 		img.EncryptedLayers++
+		img.encrypted[l.index] = &l.Descriptor
 	}
 	img.Layers = len(layers)
 	p.total = img.Bytes

@@ -3,7 +3,6 @@
 package pull
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -36,10 +35,13 @@ type Options struct {
 	Keys crypt.KeySource
 	// Dest becomes the root file system. It must not exist; its parent must.
 	Dest string
-	// Spool is a directory for layers on their way; it must exist and be on
-	// storage that the host cannot change. Its files have no names. Empty
-	// means Dest's parent.
+	// Spool is a directory on a disk for layers that are fetched before their
+	// turn; it must exist and be on storage that the host can neither read nor
+	// change. Its files have no names. Empty means that no more of them is
+	// fetched than Limits.Window holds.
 	Spool string
+	// Reserve is how many bytes are to stay free where Dest is.
+	Reserve int64
 	// Limits bound the image; zero fields mean defaults.
 	Limits Limits
 	// Progress, if not nil, is called from one goroutine at a time.
@@ -50,30 +52,51 @@ type Options struct {
 const (
 	DefaultCompressed  = 32 << 30
 	DefaultConcurrency = 3
+	DefaultWindow      = 12 << 20
+	DefaultSpool       = 4 << 30
+	DefaultRatio       = 1100
 	maxConcurrency     = 8
+	// ratioFree is how many bytes a layer may unpack to whatever its ratio.
+	ratioFree = 1 << 30
 )
 
-// Limits bound an image. A zero or negative field means its default.
+// Limits bound an image. A zero or negative field means its default. How many
+// layers there may be is oci.MaxLayers.
 type Limits struct {
 	// Compressed is the sum of the layers' sizes as stored, in bytes.
 	Compressed int64
-	// Unpacked bounds what the layers unpack to, all together.
+	// Unpacked bounds what the layers unpack to, all together. Where there is
+	// less space, that is the bound for Unpacked.Bytes.
 	Unpacked layer.Limits
-	// Concurrency is how many layers are fetched at once, at most 8. As many
-	// layers are in the spool at most.
+	// Ratio is how many bytes the tar stream of a layer may have for one that
+	// is stored, beyond the first GiB. (What gzip can do is 1032.)
+	Ratio int64
+	// Concurrency is how many layers are fetched at once, at most 8.
 	Concurrency int
+	// Window is how many bytes of layers are held in memory, of all together.
+	// Layers are unpacked one after the other, so this is what those that wait
+	// may have fetched; the pull takes some MiB more for its buffers, and what
+	// a zstd frame demands, which may be 32 MiB, but not more for larger layers.
+	Window int64
+	// Spool is how many bytes the spools may have besides, all together.
+	Spool int64
 }
 
 func (l Limits) withDefaults() Limits {
-	if l.Compressed <= 0 {
-		l.Compressed = DefaultCompressed
-	}
-	if l.Concurrency <= 0 {
-		l.Concurrency = DefaultConcurrency
-	}
+	setDefault(&l.Compressed, DefaultCompressed)
+	setDefault(&l.Ratio, DefaultRatio)
+	setDefault(&l.Concurrency, DefaultConcurrency)
+	setDefault(&l.Window, DefaultWindow)
+	setDefault(&l.Spool, DefaultSpool)
 	l.Concurrency = min(l.Concurrency, maxConcurrency)
 	l.Unpacked = l.Unpacked.WithDefaults()
 	return l
+}
+
+func setDefault[T int | int64](field *T, value T) {
+	if *field <= 0 {
+		*field = value
+	}
 }
 
 // Stage is what is being done.
@@ -112,6 +135,8 @@ type Image struct {
 	// Bytes is the size of the layers as stored; Unpacked that of the files.
 	Bytes    int64
 	Unpacked layer.Stats
+
+	encrypted []*oci.Descriptor // by layer; nil if it is not
 }
 
 // LayerError is an error about one layer of an image.
@@ -131,9 +156,13 @@ func (e *LayerError) Error() string {
 func (e *LayerError) Unwrap() error { return e.Err }
 
 // Pull pulls an image. Nothing of a layer is fetched before the signature
-// policy has accepted the image, nothing of an encrypted layer is decrypted
-// before its MAC has been checked, and Dest appears, as a whole, only after the
-// last check. If Pull fails, Dest does not exist.
+// policy has accepted the image and it is known to fit as far as that can be
+// known. Layers are unpacked while they are fetched, beside Dest in a directory
+// that nobody else may enter, and Dest appears, as a whole, only after the last
+// check of digests, MACs and diff IDs. If Pull fails, Dest does not exist, and
+// nothing is left of what was unpacked.
+//
+// Its memory is bounded whatever the size of the layers; see [Limits].
 func Pull(ctx context.Context, o Options) (*Image, error) {
 	img, err := pull(ctx, o)
 	if err != nil {
@@ -147,11 +176,16 @@ func pull(ctx context.Context, o Options) (*Image, error) {
 		return nil, err
 	}
 	o.Limits = o.Limits.withDefaults()
-	o.Spool = cmp.Or(o.Spool, filepath.Dir(o.Dest))
 	if o.Platform == (oci.Platform{}) {
 		o.Platform = oci.GuestPlatform()
 	}
 	p := &puller{Options: o}
+	var err error
+	if p.space, err = freeSpace(filepath.Dir(o.Dest)); err != nil {
+		return nil, err
+	}
+	p.space.bytes = max(0, p.space.bytes-o.Reserve)
+	p.Limits.Unpacked.Bytes = min(p.Limits.Unpacked.Bytes, max(1, p.space.bytes))
 	p.report(Progress{Stage: StageResolve, Layer: -1})
 	img, manifest, err := p.resolve(ctx)
 	if err != nil {
@@ -180,7 +214,7 @@ func (o *Options) check() error {
 	case o.Fetcher == nil:
 		return errors.New("no Fetcher was given")
 	case o.Policy == nil:
-		return errors.New("there is no signature policy; use signature.InsecureAcceptAnything to ask for none")
+		return errNoPolicy
 	case o.Dest == "":
 		return errors.New("no Dest was given")
 	}
@@ -193,6 +227,7 @@ func (o *Options) check() error {
 // puller is one pull.
 type puller struct {
 	Options
+	space space // when the pull began
 
 	mu    sync.Mutex // guards what follows and calls of Progress
 	total int64

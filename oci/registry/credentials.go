@@ -18,20 +18,24 @@ const (
 	maxAuthEntries = 1024
 )
 
-// Credentials are users and passwords by registry, namespace or repository. A
-// nil *Credentials has none.
+// Credentials are users and passwords, or tokens, by registry, namespace or
+// repository. A nil *Credentials has none.
 type Credentials struct {
-	entries map[string]login
+	entries map[string]*login
 }
 
+// login is one entry.
 type login struct {
+	key      string // as it is looked up
 	user     string
 	password secret.Bytes
+	// identity is an OAuth2 refresh token, bearer one for the registry itself.
+	identity, bearer secret.Bytes
 }
 
 // ParseCredentials reads a Docker or containers-auth.json file. Credential
-// helpers and identity tokens are refused: no guest can run or refresh them.
-// Errors name the entry and never hold its value.
+// helpers are refused: no guest can run them. Errors name the entry and never
+// hold its value.
 func ParseCredentials(data []byte) (*Credentials, error) {
 	limits := strictjson.Limits{Bytes: maxAuthFile, Depth: 8}
 	// The file may hold a lot that has nothing to do with credentials.
@@ -62,13 +66,13 @@ func ParseCredentials(data []byte) (*Credentials, error) {
 	if len(auths) > maxAuthEntries {
 		return nil, fmt.Errorf("registry credentials: auths: %d entries, at most %d are allowed", len(auths), maxAuthEntries)
 	}
-	c := &Credentials{entries: make(map[string]login, len(auths))}
+	c := &Credentials{entries: make(map[string]*login, len(auths))}
 	for _, key := range slices.Sorted(maps.Keys(auths)) {
 		a := auths[key]
-		if a.IdentityToken != "" || a.RegistryToken != "" {
-			return nil, fmt.Errorf("registry credentials: auths[%q]: tokens are not supported; expected a user and a password", key)
+		l := &login{
+			key: normalise(key), user: a.Username, password: secret.New([]byte(a.Password)),
+			identity: secret.New([]byte(a.IdentityToken)), bearer: secret.New([]byte(a.RegistryToken)),
 		}
-		l := login{user: a.Username, password: secret.New([]byte(a.Password))}
 		if a.Auth != "" {
 			plain, err := base64.StdEncoding.DecodeString(a.Auth)
 			if err != nil {
@@ -78,22 +82,36 @@ func ParseCredentials(data []byte) (*Credentials, error) {
 			if !found {
 				return nil, fmt.Errorf("registry credentials: auths[%q].auth: expected base64 of USER:PASSWORD, there is no colon", key)
 			}
-			l = login{user: user, password: secret.New([]byte(password))}
+			l.user, l.password = user, secret.New([]byte(password))
 		}
-		if l.user == "" && l.password.Len() == 0 {
+		if !printable(a.RegistryToken) {
+			return nil, fmt.Errorf("registry credentials: auths[%q].registrytoken: expected printable text", key)
+		}
+		if l.user == "" && l.password.Len() == 0 && l.identity.Len() == 0 && l.bearer.Len() == 0 {
 			continue // what "docker login" leaves behind when a helper has the password
 		}
-		c.entries[normalise(key)] = l
+		// A name goes before the URL that Docker writes for the same registry.
+		if c.entries[l.key] == nil || !strings.Contains(key, "://") {
+			c.entries[l.key] = l
+		}
 	}
 	return c, nil
 }
 
-// normalise brings the ways to write a registry to one.
+func printable(s string) bool {
+	return !strings.ContainsFunc(s, func(r rune) bool { return r <= ' ' || r >= 0x7f })
+}
+
+// normalise brings the ways to write a registry to one. Docker writes the URL of
+// the registry's API.
 func normalise(key string) string {
-	key = strings.TrimPrefix(strings.TrimPrefix(key, "https://"), "http://")
+	_, rest, isURL := strings.Cut(key, "://")
+	if isURL {
+		key = rest
+	}
 	key = strings.TrimSuffix(key, "/")
-	for _, version := range []string{"/v1", "/v2"} {
-		key = strings.TrimSuffix(key, version)
+	if isURL || strings.HasPrefix(key, "index.docker.io/") {
+		key = strings.TrimSuffix(strings.TrimSuffix(key, "/v1"), "/v2")
 	}
 	host, rest, _ := strings.Cut(key, "/")
 	switch host = strings.ToLower(host); host {
@@ -106,20 +124,23 @@ func normalise(key string) string {
 	return host
 }
 
-// Lookup finds the credentials for a repository: its own, or else those of the
-// closest namespace above it, or else the registry's.
-func (c *Credentials) Lookup(ref oci.Reference) (user string, password secret.Bytes, ok bool) {
+// lookup finds the credentials for a repository: its own, or else those of the
+// closest namespace above it, or else the registry's; nil if there are none.
+func (c *Credentials) lookup(ref oci.Reference) *login {
 	if c == nil {
-		return "", secret.Bytes{}, false
+		return nil
 	}
 	for name := ref.Name(); ; {
 		if l, found := c.entries[name]; found {
-			return l.user, l.password, true
+			return l
 		}
 		i := strings.LastIndexByte(name, '/')
 		if i < 0 {
-			return "", secret.Bytes{}, false
+			return nil
 		}
 		name = name[:i]
 	}
 }
+
+// Has says whether there are credentials for a repository.
+func (c *Credentials) Has(ref oci.Reference) bool { return c.lookup(ref) != nil }

@@ -49,6 +49,9 @@ func newRegistry() http.Handler {
 
 func open(t testing.TB, s *httptest.Server, o registry.Options) *registry.Repository {
 	t.Helper()
+	if o.Sleep == nil {
+		o.Sleep = func(context.Context, time.Duration) error { return nil }
+	}
 	if s.TLS != nil {
 		o.RootPEMs = append(o.RootPEMs, rootPEM(s))
 	}
@@ -233,8 +236,8 @@ func TestRedirects(t *testing.T) {
 	}
 	gone := secure.URL[:len(secure.URL)-1] + "0/blob?X-Signature=hidden"
 	target.Store(&gone)
-	if _, err := repo.Fetch(t.Context(), d); err == nil || strings.Contains(err.Error(), "hidden") || !strings.Contains(err.Error(), "/blob?…") {
-		t.Errorf("a signed URL is not redacted: %v", err)
+	if _, err := repo.Fetch(t.Context(), d); err == nil || strings.Contains(err.Error(), "hidden") {
+		t.Errorf("a signed URL is shown: %v", err)
 	}
 	loop := s.URL + "/v2/"
 	target.Store(&loop)
@@ -299,42 +302,6 @@ func TestUnknownAuthority(t *testing.T) {
 	}
 	if _, err := registry.New(registry.Options{RootPEMs: []string{"x"}}); err == nil || !strings.Contains(err.Error(), "extra_root_certificates[0]") {
 		t.Errorf("bad root: %v", err)
-	}
-}
-
-func TestParseCredentials(t *testing.T) {
-	t.Parallel()
-	auth := base64.StdEncoding.EncodeToString([]byte("u:p"))
-	c, err := registry.ParseCredentials([]byte(`{"HttpHeaders":{"x":"y"},"credsStore":"","auths":{
-	 "https://index.docker.io/v1/":{"auth":"` + auth + `"},"reg.example":{"username":"reg","password":"x"},"reg.example/a/b":{"username":"ab","password":"x"},"empty.example":{}}}`))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for in, want := range map[string]string{"debian": "u", "reg.example/x": "reg", "reg.example/a/b": "ab", "reg.example/a/b/c": "ab", "reg.example/a/bb": "reg", "reg.example:5000/x": "", "empty.example/x": ""} {
-		user, _, ok := c.Lookup(mustRef(t, in))
-		if user != want || ok != (want != "") {
-			t.Errorf("%s: want %q, got %q, %v", in, want, user, ok)
-		}
-	}
-	if _, _, ok := (*registry.Credentials)(nil).Lookup(mustRef(t, "debian")); ok {
-		t.Error("no credentials have some")
-	}
-	const hidden = "c2VjcmV0LW1hcmtlcg=="
-	for doc, want := range map[string]string{
-		``:                             "registry credentials: JSON",
-		`{}`:                           "auths: missing",
-		`{"auths":{"a":{"auth":"*"}}}`: `auths["a"].auth: expected base64`,
-		`{"auths":{"a":{"auth":"` + hidden + `"}}}`:      "there is no colon",
-		`{"auths":{"a":{"identitytoken":"x"}}}`:          "tokens are not supported",
-		`{"auths":{"a":{"x":"y"}}}`:                      "auths",
-		`{"auths":{},"credsStore":"desktop"}`:            "credential helpers are not supported",
-		`{"auths":{},"credHelpers":{"gcr.io":"gcloud"}}`: "credential helpers are not supported",
-		`{"auths":{},"auths":{}}`:                        "auths",
-	} {
-		_, err := registry.ParseCredentials([]byte(doc))
-		if err == nil || !strings.Contains(err.Error(), want) || strings.Contains(err.Error(), "secret-marker") || strings.Contains(err.Error(), hidden) {
-			t.Errorf("%s: want %q, got %v", doc, want, err)
-		}
 	}
 }
 

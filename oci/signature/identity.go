@@ -9,15 +9,41 @@ import (
 )
 
 // identity says which docker-reference a signature must name
-// (containers-policy.json(5), "signedIdentity"). Without one, the digest alone
-// decides: cosign's payloads name a repository without a tag, and what is
-// signed is the same image wherever it is stored.
+// (containers-policy.json(5), "signedIdentity").
 type identity struct {
 	Type             string `json:"type"`
 	DockerReference  string `json:"dockerReference"`
 	DockerRepository string `json:"dockerRepository"`
 	Prefix           string `json:"prefix"`
 	SignedPrefix     string `json:"signedPrefix"`
+}
+
+// The identities that stand where a requirement has none.
+const (
+	matchRepository        = "matchRepository"
+	matchRepoDigestOrExact = "matchRepoDigestOrExact"
+)
+
+// orDefault is the identity of a signedBy requirement: that of
+// containers-policy.json(5).
+func (i *identity) orDefault() *identity {
+	if i == nil {
+		return &identity{Type: matchRepoDigestOrExact}
+	}
+	return i
+}
+
+// orCosignDefault is the identity of a sigstoreSigned requirement. Where the
+// policy has none, guest components look at no identity, since cosign's
+// payloads name a repository without a tag. That is kept for an image that was
+// named by digest, which is the same image wherever it is stored; but a
+// registry that is asked for a tag could answer with any image that was ever
+// signed under the key, so that the repository must then match.
+func (i *identity) orCosignDefault(image oci.Reference) *identity {
+	if i == nil && image.Digest == "" {
+		return &identity{Type: matchRepository}
+	}
+	return i
 }
 
 func (i *identity) check() error {
@@ -53,9 +79,29 @@ func (i *identity) check() error {
 		}
 	}
 	if i.Type == "exactRepository" {
-		if _, err := oci.ParseReference(i.DockerRepository); err != nil {
+		ref, err := oci.ParseReference(i.DockerRepository)
+		if err != nil {
 			return fmt.Errorf("signedIdentity.dockerRepository: %w", err)
 		}
+		if ref.Tag != "" || ref.Digest != "" {
+			return errors.New("signedIdentity.dockerRepository: expected no tag and no digest")
+		}
+	}
+	if i.Type == "remapIdentity" {
+		for _, f := range []struct{ name, value string }{{"prefix", i.Prefix}, {"signedPrefix", i.SignedPrefix}} {
+			if err := checkPrefix(f.value); err != nil {
+				return fmt.Errorf("signedIdentity.%s: %w", f.name, err)
+			}
+		}
+	}
+	return nil
+}
+
+// checkPrefix: a registry, namespace or repository, fully expanded.
+func checkPrefix(prefix string) error {
+	ref, err := oci.ParseReference(prefix + "/x/x")
+	if err != nil || ref.Name() != prefix+"/x/x" || ref.Tag != "" || ref.Digest != "" {
+		return fmt.Errorf("expected REGISTRY[/PATH] in the fully expanded form, such as docker.io/library, got %q", clip(prefix))
 	}
 	return nil
 }
@@ -66,14 +112,15 @@ func (i *identity) match(image oci.Reference, signed string) error {
 	if err != nil {
 		return fmt.Errorf("the signature's docker-reference: %w", err)
 	}
+	return i.matchParsed(image, got)
+}
+
+func (i *identity) matchParsed(image, got oci.Reference) (err error) {
 	want := image
 	exact := false
 	switch i.Type {
 	case "matchRepository":
 	case "matchExact":
-		if image.Tag == "" && image.Digest == "" {
-			return errors.New("matchExact: the image has neither tag nor digest")
-		}
 		exact = true
 	case "matchRepoDigestOrExact":
 		exact = image.Digest == "" // by digest, the repository suffices
@@ -83,11 +130,7 @@ func (i *identity) match(image oci.Reference, signed string) error {
 		}
 		exact = i.Type == "exactReference"
 	case "remapIdentity":
-		name, err := remap(image.Name(), i.Prefix, i.SignedPrefix)
-		if err != nil {
-			return err
-		}
-		if want, err = oci.ParseReference(name); err != nil {
+		if want, err = oci.ParseReference(remap(image.Name(), i.Prefix, i.SignedPrefix)); err != nil {
 			return fmt.Errorf("remapIdentity: %w", err)
 		}
 		want.Tag, want.Digest = image.Tag, image.Digest
@@ -98,17 +141,30 @@ func (i *identity) match(image oci.Reference, signed string) error {
 	if got.Name() != want.Name() {
 		return fmt.Errorf("it is for the repository %s, not for %s", clip(got.Name()), want.Name())
 	}
-	if exact && (got.Tag != want.Tag || got.Digest != want.Digest) {
+	if exact && !sameTarget(want, got) {
 		return fmt.Errorf("it is for %s, not for %s", clip(got.String()), want)
 	}
 	return nil
 }
 
-// remap replaces a prefix that ends at a component.
-func remap(name, prefix, signed string) (string, error) {
-	rest, ok := strings.CutPrefix(name, prefix)
-	if !ok || (rest != "" && rest[0] != '/' && !strings.HasSuffix(prefix, "/")) {
-		return name, nil
+// sameTarget: a tag must be the same tag. Where both tag and digest are known,
+// the tag is compared, since the digest is what the signature is bound to.
+func sameTarget(want, got oci.Reference) bool {
+	switch {
+	case want.Tag != "":
+		return got.Tag == want.Tag && (got.Digest == "" || got.Digest == want.Digest)
+	case want.Digest != "":
+		return got.Tag == "" && got.Digest == want.Digest
+	default: // what is then asked for
+		return got.Tag == "latest" && got.Digest == ""
 	}
-	return signed + rest, nil
+}
+
+// remap replaces a prefix that ends at a component.
+func remap(name, prefix, signed string) string {
+	rest, ok := strings.CutPrefix(name, prefix)
+	if !ok || (rest != "" && rest[0] != '/') {
+		return name
+	}
+	return signed + rest
 }

@@ -107,7 +107,8 @@ func TestSignAndVerifyAlgorithms(t *testing.T) {
 		t.Fatal(err)
 	}
 	ref := mustRef(t, "reg.example/shop/web@"+string(digestA))
-	for name, k := range map[string]crypto.Signer{"P-256": p256, "P-384": p384, "Ed25519": ed, "RSA": rsaKey} {
+	p521, _ := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
+	for name, k := range map[string]crypto.Signer{"P-256": p256, "P-384": p384, "P-521": p521, "Ed25519": ed, "RSA": rsaKey} {
 		store := newStore(t)
 		sign(t, store, ref, k)
 		p := policyFor(t, `{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c"}`)
@@ -120,9 +121,9 @@ func TestSignAndVerifyAlgorithms(t *testing.T) {
 			t.Errorf("%s: %+v", name, v)
 		}
 	}
-	p521, _ := ecdsa.GenerateKey(elliptic.P521(), rand.Reader)
-	if _, err := signature.NewPublicKey(p521.Public()); err == nil {
-		t.Error("P-521 was accepted")
+	p224, _ := ecdsa.GenerateKey(elliptic.P224(), rand.Reader)
+	if _, err := signature.NewPublicKey(p224.Public()); err == nil {
+		t.Error("P-224 was accepted")
 	}
 	if _, err := signature.NewPublicKey(&rsa.PublicKey{N: rsaKey.N.Rsh(rsaKey.N, 1), E: 3}); err == nil {
 		t.Error("RSA of 2047 bits was accepted")
@@ -307,9 +308,9 @@ func TestParsePolicy(t *testing.T) {
 		"empty list below":    {`{"default":[{"type":"reject"}],"transports":{"docker":{"a.example":[]}}}`, `transports.docker["a.example"]: expected at least one`},
 		"unknown type":        {`{"default":[{"type":"accept"}]}`, "default[0].type"},
 		"no type":             {`{"default":[{}]}`, "default[0].type: missing"},
-		"GPG":                 {`{"default":[{"type":"signedBy","keyType":"GPGKeys","keyData":"eA=="}]}`, "OpenPGP simple signing) is not supported"},
+		"GPG":                 {`{"default":[{"type":"signedBy","keyType":"GPGKeys","keyData":"eA=="}]}`, "OpenPGP simple signing) needs a place where signatures are found"},
 		"no key":              {`{"default":[{"type":"sigstoreSigned"}]}`, "expected exactly one"},
-		"two keys":            {`{"default":[{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c","keyData":"eA=="}]}`, "expected exactly one"},
+		"two keys":            {`{"default":[{"type":"sigstoreSigned","keyPath":"kbs:///a/b/c","keyData":"eA=="}]}`, "expected at most one"},
 		"file as key":         {`{"default":[{"type":"sigstoreSigned","keyPath":"/etc/key.pem"}]}`, "keyPath: expected kbs:///"},
 		"key no base64":       {`{"default":[{"type":"sigstoreSigned","keyData":"*"}]}`, "keyData: expected base64"},
 		"key no PEM":          {`{"default":[{"type":"sigstoreSigned","keyData":"eA=="}]}`, "keyData: public key: expected PEM"},

@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"slices"
+	"sync"
 
 	"github.com/coffer-project/coffer/tee/dcap/dcapquote"
 	"github.com/coffer-project/coffer/tee/eventlog"
@@ -36,14 +38,16 @@ type TDXPolicy struct {
 type TDXGuest struct {
 	platform *platform
 	layout   measure.Layout
-	quote    tdx.Quote // what every quote of this TD has in common
 	log      []byte
+
+	mu    sync.Mutex // guards RTMR 3 in quote
+	quote tdx.Quote  // what every quote of this TD has in common
 }
 
 // LaunchTDX measures l as [measure.TDX] says, in its LayoutSoftware where the
 // firmware has no TDX metadata, and returns the TD. Every register must be
 // predictable. The TD's event log is made here: nothing in a software guest
-// measures anything. RTMR3 stays zero but for what l says.
+// measures anything but run-time events, which extend RTMR 3.
 func (p *Processor) LaunchTDX(l measure.TDXLaunch, policy TDXPolicy) (*TDXGuest, error) {
 	predicted, err := measure.TDX(l)
 	if err != nil {
@@ -105,7 +109,20 @@ func eventLog(events []measure.Event) ([]byte, error) {
 func (g *TDXGuest) MRTD() [48]byte { return g.quote.MRTD }
 
 // RTMR are the runtime measurement registers.
-func (g *TDXGuest) RTMR() [4][48]byte { return g.quote.RTMR }
+func (g *TDXGuest) RTMR() [4][48]byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.quote.RTMR
+}
+
+// Extend extends RTMR 3 as TDG.MR.RTMR.EXTEND does, and returns its value.
+func (g *TDXGuest) Extend(digest [48]byte) [48]byte {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	r := &g.quote.RTMR[3]
+	*r = sha512.Sum384(slices.Concat(r[:], digest[:]))
+	return *r
+}
 
 // Layout says how the firmware was measured.
 func (g *TDXGuest) Layout() measure.Layout { return g.layout }
@@ -116,7 +133,9 @@ func (g *TDXGuest) EventLog() []byte { return g.log }
 
 // Quote returns a signed quote over reportData.
 func (g *TDXGuest) Quote(reportData [64]byte) ([]byte, error) {
+	g.mu.Lock()
 	q := g.quote
+	g.mu.Unlock()
 	q.ReportData = reportData
 	signed, err := q.SignedBytes()
 	if err != nil {
@@ -142,6 +161,13 @@ func (g *TDXGuest) answer(rw io.ReadWriter) error {
 	}
 	if q.Format != softport.TDX {
 		return softport.WriteRefusal(rw, q.ID, "this guest was launched as a TD and has no SEV-SNP reports")
+	}
+	if q.Register {
+		value := g.RTMR()[3]
+		if q.Digest != nil {
+			value = g.Extend(*q.Digest)
+		}
+		return softport.WriteRegister(rw, q.ID, value)
 	}
 	quote, err := g.Quote(q.ReportData)
 	if err != nil {

@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/attestation"
+	"github.com/coffer-project/coffer/internal/guest/blobs"
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
@@ -52,6 +53,13 @@ type Machine interface {
 	Shutdown()
 }
 
+// Places is where a pod's images and volumes are kept.
+type Places interface {
+	// Open makes the stores of a pod: on the disk with that serial number,
+	// encrypted with a key that nobody else has, or in memory if it is empty.
+	Open(ctx context.Context, scratchDisk string) (*image.Store, *volume.Manager, error)
+}
+
 // BrokerConfig says which key broker to ask.
 type BrokerConfig struct {
 	URL, RootPEM string
@@ -80,8 +88,8 @@ type Options struct {
 	Attestation *attestation.Source
 	Machine     Machine
 	Runtime     *container.Crun
-	Images      *image.Store
-	Volumes     *volume.Manager
+	Places      Places
+	Disks       Disks
 	// PodDir holds the files that all containers share (resolv.conf, …).
 	PodDir string
 	// NewBroker and NewFetcher open the outside world. The fetcher's second
@@ -98,6 +106,7 @@ type Agent struct {
 	log    *slog.Logger
 	events *eventLog
 	files  *rendezvous
+	blobs  *blobs.Pool
 	turn   chan struct{} // holds one token: the right to make the sandbox
 	ending atomic.Bool   // the host has asked for the end
 
@@ -111,11 +120,11 @@ var _ agentapi.AgentService = (*Agent)(nil)
 // New returns an agent without a sandbox.
 func New(o Options) (*Agent, error) {
 	if o.Logger == nil || o.Now == nil || o.Attestation == nil || o.Machine == nil || o.Runtime == nil ||
-		o.Images == nil || o.Volumes == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
+		o.Places == nil || o.Disks == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
 		return nil, errors.New("agent: an option is missing")
 	}
 	a := &Agent{
-		o: o, log: o.Logger, events: newEventLog(o.Now), files: newRendezvous(),
+		o: o, log: o.Logger, events: newEventLog(o.Now), files: newRendezvous(), blobs: blobs.New(),
 		turn: make(chan struct{}, 1), containers: map[string]*ctr{},
 	}
 	a.turn <- struct{}{}

@@ -6,10 +6,8 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
-	"maps"
 	"os"
-	"path/filepath"
-	"slices"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -17,8 +15,8 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
 	"github.com/coffer-project/coffer/internal/guest/image"
-	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/blobcache"
 	"github.com/coffer-project/coffer/oci/pull"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/secret"
@@ -154,8 +152,9 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, failed("image", fmt.Errorf("image %s: %w", ref, err))
 	}
 	defer closeFetcher()
-	img, err := a.o.Images.Pull(ctx, image.Request{
-		Ref: ref, Fetcher: fetcher, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
+	cached := blobcache.New(fetcher, a.blobs, blobcache.Options{Lied: func(d oci.Digest, err error) { a.lied(ctx, d, err) }})
+	img, err := sb.images.Pull(ctx, image.Request{
+		Ref: ref, Fetcher: cached, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
 		Progress: a.progress(id, string(ref.Digest)),
 	})
 	if err != nil {
@@ -165,6 +164,15 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 		return nil, err
 	}
 	return img, nil
+}
+
+// lied tells of a host whose blob cache gave something else than was asked for.
+// It is no secret of the pod's, and a host may not know that it happens.
+func (a *Agent) lied(ctx context.Context, d oci.Digest, err error) {
+	a.log.WarnContext(ctx, "the host's blob cache is bypassed", "digest", string(d), "error", err)
+	a.events.add(&agentapi.Event{Body: &agentapi.Event_BlobCache{BlobCache: &agentapi.BlobCache{
+		Digest: string(d), Problem: strings.ToValidUTF8(clip(err.Error()), "\uFFFD"),
+	}}})
 }
 
 // progressSteps is how many events a pull gives at most, so that one does not
@@ -222,9 +230,14 @@ func accounts(dir string) (passwd, group []byte, err error) {
 }
 
 // environment writes variables as KEY=VALUE; secrets are had from resolve.
+// References between variables are replaced here and not before: some are to
+// secrets, which only the guest has.
 func environment(vars []podpolicy.EnvVar, resolve func(podpolicy.EnvVar) (string, error)) ([]string, error) {
-	env := make([]string, 0, len(vars))
+	values := make(map[string]string, len(vars))
 	for _, v := range vars {
+		if v.Expand != "" {
+			continue
+		}
 		value := v.Value
 		if v.Sealed != "" || v.Resource != "" {
 			var err error
@@ -232,9 +245,35 @@ func environment(vars []podpolicy.EnvVar, resolve func(podpolicy.EnvVar) (string
 				return nil, err
 			}
 		}
+		values[v.Name] = value
+	}
+	env := make([]string, 0, len(vars))
+	for _, v := range vars {
+		value, ok := values[v.Name]
+		if !ok {
+			value = podpolicy.Expand(v.Expand, func(name string) (string, bool) { value, ok := values[name]; return value, ok })
+		}
 		env = append(env, v.Name+"="+value)
 	}
 	return env, nil
+}
+
+// arguments are a container's, with references to its variables replaced where
+// the policy says so.
+func arguments(p *podpolicy.ContainerConfig, env []string) []string {
+	if !p.ExpandArgs {
+		return p.Args
+	}
+	values := make(map[string]string, len(env))
+	for _, e := range env {
+		name, value, _ := strings.Cut(e, "=")
+		values[name] = value
+	}
+	args := make([]string, len(p.Args))
+	for i, arg := range p.Args {
+		args[i] = podpolicy.Expand(arg, func(name string) (string, bool) { value, ok := values[name]; return value, ok })
+	}
+	return args
 }
 
 // resolve fetches the value of a variable that is a secret.
@@ -258,28 +297,24 @@ func resolve(ctx context.Context, hub *datahub.Hub, v podpolicy.EnvVar) (string,
 
 // build makes the container from a decided configuration.
 func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.ContainerConfig, env []string, img *image.Image) (err error) {
-	root, err := a.o.Images.Mount(img, c.id)
+	root, err := sb.images.Mount(img, c.id)
 	if err != nil {
 		return err
 	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, a.o.Images.Unmount(c.id))
+			err = errors.Join(err, sb.images.Unmount(c.id))
 		}
 	}()
-	mounts, dirs, err := a.mounts(p)
-	defer func() {
-		for _, d := range dirs {
-			_ = d.Close() // the container's mounts keep what they hold
-		}
-	}()
+	v, err := a.mounts(ctx, sb, p)
+	defer v.close() // the container's mounts keep what they hold
 	if err != nil {
 		return err
 	}
 	c.config = container.Config{
-		Rootfs: root, Args: p.Args, Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
+		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
-		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: mounts,
+		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
 	spec, err := container.Spec(c.config)
@@ -304,40 +339,6 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		}
 	}()
 	return nil
-}
-
-// mounts makes the container's volumes and returns where they are. The
-// directories must stay open until the container is made.
-func (a *Agent) mounts(p *podpolicy.ContainerConfig) (mounts []container.Mount, dirs []*volume.Directory, err error) {
-	for _, m := range p.Mounts {
-		ephemeral := false
-		switch m.Kind {
-		case podpolicy.VolumeEphemeral:
-			ephemeral = true
-			err = a.o.Volumes.Ephemeral(m.Volume, m.SizeBytes)
-		case podpolicy.VolumeFiles:
-			err = a.o.Volumes.Files(m.Volume)
-		default:
-			err = unready("volume %s: kind %q is not supported by this guest", m.Volume, m.Kind)
-		}
-		if err != nil {
-			return nil, dirs, err
-		}
-		dir, err := a.o.Volumes.Open(m.Volume, m.SubPath, ephemeral)
-		if err != nil {
-			return nil, dirs, failed("volume", err)
-		}
-		dirs = append(dirs, dir)
-		mounts = append(mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: ephemeral})
-	}
-	for _, name := range slices.Sorted(maps.Keys(podFiles())) {
-		path := podFiles()[name]
-		if slices.ContainsFunc(p.Mounts, func(m podpolicy.MountConfig) bool { return m.Path == path || m.Path == "/etc" }) {
-			continue // the policy has its own
-		}
-		mounts = append(mounts, container.Mount{Source: filepath.Join(a.o.PodDir, name), Path: path, ReadOnly: p.ReadOnlyRoot})
-	}
-	return mounts, dirs, nil
 }
 
 // podFiles are the files every container has from its pod.

@@ -116,7 +116,15 @@ func (a *Agent) putFiles(ctx context.Context, req *agentapi.PutFilesRequest) err
 	if err := channel.WriteReply(in.conn, nil); err != nil {
 		return err
 	}
-	if err := a.o.Volumes.Put(ctx, req.GetVolume(), in.conn, update); err != nil {
+	config, err := sb.guard.Volume(req.GetVolume())
+	if err != nil {
+		return err
+	}
+	options, err := a.fetchFiles(ctx, sb, config)
+	if err != nil {
+		return err
+	}
+	if err := sb.volumes.Put(ctx, req.GetVolume(), in.conn, update, options...); err != nil {
 		if refusalOf(err) == nil && ctx.Err() == nil {
 			err = failed("files", err)
 		}

@@ -513,7 +513,7 @@ func (a *Agent) delete(ctx context.Context, p *proc, c *ctr, sb *sandbox) error 
 		c.mu.Unlock()
 		return nil
 	}
-	if err := a.remove(ctx, c); err != nil {
+	if err := a.remove(ctx, sb, c); err != nil {
 		return err
 	}
 	if err := sb.guard.Deleted(c.id, ""); err != nil {
@@ -532,7 +532,7 @@ func (a *Agent) forget(c *ctr) {
 }
 
 // remove takes a container off the machine.
-func (a *Agent) remove(ctx context.Context, c *ctr) error {
+func (a *Agent) remove(ctx context.Context, sb *sandbox, c *ctr) error {
 	if err := c.c.Delete(ctx); err != nil {
 		return err
 	}
@@ -540,7 +540,7 @@ func (a *Agent) remove(ctx context.Context, c *ctr) error {
 	if err := c.settle(ctx); err != nil {
 		return err
 	}
-	return a.o.Images.Unmount(c.id)
+	return sb.images.Unmount(c.id)
 }
 
 // settle waits until the ends of a container's processes, which are dead, have

@@ -18,7 +18,9 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -34,6 +36,10 @@ type sandbox struct {
 	trustee string
 	image   guestconfig.Image
 	config  *podpolicy.SandboxConfig
+	images  *image.Store
+	volumes *volume.Manager
+	// devices are the nodes of raw block volumes, under the agent's lock.
+	devices map[string]string
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -82,7 +88,7 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if facts, err = a.bind(ctx, facts, digest); err != nil {
 		return nil, err
 	}
-	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1)}
+	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1), devices: map[string]string{}}
 	sb.once <- struct{}{}
 	broker := BrokerConfig{Attester: a.o.Attestation.Attester()}
 	if raw != nil {
@@ -104,6 +110,9 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	}
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
+	}
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
+		return nil, fmt.Errorf("scratch: %w", err)
 	}
 	a.mu.Lock()
 	a.sandbox = sb
@@ -343,6 +352,15 @@ func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, Registry
 			}
 			registry.Credentials = credentials
 		}
+		if uri := sb.image.RegistriesURI; uri != "" {
+			text, err := sb.hub.Resource(ctx, uri)
+			if err != nil {
+				return fmt.Errorf("registry configuration: %w", err)
+			}
+			if registry.Image.Registries, err = guestconfig.ParseRegistries(text.Expose()); err != nil {
+				return fmt.Errorf("registry configuration %s: %w", uri, err)
+			}
+		}
 		sb.signature, sb.registry = policy, &registry
 		return nil
 	})
@@ -355,6 +373,9 @@ func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, Registry
 // signaturePolicy: without one in initdata, the digest that the pod policy
 // pins is what vouches for an image.
 func (sb *sandbox) signaturePolicy(ctx context.Context) (*signature.Policy, error) {
+	if sb.image.SigstoreConfig != "" || sb.image.SigstoreConfigURI != "" {
+		return nil, errors.New("sigstore_config: this guest reads no lookaside signatures")
+	}
 	text := []byte(sb.image.SecurityPolicy)
 	if uri := sb.image.SecurityPolicyURI; uri != "" {
 		policy, err := sb.hub.Resource(ctx, uri)

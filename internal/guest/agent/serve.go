@@ -100,6 +100,13 @@ func (a *Agent) serveStream(ctx context.Context, s *channel.Session, conn net.Co
 		return a.serveStdio(ctx, s, conn, header, podpolicy.Stderr)
 	case agentapi.StreamHeader_FILES:
 		return a.serveFiles(ctx, conn, header)
+	case agentapi.StreamHeader_BLOBS:
+		if err := channel.WriteReply(conn, nil); err != nil {
+			return err
+		}
+		return a.blobs.Serve(ctx, conn)
+	case agentapi.StreamHeader_PORT_FORWARD:
+		return a.servePort(ctx, conn, header)
 	default:
 		return channel.WriteReply(conn, fmt.Errorf("stream kind %d is not known", kind))
 	}
@@ -189,11 +196,14 @@ func (a *Agent) forbidden(ctx context.Context, h *agentapi.StreamHeader, kind po
 	case kind == podpolicy.Stdin:
 		path = "allow.stdin"
 	}
-	r := &podpolicy.Refusal{
+	a.refusedStream(ctx, &podpolicy.Refusal{
 		Rule: RuleStream, Path: path, Expected: "a stream that the policy allows", Got: h.GetKind().String() + " of " + clip(h.GetContainerId()),
 		Help: "the stream is accepted and drained inside the guest; nothing of it is sent",
-	}
-	a.log.WarnContext(ctx, "stream forbidden", "rule", r.Rule, "path", r.Path, "container", h.GetContainerId())
+	})
+}
+
+func (a *Agent) refusedStream(ctx context.Context, r *podpolicy.Refusal) {
+	a.log.WarnContext(ctx, "stream forbidden", "rule", r.Rule, "path", r.Path)
 	a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: a.public(ctx, r)}})
 }
 

@@ -44,7 +44,7 @@ func containerProposal(r *agentapi.CreateContainerRequest) podpolicy.ContainerPr
 		q.User = &podpolicy.User{UID: u.GetUid(), GID: u.GetGid(), Groups: u.GetGroups()}
 	}
 	for _, m := range r.GetMounts() {
-		q.Mounts = append(q.Mounts, podpolicy.Mount{Path: m.GetPath(), Volume: m.GetVolume(), ReadOnly: m.GetReadOnly()})
+		q.Mounts = append(q.Mounts, podpolicy.Mount{Path: m.GetPath(), Volume: m.GetVolume(), SubPath: m.GetSubPath(), ReadOnly: m.GetReadOnly()})
 	}
 	return q
 }

@@ -22,7 +22,9 @@ const (
 	ModuleList = "/usr/lib/coffer/modules.list"
 	// TEEModuleList is what hardware may need: TEE drivers, vsock.
 	TEEModuleList = "/usr/lib/coffer/modules.tee.list"
-	ModuleDir     = "/usr/lib/coffer/modules"
+	// DiskModuleList is what disks need: virtio-blk, device-mapper, quota.
+	DiskModuleList = "/usr/lib/coffer/modules.disk.list"
+	ModuleDir      = "/usr/lib/coffer/modules"
 )
 
 // parseModules reads a module list. Names carry no directory; the suffix .ko
@@ -54,6 +56,15 @@ func loadTEEModules(ctx context.Context) error {
 		return nil // a guest image without hardware support
 	}
 	return loadModules(ctx, TEEModuleList, unix.ENODEV)
+}
+
+// LoadDiskModules loads the drivers of disks and of their encryption. It is
+// called with the first disk: a pod without one need not wait for them.
+func LoadDiskModules(ctx context.Context) error {
+	if _, err := os.Stat(DiskModuleList); errors.Is(err, fs.ErrNotExist) {
+		return errors.New("this guest image has no drivers for disks")
+	}
+	return loadModules(ctx, DiskModuleList)
 }
 
 // loadModules loads every module of a list. One that is loaded already, or built

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
@@ -328,5 +329,25 @@ func TestSeccompKnowsAddressFamilies(t *testing.T) {
 		if got := allowed(family); got != want {
 			t.Errorf("family %#x: allowed %v, want %v", family, got, want)
 		}
+	}
+}
+
+func TestSpecOfADevice(t *testing.T) {
+	t.Parallel()
+	spec, err := container.Spec(container.Config{Rootfs: "/r", UID: 7, GID: 8, Devices: []container.Device{
+		{Path: "/dev/xvda", Major: 253, Minor: 3}, {Path: "/dev/xvdb", Major: 253, Minor: 4, ReadOnly: true},
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := []string{"b 253:3 600 7 8", "b 253:4 400 7 8"}
+	for i, d := range spec.Linux.Devices {
+		if got := fmt.Sprintf("%s %d:%d %o %d %d", d.Type, d.Major, d.Minor, *d.FileMode, *d.UID, *d.GID); got != want[i] {
+			t.Errorf("device %s is %s, want %s", d.Path, got, want[i])
+		}
+	}
+	rules := spec.Linux.Resources.Devices
+	if len(rules) != 3 || rules[0].Allow || rules[1].Access != "rw" || rules[2].Access != "r" || *rules[2].Minor != 4 {
+		t.Errorf("device rules %+v", rules)
 	}
 }

@@ -3,6 +3,7 @@ package container
 import (
 	"fmt"
 	"maps"
+	"os"
 	"slices"
 	"strings"
 
@@ -28,6 +29,7 @@ type Config struct {
 	Unconfined bool
 	Terminal   bool
 	Mounts     []Mount
+	Devices    []Device
 	Limits     Limits
 	// PIDNamespace is the path of the namespace to join; empty: its own.
 	PIDNamespace string
@@ -43,6 +45,15 @@ type Mount struct {
 	ReadOnly bool
 	// Exec permits programs on it.
 	Exec bool
+}
+
+// Device gives a block device of the guest to the container, as a node that the
+// container's user owns.
+type Device struct {
+	// Path in the container.
+	Path         string
+	Major, Minor uint32
+	ReadOnly     bool
 }
 
 // Kernel interfaces that reach beyond the container, hidden or read only.
@@ -77,6 +88,7 @@ func Spec(c Config) (*specs.Spec, error) {
 				{Type: specs.PIDNamespace, Path: c.PIDNamespace},
 				{Type: specs.CgroupNamespace},
 			},
+			Devices:       devices(c),
 			MaskedPaths:   maskedPaths,
 			ReadonlyPaths: readonlyPaths,
 			Resources:     resources(c),
@@ -154,11 +166,33 @@ func bindMounts(in []Mount) []specs.Mount {
 	return out
 }
 
+func devices(c Config) []specs.LinuxDevice {
+	var out []specs.LinuxDevice
+	for _, d := range c.Devices {
+		mode := os.FileMode(0o600)
+		if d.ReadOnly {
+			mode = 0o400
+		}
+		out = append(out, specs.LinuxDevice{
+			Path: d.Path, Type: "b", Major: int64(d.Major), Minor: int64(d.Minor), FileMode: &mode, UID: &c.UID, GID: &c.GID,
+		})
+	}
+	return out
+}
+
 func resources(c Config) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if !c.WithoutDeviceRules {
 		// The runtime adds the harmless ones (null, zero, terminals, …).
 		r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+		for _, d := range c.Devices {
+			access := "rw" // and no mknod: the node is made from outside
+			if d.ReadOnly {
+				access = "r"
+			}
+			major, minor := int64(d.Major), int64(d.Minor)
+			r.Devices = append(r.Devices, specs.LinuxDeviceCgroup{Allow: true, Type: "b", Major: &major, Minor: &minor, Access: access})
+		}
 	}
 	if n := c.Limits.MemoryBytes; n != 0 {
 		limit := int64(min(n, 1<<62))

@@ -1,5 +1,6 @@
-// Package image keeps the pod's images in the guest's own memory and gives
-// each container a root file system of its own on top of one.
+// Package image keeps the pod's images, in the guest's own memory or on a disk
+// that only the guest can read, and gives each container a root file system of
+// its own on top of one.
 //
 // An image is pulled once and unpacked to one directory; containers get an
 // overlay with a private writable layer, so that a restarted container starts
@@ -8,8 +9,6 @@ package image
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -21,13 +20,16 @@ import (
 
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/crypt"
-	"github.com/coffer-project/coffer/oci/layer"
 	"github.com/coffer-project/coffer/oci/pull"
 	"github.com/coffer-project/coffer/oci/signature"
 )
 
-// reserve is left free on the image store, for what containers write.
-const reserve = 16 << 20
+const (
+	// reserve is left free on the image store, for what containers write.
+	reserve = 16 << 20
+	// maxPulls is how many images are pulled at once.
+	maxPulls = 2
+)
 
 // Request says what to pull and how it is checked.
 type Request struct {
@@ -51,38 +53,44 @@ type Image struct {
 	Config                 *oci.ImageConfig
 	// Root is the unpacked image. It must not be written.
 	Root string
+
+	pulled *pull.Image
 }
 
 // Store keeps images and root file systems. It is safe for concurrent use.
 type Store struct {
-	dir string
+	dir   string
+	slots chan struct{} // of pulls, each of which takes memory
 
 	mu     sync.Mutex
-	images map[oci.Reference]*entry
+	images map[oci.Digest]*entry
 }
 
-// entry is an image or the attempt to get it. Its turn is held while pulling.
+// entry is an image or the attempt to get it. Its turn is held meanwhile, and
+// users, which the store's lock guards, counts who has it or waits for it.
 type entry struct {
 	turn  chan struct{}
+	users int
 	image *Image
 }
 
-// NewStore keeps images below dir, which should be a tmpfs of its own: its
-// free space bounds what is pulled.
+// NewStore keeps images below dir, which should be a file system of its own,
+// mounted nodev: its free space bounds what is pulled. It may be a tmpfs or a
+// disk that the host can neither read nor change.
 func NewStore(dir string) (*Store, error) {
 	for _, sub := range []string{"images", "spool", "containers"} {
 		if err := os.MkdirAll(filepath.Join(dir, sub), 0o700); err != nil {
 			return nil, fmt.Errorf("image store: %w", err)
 		}
 	}
-	return &Store{dir: dir, images: map[oci.Reference]*entry{}}, nil
+	return &Store{dir: dir, slots: make(chan struct{}, maxPulls), images: map[oci.Digest]*entry{}}, nil
 }
 
 // Pull returns the image, from the network the first time. Requests for the
-// same one wait for each other. An image that was verified stays: the signature
-// policy and the keys of a pod do not change while it lives. It stays for its
-// repository only, since the policy's demands go by repository: the same digest
-// from another one is verified anew.
+// same one wait for each other. The layers of an image that was verified stay,
+// and stay for every repository; but whether this request may have them is
+// decided anew: by its signature policy, under its reference, and by whether it
+// is given the keys of encrypted layers.
 func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 	ref := req.Ref
 	if ref.Digest == "" {
@@ -93,14 +101,8 @@ func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 		ref.Digest = desc.Digest
 	}
 	ref = ref.WithDigest(ref.Digest)
-	s.mu.Lock()
-	e := s.images[ref]
-	if e == nil {
-		e = &entry{turn: make(chan struct{}, 1)}
-		e.turn <- struct{}{}
-		s.images[ref] = e
-	}
-	s.mu.Unlock()
+	e := s.enter(ref.Digest)
+	defer s.leave(ref.Digest, e)
 	select {
 	case <-e.turn:
 	case <-ctx.Done():
@@ -108,6 +110,10 @@ func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 	}
 	defer func() { e.turn <- struct{}{} }()
 	if e.image != nil {
+		options := pull.Options{Ref: ref, Fetcher: req.Fetcher, Policy: req.Policy, Keys: req.Keys}
+		if err := pull.Recheck(ctx, options, e.image.pulled); err != nil {
+			return nil, err
+		}
 		return e.image, nil
 	}
 	img, err := s.pull(ctx, ref, req)
@@ -118,41 +124,81 @@ func (s *Store) Pull(ctx context.Context, req Request) (*Image, error) {
 	return img, nil
 }
 
+func (s *Store) enter(d oci.Digest) *entry {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	e := s.images[d]
+	if e == nil {
+		e = &entry{turn: make(chan struct{}, 1)}
+		e.turn <- struct{}{}
+		s.images[d] = e
+	}
+	e.users++
+	return e
+}
+
+// leave forgets an attempt that nobody has succeeded with.
+func (s *Store) leave(d oci.Digest, e *entry) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if e.users--; e.users == 0 && e.image == nil {
+		delete(s.images, d)
+	}
+}
+
+// pull pulls the image, a second time if a cache before the registry gave
+// something else than was asked for: the fetcher asks it no more then.
 func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Image, error) {
-	free, err := s.free()
+	select {
+	case s.slots <- struct{}{}:
+		defer func() { <-s.slots }()
+	case <-ctx.Done():
+		return nil, context.Cause(ctx)
+	}
+	img, err := s.pullOnce(ctx, ref, req)
+	if errors.Is(err, oci.ErrLied) && ctx.Err() == nil {
+		img, err = s.pullOnce(ctx, ref, req)
+	}
+	return img, err
+}
+
+func (s *Store) pullOnce(ctx context.Context, ref oci.Reference, req Request) (*Image, error) {
+	inMemory, err := s.inMemory()
 	if err != nil {
 		return nil, err
 	}
-	if free <= reserve {
-		return nil, fmt.Errorf("image %s: the guest's image store has %d MiB left; give the pod more memory", ref, free>>20)
-	}
-	name := sha256.Sum256([]byte(ref.String()))
-	dest := filepath.Join(s.dir, "images", hex.EncodeToString(name[:]))
-	pulled, err := pull.Pull(ctx, pull.Options{
+	o := pull.Options{
 		Ref: ref, Fetcher: req.Fetcher, Policy: req.Policy, Keys: req.Keys,
-		Dest: dest, Spool: filepath.Join(s.dir, "spool"),
-		Limits: pull.Limits{
-			Compressed: free - reserve, Unpacked: layer.Limits{Bytes: free - reserve},
-			Concurrency: req.Concurrency,
-		},
-		Progress: req.Progress,
-	})
+		Dest: filepath.Join(s.dir, "images", ref.Digest.Algorithm()+"-"+ref.Digest.Hex()), Reserve: reserve,
+		Limits: pull.Limits{Concurrency: req.Concurrency}, Progress: req.Progress,
+	}
+	if !inMemory {
+		o.Spool = filepath.Join(s.dir, "spool")
+	}
+	pulled, err := pull.Pull(ctx, o)
 	if err != nil {
-		if errors.Is(err, unix.ENOSPC) {
-			err = fmt.Errorf("%w; the guest's image store had %d MiB left: give the pod more memory", err, free>>20)
+		if _, ok := errors.AsType[*pull.SpaceError](err); ok {
+			err = fmt.Errorf("%w; %s", err, remedy(inMemory))
 		}
 		return nil, err
 	}
-	return &Image{Digest: ref.Digest, ManifestDigest: pulled.ManifestDigest, Config: pulled.Config, Root: dest}, nil
+	return &Image{Digest: ref.Digest, ManifestDigest: pulled.ManifestDigest, Config: pulled.Config, Root: o.Dest, pulled: pulled}, nil
 }
 
-// free is the room left on the store's file system, in bytes.
-func (s *Store) free() (int64, error) {
+func remedy(inMemory bool) string {
+	if inMemory {
+		return "images are kept in the guest's memory: give the pod more of it, or a scratch disk"
+	}
+	return "images are kept on the pod's scratch disk: give it a larger one"
+}
+
+// inMemory says whether the store's file system is memory.
+func (s *Store) inMemory() (bool, error) {
 	var st unix.Statfs_t
 	if err := unix.Statfs(s.dir, &st); err != nil {
-		return 0, fmt.Errorf("image store: %w", err)
+		return false, fmt.Errorf("image store: %w", err)
 	}
-	return int64(st.Bavail) * st.Bsize, nil
+	return st.Type == unix.TMPFS_MAGIC || st.Type == unix.RAMFS_MAGIC, nil
 }
 
 // Mount makes a container's root file system: the image with a writable layer

@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -23,12 +22,10 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
-	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/machine"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
 	"github.com/coffer-project/coffer/internal/guest/serial"
-	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/registry"
@@ -53,6 +50,7 @@ type parts struct {
 	bootID  [16]byte
 	marks   func() []boot.Mark
 	reaper  *reaper.Reaper
+	places  *places
 	// dir is a tmpfs; etc is where the agent's resolver files are.
 	dir, etc string
 	crun     string
@@ -60,22 +58,14 @@ type parts struct {
 	end      func()
 }
 
-// build makes the agent. The image store gets a tmpfs of its own.
+// build makes the agent.
 func build(p parts) (*agent.Agent, error) {
 	dirs := map[string]string{}
-	for _, name := range []string{"runtime", "bundles", "images", "volumes", "pod"} {
+	for _, name := range []string{"runtime", "bundles", "pod"} {
 		dirs[name] = filepath.Join(p.dir, name)
 		if err := os.MkdirAll(dirs[name], 0o711); err != nil {
 			return nil, err
 		}
-	}
-	memory, err := machine.Memory()
-	if err != nil {
-		return nil, fmt.Errorf("size of memory: %w", err)
-	}
-	size := fmt.Sprintf("mode=0700,size=%d", image.TmpfsSize(memory))
-	if err := unix.Mount("tmpfs", dirs["images"], "tmpfs", unix.MS_NODEV, size); err != nil {
-		return nil, fmt.Errorf("mount the image store: %w", err)
 	}
 	// Containers may write the files they share; that is not to fill more.
 	if err := unix.Mount("tmpfs", dirs["pod"], "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711,size=4m"); err != nil {
@@ -88,21 +78,13 @@ func build(p parts) (*agent.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
-	images, err := image.NewStore(dirs["images"])
-	if err != nil {
-		return nil, err
-	}
-	volumes, err := volume.NewManager(dirs["volumes"])
-	if err != nil {
-		return nil, err
-	}
 	return agent.New(agent.Options{
 		Logger: p.log, Now: time.Now, Build: Version, BootID: p.bootID, Marks: p.marks,
 		Attestation: newAttestation(p.cmdline),
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
 		}),
-		Runtime: crun, Images: images, Volumes: volumes, PodDir: dirs["pod"],
+		Runtime: crun, Places: p.places, Disks: p.places.disks, PodDir: dirs["pod"],
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			attached, err := devices(nvidiaProgram, runThrough(p.reaper))
 			if err != nil {
@@ -182,19 +164,17 @@ func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) 
 }
 
 func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, UserAgent: "coffer-agent/" + Version}
+	proxy, err := c.Image.Proxy.Func()
+	if err != nil {
+		return nil, nil, fmt.Errorf("image_pull_proxy: %w", err)
+	}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
 	if c.Credentials.Len() > 0 {
 		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
 		if err != nil {
 			return nil, nil, fmt.Errorf("registry credentials: %w", err)
 		}
 		o.Credentials = credentials
-	}
-	for _, r := range c.Image.Registries {
-		if r.Insecure {
-			host, _, _ := strings.Cut(r.Location, "/")
-			o.PlainHTTP = append(o.PlainHTTP, host)
-		}
 	}
 	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
 		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)

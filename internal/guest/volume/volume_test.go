@@ -184,14 +184,15 @@ func TestOpenFollowsNoLinks(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := m.Ephemeral("scratch", 1<<20); err != nil {
+	if err := m.Ephemeral("scratch", volume.Ephemeral{Bytes: 1 << 20}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "scratch"), unix.MNT_DETACH) })
-	if err := m.Ephemeral("scratch", 1<<20); err != nil { // the same again
+	if err := m.Ephemeral("scratch", volume.Ephemeral{Bytes: 1 << 20}); err != nil { // the same again
 		t.Fatal(err)
 	}
-	if err := m.Ephemeral("shared", 1<<20, volume.WithGroup(2000)); err != nil {
+	group := uint32(2000)
+	if err := m.Ephemeral("shared", volume.Ephemeral{Bytes: 1 << 20, Group: &group}); err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = unix.Unmount(filepath.Join(dir, "shared"), unix.MNT_DETACH) })
@@ -231,7 +232,7 @@ func TestNames(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, name := range []string{"", ".", "..", ".mounts", "a/b"} {
-		if err := m.Ephemeral(name, 0); err == nil {
+		if err := m.Ephemeral(name, volume.Ephemeral{}); err == nil {
 			t.Errorf("volume name %q was accepted", name)
 		}
 	}

@@ -66,6 +66,9 @@ type Modules struct {
 	// TEEList and TEE: loaded where the machine has the hardware for them.
 	TEEList string   `toml:"tee_list"`
 	TEE     []string `toml:"tee"`
+	// DiskList and Disk: loaded when a disk is used.
+	DiskList string   `toml:"disk_list"`
+	Disk     []string `toml:"disk"`
 	// StripSignatures takes the modules' signatures off.
 	StripSignatures bool `toml:"strip_signatures"`
 }
@@ -187,6 +190,7 @@ func (r *Recipe) validate() []error {
 	required("modules.dir", r.Modules.Dir)
 	required("modules.base_list", r.Modules.BaseList)
 	required("modules.tee_list", r.Modules.TEEList)
+	required("modules.disk_list", r.Modules.DiskList)
 	if r.Firmware != nil {
 		required("firmware.package", r.Firmware.Package)
 		required("firmware.path", r.Firmware.Path)

@@ -17,6 +17,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/store"
 	"github.com/coffer-project/coffer/internal/trustee/tenant"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/tee"
 )
 
 const (
@@ -210,6 +211,11 @@ func request(s *session.Session, nonce string, att *kbs.Attestation) (evaluation
 	digest, err := att.DeviceDigest(s.Hash, nonce)
 	if err != nil {
 		return malformed(err)
+	}
+	// The log is no device: it is bound as all of the additional evidence is.
+	if log, ok := devices[tee.RuntimeLog]; ok {
+		req.RuntimeLog = log
+		delete(devices, tee.RuntimeLog)
 	}
 	for _, name := range slices.Sorted(maps.Keys(devices)) {
 		req.Devices = append(req.Devices, evaluation.Individual{TEE: name, Evidence: devices[name], ReportData: digest, Runtime: device})

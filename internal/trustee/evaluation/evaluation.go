@@ -103,6 +103,9 @@ type Request struct {
 	Primary  Individual
 	// Devices are verified in parallel with the primary evidence.
 	Devices []Individual
+	// RuntimeLog are the run-time events (eventlog.RuntimeEvidence) that the
+	// report data of the primary evidence vouches for; nil where none came.
+	RuntimeLog json.RawMessage
 	// Runtime is the document that the evidence is bound to, for policies and
 	// relying parties to read; nil where only its digest is known.
 	Runtime map[string]any

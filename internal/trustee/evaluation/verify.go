@@ -37,6 +37,11 @@ func (e *Engine) verify(ctx context.Context, r Request) ([]appraisal.Part, []*In
 			return nil, nil, p
 		}
 	}
+	if r.RuntimeLog != nil {
+		if p := addRuntimeLog(results[0][0], r.RuntimeLog); p != nil {
+			return nil, nil, p
+		}
+	}
 	var parts []appraisal.Part
 	var presented []*InitData
 	for i, x := range list {

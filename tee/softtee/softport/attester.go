@@ -73,7 +73,7 @@ func (a *snpAttester) InitData(ctx context.Context) ([]byte, error) {
 
 // report gets one report.
 func (a *snpAttester) report(ctx context.Context, reportData [ReportDataSize]byte) (*snp.Evidence, error) {
-	resp, err := a.request(ctx, SNP, reportData)
+	resp, err := a.request(ctx, Request{Format: SNP, ReportData: reportData})
 	if err != nil {
 		return nil, err
 	}
@@ -108,7 +108,7 @@ func same(want, got [ReportDataSize]byte) error {
 }
 
 // request gets one answer.
-func (p *port) request(ctx context.Context, format Format, reportData [ReportDataSize]byte) (response, error) {
+func (p *port) request(ctx context.Context, q Request) (response, error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
 	select {
@@ -127,7 +127,7 @@ func (p *port) request(ctx context.Context, format Format, reportData [ReportDat
 			_ = conn.Close()
 		}
 	}()
-	resp, err := exchange(conn, format, reportData)
+	resp, err := exchange(conn, q)
 	if ctx.Err() != nil {
 		// The port was closed under the exchange; its error says nothing.
 		return response{}, fmt.Errorf("softport: no answer on port %s: %w", PortName, ctx.Err())
@@ -136,25 +136,25 @@ func (p *port) request(ctx context.Context, format Format, reportData [ReportDat
 }
 
 // exchange sends a request and reads its response.
-func exchange(conn io.ReadWriter, format Format, reportData [ReportDataSize]byte) (response, error) {
+func exchange(conn io.ReadWriter, q Request) (response, error) {
 	var id [8]byte
 	_, _ = rand.Read(id[:]) // never fails
-	q := Request{ID: binary.BigEndian.Uint64(id[:]), Format: format, ReportData: reportData}
+	q.ID = binary.BigEndian.Uint64(id[:])
 	if err := writeRequest(conn, q); err != nil {
-		return response{}, fmt.Errorf("softport: sending a report request: %w", err)
+		return response{}, fmt.Errorf("softport: sending a request: %w", err)
 	}
 	for range maxStale + 1 {
-		resp, err := readResponse(conn, format)
+		resp, err := readResponse(conn, q)
 		if err != nil {
 			if errors.Is(err, io.EOF) {
 				err = io.ErrUnexpectedEOF
 			}
-			return response{}, fmt.Errorf("softport: reading a report: %w", err)
+			return response{}, fmt.Errorf("softport: reading the answer: %w", err)
 		}
 		if resp.id != q.ID {
 			continue
 		}
-		if resp.report == nil && resp.quote == nil {
+		if resp.report == nil && resp.quote == nil && resp.rtmr == nil {
 			return response{}, fmt.Errorf("softport: the host refused the report: %q", resp.refusal)
 		}
 		return resp, nil

@@ -21,6 +21,9 @@
 //	kind 5, host to guest: quote. Payload: the quote's length (4 bytes, 1 to
 //	        16 KiB), the quote, and the event log as it goes into evidence
 //	        (at most 64 KiB, may be empty).
+//	kind 6, guest to host: extension of RTMR 3. Payload: 48 bytes of digest; or
+//	        nothing, to read the register only.
+//	kind 7, host to guest: RTMR 3. Payload: its 48 bytes, after the extension.
 //
 // A host answers the requests of the one format that the guest was launched
 // with and refuses the others.
@@ -56,6 +59,8 @@ const (
 	kindRefusal      = 3
 	kindQuoteRequest = 4
 	kindQuote        = 5
+	kindExtend       = 6
+	kindRegister     = 7
 
 	maxTable    = 64 << 10
 	maxRefusal  = 512
@@ -126,20 +131,38 @@ const (
 	TDX
 )
 
-// Request is what a guest asks for.
+// RegisterSize is the size of a TDX register in bytes.
+const RegisterSize = 48
+
+// Request is what a guest asks for: evidence over ReportData, or (Register, with
+// format TDX) the value of RTMR 3, after it was extended by the digest if there
+// is one.
 type Request struct {
 	ID         uint64
 	Format     Format
 	ReportData [ReportDataSize]byte
+	Register   bool
+	Digest     *[RegisterSize]byte
 }
 
 // ReadRequest reads the next request of a guest. It returns io.EOF where the
 // stream ends between requests.
 func ReadRequest(r io.Reader) (Request, error) {
 	size := [2]uint32{ReportDataSize, ReportDataSize}
-	f, err := readFrame(r, map[byte][2]uint32{kindRequest: size, kindQuoteRequest: size})
+	f, err := readFrame(r, map[byte][2]uint32{kindRequest: size, kindQuoteRequest: size, kindExtend: {0, RegisterSize}})
 	if err != nil {
 		return Request{}, err
+	}
+	if f.kind == kindExtend {
+		q := Request{ID: f.id, Format: TDX, Register: true}
+		switch len(f.payload) {
+		case 0:
+		case RegisterSize:
+			q.Digest = (*[RegisterSize]byte)(f.payload)
+		default:
+			return Request{}, fmt.Errorf("%w: kind %d: expected a payload of 0 or %d bytes, got %d", ErrFrame, f.kind, RegisterSize, len(f.payload))
+		}
+		return q, nil
 	}
 	q := Request{ID: f.id, ReportData: [ReportDataSize]byte(f.payload)}
 	if f.kind == kindQuoteRequest {
@@ -149,6 +172,13 @@ func ReadRequest(r io.Reader) (Request, error) {
 }
 
 func writeRequest(w io.Writer, q Request) error {
+	if q.Register {
+		f := frame{kind: kindExtend, id: q.ID}
+		if q.Digest != nil {
+			f.payload = q.Digest[:]
+		}
+		return writeFrame(w, f)
+	}
 	kind := byte(kindRequest)
 	if q.Format == TDX {
 		kind = kindQuoteRequest
@@ -182,6 +212,11 @@ func WriteQuote(w io.Writer, id uint64, quote, log []byte) error {
 	return writeFrame(w, frame{kind: kindQuote, id: id, payload: append(append(payload, quote...), log...)})
 }
 
+// WriteRegister answers the request id with the value of RTMR 3.
+func WriteRegister(w io.Writer, id uint64, value [RegisterSize]byte) error {
+	return writeFrame(w, frame{kind: kindRegister, id: id, payload: value[:]})
+}
+
 // WriteRefusal answers the request id with a reason; text beyond 512 bytes is
 // cut.
 func WriteRefusal(w io.Writer, id uint64, reason string) error {
@@ -195,15 +230,19 @@ type response struct {
 	certs   []snp.Certificate
 	quote   []byte
 	log     []byte
+	rtmr    *[RegisterSize]byte
 	refusal string
 }
 
-// readResponse reads an answer to a request of the format, or a refusal.
-func readResponse(r io.Reader, format Format) (response, error) {
+// readResponse reads an answer to a request, or a refusal.
+func readResponse(r io.Reader, q Request) (response, error) {
 	limits := map[byte][2]uint32{kindRefusal: {0, maxRefusal}}
-	if format == TDX {
+	switch {
+	case q.Register:
+		limits[kindRegister] = [2]uint32{RegisterSize, RegisterSize}
+	case q.Format == TDX:
 		limits[kindQuote] = [2]uint32{quoteLength + 1, quoteLength + maxQuote + maxEventLog}
-	} else {
+	default:
 		limits[kindReport] = [2]uint32{snp.ReportSize, snp.ReportSize + maxTable}
 	}
 	f, err := readFrame(r, limits)
@@ -211,6 +250,8 @@ func readResponse(r io.Reader, format Format) (response, error) {
 		return response{}, err
 	}
 	switch f.kind {
+	case kindRegister:
+		return response{id: f.id, rtmr: (*[RegisterSize]byte)(f.payload)}, nil
 	case kindQuote:
 		n, rest := binary.BigEndian.Uint32(f.payload), f.payload[quoteLength:]
 		if n == 0 || n > maxQuote || uint64(n) > uint64(len(rest)) || len(rest)-int(n) > maxEventLog {

@@ -267,7 +267,7 @@ func FuzzReadResponse(f *testing.F) {
 		if td {
 			format = TDX
 		}
-		resp, err := readResponse(bytes.NewReader(data), format)
+		resp, err := readResponse(bytes.NewReader(data), Request{Format: format})
 		if err != nil {
 			if resp.report != nil || resp.quote != nil || resp.refusal != "" {
 				t.Fatal("both a response and an error")

@@ -27,7 +27,11 @@ func checkEventLog(l *checks.List, q *tdx.Quote, raw []byte) map[string]any {
 		l.Fail(mismatch(err))
 		return nil
 	}
-	return map[string]any{"uefi_event_logs": log.ClaimsOf(eventlog.SHA384), "boot": log.Boot(eventlog.SHA384).Claims()}
+	claims := map[string]any{"uefi_event_logs": log.ClaimsOf(eventlog.SHA384), "boot": log.Boot(eventlog.SHA384).Claims()}
+	if events := log.RuntimeEvents(); len(events) > 0 {
+		claims["runtime_events"] = events
+	}
+	return claims
 }
 
 // mismatch names the register that the log does not amount to.
