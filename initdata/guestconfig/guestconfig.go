@@ -43,7 +43,16 @@ type Config struct {
 	Credentials []Credential
 	Resources   Resources
 	REST        Features
+	EventLog    EventLog
 	Image       Image
+}
+
+// EventLog is the [eventlog_config] table of aa.toml: whether what happens at run
+// time is measured. PCR is the register that is extended on a TPM; 0 leaves it to
+// the guest's default.
+type EventLog struct {
+	Enabled bool
+	PCR     int
 }
 
 // CheckTrustee refuses a resource URI that names a trustee which the
@@ -162,7 +171,7 @@ func (r *reader) fail(where, format string, args ...any) {
 // add adds the problems that another package found; they name their keys.
 func (r *reader) add(err error) {
 	list := []error{err}
-	if joined, ok := err.(interface{ Unwrap() []error }); ok { //nolint:errorlint // it is about this very error
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
 		list = joined.Unwrap()
 	}
 	for _, e := range list {

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -146,18 +145,24 @@ func (t *tree) checkDepth(fd int) error {
 }
 
 // parent opens the directory that an entry goes to and makes it where it is
-// missing; made is called with each directory it makes. The descriptor belongs
-// to the tree and is good until the next call.
-func (t *tree) parent(dir string, made func(string)) (int, error) {
+// missing. use is called with a directory before something changes in it, made
+// with each that is made. The descriptor belongs to the tree and is good until
+// the next call.
+func (t *tree) parent(dir string, use, made func(string, int) error) (int, error) {
 	if dir == "" {
-		return t.root, nil
+		return t.root, use("", t.root)
 	}
 	if t.cached.valid && t.cached.path == dir {
 		return t.cached.fd, nil
 	}
 	fd, err := t.open(dir)
 	if err == unix.ENOENT {
-		fd, err = t.make(dir, made)
+		fd, err = t.make(dir, use, made)
+	}
+	if err == nil {
+		if err = use(dir, fd); err != nil {
+			_ = unix.Close(fd)
+		}
 	}
 	if err != nil {
 		return -1, fmt.Errorf("directory %q: %w", clip(dir), err)
@@ -170,29 +175,37 @@ func (t *tree) parent(dir string, made func(string)) (int, error) {
 }
 
 // make makes a directory and its parents, owned by root, mode 0755.
-func (t *tree) make(dir string, made func(string)) (int, error) {
+func (t *tree) make(dir string, use, made func(string, int) error) (int, error) {
 	up, base := split(dir)
 	parent, err := t.open(up)
 	if err == unix.ENOENT && up != "" {
-		parent, err = t.make(up, made)
+		parent, err = t.make(up, use, made)
 	}
 	if err != nil {
 		return -1, err
 	}
 	defer func() { _ = unix.Close(parent) }()
-	switch err := unix.Mkdirat(parent, base, 0o755); err {
-	case nil:
-		made(dir)
-	case unix.EEXIST:
+	if err := use(up, parent); err != nil {
+		return -1, err
+	}
+	if err := unix.Mkdirat(parent, base, 0o755); err == unix.EEXIST {
 		return -1, errors.New("is a symbolic link that leads nowhere")
-	default:
+	} else if err != nil {
 		return -1, err
 	}
 	// The mode given to mkdir is cut by the process's umask.
 	if err := unix.Fchmodat(parent, base, 0o755, 0); err != nil {
 		return -1, err
 	}
-	return t.open(dir)
+	fd, err := t.open(dir)
+	if err != nil {
+		return -1, err
+	}
+	if err := made(dir, fd); err != nil {
+		_ = unix.Close(fd)
+		return -1, err
+	}
+	return fd, nil
 }
 
 // remove removes what has the name, with everything below it. The cached
@@ -238,26 +251,36 @@ func eachName(parent int, base string, do func(dir int, name string) error) erro
 }
 
 // setDirTime sets a directory's times, if it is still a directory.
-func (t *tree) setDirTime(dir string, at time.Time) error {
-	if dir == "" {
-		return setTime(t.root, ".", at)
+func (t *tree) setDirTime(d dirTime) error {
+	if d.path == "" {
+		return setTime(t.root, ".", d.at)
 	}
-	up, base := split(dir)
-	parent, err := t.open(up)
-	if err == unix.ENOENT || err == unix.ENOTDIR {
-		return nil // replaced by a later entry
+	if !d.kept { // links at the end are followed only for kept times, which belong to where they lead
+		up, base := split(d.path)
+		parent, err := t.open(up)
+		if err != nil {
+			return ignoreGone(err)
+		}
+		defer func() { _ = unix.Close(parent) }()
+		var st unix.Stat_t
+		err = unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW)
+		if err != nil || st.Mode&unix.S_IFMT != unix.S_IFDIR {
+			return ignoreGone(err)
+		}
+		return setTime(parent, base, d.at)
 	}
+	fd, err := t.open(d.path)
 	if err != nil {
-		return err
+		return ignoreGone(err)
 	}
-	defer func() { _ = unix.Close(parent) }()
-	var st unix.Stat_t
-	err = unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW)
-	if err == unix.ENOENT || (err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR) {
+	defer func() { _ = unix.Close(fd) }()
+	return setTime(fd, ".", d.at)
+}
+
+// ignoreGone is nil for a directory that a later entry has replaced.
+func ignoreGone(err error) error {
+	if err == unix.ENOENT || err == unix.ENOTDIR || err == unix.ELOOP {
 		return nil
 	}
-	if err != nil {
-		return err
-	}
-	return setTime(parent, base, at)
+	return err
 }

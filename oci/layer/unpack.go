@@ -49,11 +49,15 @@ type Unpacker struct {
 	touched map[string]struct{}
 	// dirTimes are set at the end, because making files changes them.
 	dirTimes []dirTime
+	// timed holds the inodes of directories whose times are among them.
+	timed map[uint64]struct{}
 }
 
 type dirTime struct {
 	path string
 	at   time.Time
+	// kept says that the layer does not say so: the directory had it before.
+	kept bool
 }
 
 // NewUnpacker makes an unpacker for the open directory root, which stays the
@@ -100,7 +104,8 @@ func (u *Unpacker) Apply(ctx context.Context, r io.Reader) error {
 }
 
 func (u *Unpacker) apply(ctx context.Context, r io.Reader) error {
-	u.touched, u.dirTimes = nil, nil
+	u.touched, u.dirTimes, u.timed = nil, nil, map[uint64]struct{}{}
+	u.tree.cached.valid = false // each layer keeps the times of the directories it uses
 	empty, err := u.tree.empty()
 	if err != nil {
 		return &Error{Err: err}
@@ -151,7 +156,7 @@ func padding(r io.Reader) error {
 // setDirTimes sets the directories' times, in the order of their entries.
 func (u *Unpacker) setDirTimes() error {
 	for _, d := range u.dirTimes {
-		if err := u.tree.setDirTime(d.path, d.at); err != nil {
+		if err := u.tree.setDirTime(d); err != nil {
 			return &Error{Entry: d.path, Err: err}
 		}
 	}
@@ -192,7 +197,7 @@ func (u *Unpacker) entry(hdr *tar.Header, content io.Reader) error {
 	if err := errors.Join(checkHeader(hdr), checkXattrs(hdr)); err != nil {
 		return err
 	}
-	parent, err := u.tree.parent(dir, u.touch)
+	parent, err := u.tree.parent(dir, u.keepTime, u.implicit)
 	if err != nil {
 		return err
 	}
@@ -272,8 +277,7 @@ func (u *Unpacker) rootEntry(hdr *tar.Header) error {
 	}
 	skipped, err := setXattrs(u.tree.root, hdr)
 	u.stats.SkippedXattrs += skipped
-	u.dirTimes = append(u.dirTimes, dirTime{"", hdr.ModTime})
-	return err
+	return errors.Join(err, u.dirTime("", u.tree.root, hdr.ModTime))
 }
 
 func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base string) error {
@@ -317,8 +321,7 @@ func (u *Unpacker) directory(hdr *tar.Header, parent int, name, base string) err
 	}
 	skipped, err := setXattrs(fd, hdr)
 	u.stats.SkippedXattrs += skipped
-	u.dirTimes = append(u.dirTimes, dirTime{name, hdr.ModTime})
-	return err
+	return errors.Join(err, u.dirTime(name, fd, hdr.ModTime))
 }
 
 func (u *Unpacker) hardLink(target string, parent int, name, base string) error {
@@ -353,6 +356,40 @@ func (u *Unpacker) create(parent int, base string, build func() error) error {
 		return fmt.Errorf("replace what an earlier entry made: %w", err)
 	}
 	return build()
+}
+
+// dirTime notes the time that the open directory is to have.
+func (u *Unpacker) dirTime(name string, fd int, at time.Time) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	u.timed[st.Ino] = struct{}{}
+	u.dirTimes = append(u.dirTimes, dirTime{path: name, at: at})
+	return nil
+}
+
+// keepTime notes the time of a directory in which something is about to change,
+// unless the layer has had its say about it: what is unpacked must not depend on
+// when that is done.
+func (u *Unpacker) keepTime(name string, fd int) error {
+	var st unix.Stat_t
+	if err := unix.Fstat(fd, &st); err != nil {
+		return err
+	}
+	if _, known := u.timed[st.Ino]; known {
+		return nil
+	}
+	u.timed[st.Ino] = struct{}{}
+	u.dirTimes = append(u.dirTimes, dirTime{path: name, at: time.Unix(st.Mtim.Unix()), kept: true})
+	return nil
+}
+
+// implicit notes a directory that was made because something is in it; its time
+// is the beginning of time.
+func (u *Unpacker) implicit(name string, fd int) error {
+	u.touch(name)
+	return u.dirTime(name, fd, time.Unix(0, 0))
 }
 
 // touch notes that this layer has made name.

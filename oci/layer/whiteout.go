@@ -43,6 +43,9 @@ func (u *Unpacker) below(dir string, do func(parent int) error) error {
 		return fmt.Errorf("directory %q: %w", clip(dir), err)
 	}
 	defer func() { _ = unix.Close(fd) }()
+	if err := u.keepTime(dir, fd); err != nil {
+		return fmt.Errorf("directory %q: %w", clip(dir), err)
+	}
 	if err := do(fd); err != nil {
 		return fmt.Errorf("whiteout: %w", err)
 	}

@@ -31,13 +31,13 @@ func connectProxy(t *testing.T, to string) (proxy *httptest.Server, asked func()
 			w.WriteHeader(http.StatusBadGateway)
 			return
 		}
-		defer conn.Close() //nolint:errcheck // a tunnel
+		defer conn.Close()
 		w.WriteHeader(http.StatusOK)
 		client, buf, err := w.(http.Hijacker).Hijack()
 		if err != nil {
 			return
 		}
-		defer client.Close() //nolint:errcheck // a tunnel
+		defer client.Close()
 		go func() { _, _ = io.Copy(conn, buf) }()
 		_, _ = io.Copy(client, conn)
 	}))

@@ -90,6 +90,7 @@ type Options struct {
 	Machine     Machine
 	Runtime     *container.Crun
 	Places      Places
+	Disks       Disks
 	// PodDir holds the files that all containers share (resolv.conf, …).
 	PodDir string
 	// NewBroker and NewFetcher open the outside world. The fetcher's second
@@ -120,7 +121,7 @@ var _ agentapi.AgentService = (*Agent)(nil)
 // New returns an agent without a sandbox.
 func New(o Options) (*Agent, error) {
 	if o.Logger == nil || o.Now == nil || o.Attestation == nil || o.Machine == nil || o.Runtime == nil ||
-		o.Places == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
+		o.Places == nil || o.Disks == nil || o.NewBroker == nil || o.NewFetcher == nil || o.PodDir == "" {
 		return nil, errors.New("agent: an option is missing")
 	}
 	a := &Agent{

@@ -70,18 +70,21 @@ func TestWhatIsLeftIsWiped(t *testing.T) {
 			if _, err := c.get(t.Context(), uri, func(context.Context) (secret.Bytes, error) { return secret.New([]byte("hunter2")), nil }); err != nil {
 				t.Fatal(err)
 			}
+			c.mu.Lock()
 			kept := c.entries[uri].value
+			c.mu.Unlock()
 			if string(kept.Expose()) != "hunter2" {
 				t.Fatal("not kept")
 			}
 			leave(c)
+			c.mu.Lock()
+			defer c.mu.Unlock()
 			if string(kept.Expose()) != strings.Repeat("\x00", 7) {
 				t.Errorf("%s: %q is left in memory", name, kept.Expose())
 			}
 			if _, ok := c.entries[uri]; ok {
 				t.Errorf("%s: still kept", name)
 			}
-			c.close()
 		})
 	}
 }

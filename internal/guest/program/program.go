@@ -50,6 +50,7 @@ type parts struct {
 	bootID  [16]byte
 	marks   func() []boot.Mark
 	reaper  *reaper.Reaper
+	places  *places
 	// dir is a tmpfs; etc is where the agent's resolver files are.
 	dir, etc string
 	crun     string
@@ -83,7 +84,7 @@ func build(p parts) (*agent.Agent, error) {
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
 		}),
-		Runtime: crun, Places: &places{dir: p.dir, ready: p.ready}, PodDir: dirs["pod"],
+		Runtime: crun, Places: p.places, Disks: p.places.disks, PodDir: dirs["pod"],
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			attached, err := devices(nvidiaProgram, runThrough(p.reaper))
 			if err != nil {

@@ -18,41 +18,34 @@ const (
 	noHistory  = "a match %d bytes back, %d bytes from the beginning"
 )
 
-// careful decodes one entry of a block of Huffman codes as the last bits of the
-// input may have to be decoded.
+// careful decodes one literal or match, or the end of a block, with whatever
+// input there is. It is errShort, with nothing done, if that is not enough.
 func (d *decoder) careful() error {
 	d.fill()
 	e := d.lit.entries[d.bits&(1<<litBits-1)]
-	if e&(flagLiteral|flagSpecial|flagEnd|flagNoCode) == flagSpecial {
+	if e&(flagSpecial|flagEnd|flagNoCode) == flagSpecial {
 		e = d.lit.entries[subIndex(e, d.bits>>litBits, litSize)]
 	}
 	n := uint(e & sizeMask)
-	if e&flagLiteral != 0 {
-		if first := uint(e >> 10 & 15); n > d.nbits && first <= d.nbits {
-			n, e = first, e&^(3<<8)|1<<8
-		}
-	} else if e&flagSpecial != 0 && e&flagNoCode != 0 {
+	switch {
+	case e&flagNoCode != 0:
 		if d.nbits < maxBits { // with more of them there may be one
 			return errShort
 		}
 		return d.corrupt(noLitCode)
-	}
-	if n > d.nbits {
+	case n > d.nbits:
 		return errShort
-	}
-	switch {
 	case e&flagLiteral != 0:
 		d.take(n)
-		d.out[d.outPos], d.out[d.outPos+1] = byte(e>>16), byte(e>>24)
-		d.outPos += int(e >> 8 & 3)
-		return nil
-	case e&flagSpecial != 0:
+		d.out[d.outPos] = byte(e >> 16)
+		d.outPos++
+	case e&flagEnd != 0:
 		d.take(n)
 		d.state = atHeader
-		return nil
 	default:
 		return d.carefulMatch(n, int(withExtra(e, d.bits)))
 	}
+	return nil
 }
 
 // carefulMatch decodes a distance, n bits ahead, and copies the match.

@@ -10,13 +10,16 @@ import (
 const (
 	// historySize is how far back a match may reach (RFC 1951, 2).
 	historySize = 32 << 10
-	// chunkSize is how much is decoded before it is handed out.
-	chunkSize = 256 << 10
-	// outLimit is where the window counts as full.
-	outLimit = historySize + chunkSize
-	// outSlack is room for the last step of the fast loop: four entries of two
-	// literals, or three and a match, of 258 bytes, copied 16 bytes at a time.
-	outSlack = 320
+	// outSize is the size of the window that output is decoded to. It is a power
+	// of two, as that of the input buffer, so that indices need no other check
+	// than a mask; none ever changes by it.
+	outSize = 256 << 10
+	outMask = outSize - 1
+	// outLimit is where the window counts as full: behind it is room for the
+	// longest step of the fast loop, two literals and a match.
+	outLimit = outSize - maxMatch - 2
+	// copySlack is for what copying in pieces of 16 bytes writes too much.
+	copySlack = 16
 
 	// inSize is the size of the input buffer.
 	inSize = 64 << 10
@@ -67,7 +70,7 @@ type decoder struct {
 	lengths [maxLitLen + maxDist]uint8
 
 	in  [inSize + inSlack]byte
-	out [outLimit + outSlack]byte
+	out [outSize + copySlack]byte
 }
 
 // reset begins with a new source.
@@ -173,7 +176,7 @@ func (d *decoder) fill() {
 		d.bits &= 1<<d.nbits - 1
 		return
 	}
-	for d.nbits <= 56 && d.inPos < d.inEnd {
+	for d.nbits < 56 && d.inPos < d.inEnd {
 		d.bits |= uint64(d.in[d.inPos]) << d.nbits
 		d.inPos++
 		d.nbits += 8

@@ -2,53 +2,77 @@ package inflate
 
 import "encoding/binary"
 
-// fastInput is how much input the fast loop needs for a step: it reads eight
-// bytes twice, the second time up to seven bytes on.
+// A pattern of i bytes, i < 8, times spread[i] is the pattern repeated in eight
+// bytes, of which the first stride[i] are whole patterns.
+var (
+	spread = [8]uint64{
+		0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001,
+		0x0000000100000001, 0x0000010000000001, 0x0001000000000001, 0x0100000000000001,
+	}
+	stride = [8]uint8{0, 8, 8, 6, 8, 5, 6, 7}
+)
+
+// fastInput is how much input there has to be for a step of the fast loop: it
+// reads eight bytes twice, the second time up to seven bytes on.
 const fastInput = 16
 
-// fast decodes within a block of Huffman codes while a step neither reaches the
-// end of the input buffer nor of the window's slack. It ends with the block, or
-// leaves the rest to the careful loop.
+// fast decodes within a block of Huffman codes as long as a step can neither
+// reach the end of the input buffer nor that of the window. It ends with the
+// block, or leaves the rest to the careful loop.
 //
-// A step is up to three entries of literals, or up to two and a match. A refill
-// leaves 56 bits at least. Two entries of literals have up to 2×11 and a length
-// 15+5, so that no other refill is needed before the distance, of up to 15+13.
+// A step is three literals, or up to two and a match. A refill leaves at least
+// 56 bits, of which two literals take up to 2×11 and a length up to 15+5, so
+// that 14 are left for the primary part of the distance table. After the other
+// refill a distance takes up to 15+13, so that there are enough for the lookup
+// that begins the next step.
 //
-// The bit count nbits is right in its lowest six bits only: entries are
-// subtracted as they are.
+// How fast it is is decided by the chain from one lookup to the next: what is
+// removed by an entry, and what is looked up with the bits behind. Refills are
+// not part of it: a lookup is made with the bits that are left, and while it
+// waits for memory the refill, which leaves those bits as they are, is done.
+// For the same reason only the lowest six bits of the bit count are kept right:
+// entries are subtracted from it as they are. It is one function, without calls,
+// since a call would move all of it from registers to memory and back.
 func (d *decoder) fast() error {
+	if d.inEnd-d.inPos < fastInput {
+		return nil
+	}
 	var (
-		bits   = d.bits
-		nbits  = uint64(d.nbits)
-		in     = uint(d.inPos)
-		out    = uint(d.outPos)
-		limit  = uint(max(d.inEnd-fastInput, -1) + 1)
-		failed string
-		dist   uint
+		bits    = d.bits
+		nbits   = uint64(d.nbits)
+		in      = uint(d.inPos)
+		out     = uint(d.outPos)
+		inLimit = uint(d.inEnd - fastInput)
+		dist    uint
+		failed  string
 	)
-	for in < limit && out < outLimit {
+	bits |= binary.LittleEndian.Uint64(d.in[in&(inSize-1):][:8]) << (nbits & 63)
+	in += uint(^nbits & 63 >> 3)
+	nbits |= 56
+	e := d.lit.entries[bits&(1<<litBits-1)]
+	for in <= inLimit && out < outLimit {
 		bits |= binary.LittleEndian.Uint64(d.in[in&(inSize-1):][:8]) << (nbits & 63)
-		in += uint((nbits ^ 63) & 63 >> 3)
+		in += uint(^nbits & 63 >> 3)
 		nbits |= 56
 
-		e := d.lit.entries[bits&(1<<litBits-1)]
 		if e&flagLiteral != 0 {
-			binary.LittleEndian.PutUint16(d.out[out:][:2], uint16(e>>16))
-			out += uint(e >> 8 & 3)
+			d.out[out] = byte(e >> 16)
+			out++
 			bits >>= e & sizeMask
 			nbits -= uint64(e)
 			e = d.lit.entries[bits&(1<<litBits-1)]
 			if e&flagLiteral != 0 {
-				binary.LittleEndian.PutUint16(d.out[out:][:2], uint16(e>>16))
-				out += uint(e >> 8 & 3)
+				d.out[out] = byte(e >> 16)
+				out++
 				bits >>= e & sizeMask
 				nbits -= uint64(e)
 				e = d.lit.entries[bits&(1<<litBits-1)]
 				if e&flagLiteral != 0 {
-					binary.LittleEndian.PutUint16(d.out[out:][:2], uint16(e>>16))
-					out += uint(e >> 8 & 3)
+					d.out[out] = byte(e >> 16)
+					out++
 					bits >>= e & sizeMask
 					nbits -= uint64(e)
+					e = d.lit.entries[bits&(1<<litBits-1)]
 					continue
 				}
 			}
@@ -62,6 +86,7 @@ func (d *decoder) fast() error {
 				out++
 				bits >>= e & sizeMask
 				nbits -= uint64(e)
+				e = d.lit.entries[bits&(1<<litBits-1)]
 				continue
 			}
 			if e&flagSpecial != 0 {
@@ -79,10 +104,10 @@ func (d *decoder) fast() error {
 		bits >>= e & sizeMask
 		nbits -= uint64(e)
 
-		bits |= binary.LittleEndian.Uint64(d.in[in&(inSize-1):][:8]) << (nbits & 63)
-		in += uint((nbits ^ 63) & 63 >> 3)
-		nbits |= 56
 		e = d.dist.entries[bits&(1<<distBits-1)]
+		bits |= binary.LittleEndian.Uint64(d.in[in&(inSize-1):][:8]) << (nbits & 63)
+		in += uint(^nbits & 63 >> 3)
+		nbits |= 56
 		if e&flagSpecial != 0 {
 			if e&flagNoCode == 0 {
 				e = d.dist.entries[subIndex(e, bits>>distBits, distSize)]
@@ -95,12 +120,31 @@ func (d *decoder) fast() error {
 		dist = uint(withExtra(e, bits))
 		bits >>= e & sizeMask
 		nbits -= uint64(e)
+		e = d.lit.entries[bits&(1<<litBits-1)]
 		if dist > out {
 			failed = noHistory
 			break
 		}
-		copyMatch(&d.out, out, dist, length)
-		out += length
+		from, end := out-dist, out+length
+		switch {
+		case dist >= 16:
+			*(*[16]byte)(d.out[out&outMask:][:16]) = *(*[16]byte)(d.out[from&outMask:][:16])
+			for out += 16; out < end; out += 16 {
+				from += 16
+				*(*[16]byte)(d.out[out&outMask:][:16]) = *(*[16]byte)(d.out[from&outMask:][:16])
+			}
+		case dist >= 8:
+			for ; out < end; out += 8 {
+				binary.LittleEndian.PutUint64(d.out[out&outMask:][:8], binary.LittleEndian.Uint64(d.out[from&outMask:][:8]))
+				from += 8
+			}
+		default:
+			pattern := binary.LittleEndian.Uint64(d.out[from&outMask:][:8]) & (1<<(8*dist) - 1) * spread[dist&7]
+			for ; out < end; out += uint(stride[dist&7]) {
+				binary.LittleEndian.PutUint64(d.out[out&outMask:][:8], pattern)
+			}
+		}
+		out = end
 	}
 	nbits &= 63
 	d.bits, d.nbits = bits&(1<<nbits-1), uint(nbits)
@@ -113,41 +157,5 @@ func (d *decoder) fast() error {
 		return d.corrupt(noHistory, dist, out)
 	default:
 		return d.corrupt("%s", failed)
-	}
-}
-
-// spread multiplies with 1 at every multiple of i bytes, which repeats a pattern
-// of i bytes; stride is how many of the eight bytes are whole patterns.
-var (
-	spread = [8]uint64{0, 0x0101010101010101, 0x0001000100010001, 0x0001000001000001, 0x0000000100000001, 0x0000010000000001, 0x0001000000000001, 0x0100000000000001}
-	stride = [8]uint8{0, 8, 8, 6, 8, 5, 6, 7}
-)
-
-// copyMatch copies length bytes from dist bytes before at. It writes up to 15
-// bytes behind them.
-func copyMatch(out *[outLimit + outSlack]byte, at, dist, length uint) {
-	from := at - dist
-	end := at + length
-	switch {
-	case dist >= 16:
-		*(*[16]byte)(out[at:]) = *(*[16]byte)(out[from:])
-		for length > 16 {
-			at += 16
-			from += 16
-			length -= 16
-			*(*[16]byte)(out[at:]) = *(*[16]byte)(out[from:])
-		}
-	case dist >= 8:
-		for at < end {
-			binary.LittleEndian.PutUint64(out[at:], binary.LittleEndian.Uint64(out[from:]))
-			at += 8
-			from += 8
-		}
-	default:
-		v := binary.LittleEndian.Uint64(out[from:]) & (1<<(8*dist) - 1) * spread[dist&7]
-		for at < end {
-			binary.LittleEndian.PutUint64(out[at:], v)
-			at += uint(stride[dist&7])
-		}
 	}
 }

@@ -6,14 +6,12 @@ import "math/bits"
 // of up to litBits or distBits bits; for longer ones it leads to a subtable
 // behind it, which is indexed with the bits that follow. Entries are
 //
-//	literals       bits 0-5: bits to remove; 8-9: how many literals, 1 or 2;
-//	               10-13: bits to remove for the first alone; 15: set;
-//	               16-31: the literals, the first one lowest
+//	literal        bits 0-5: bits to remove; 15: set; 16-23: the literal
 //	length, or     bits 0-5: bits to remove, with extra bits; 8-11: bits of the
-//	distance       code; 16-31: base, to which the extra bits are added
+//	distance       code word; 16-31: base, to which the extra bits are added
 //	end of block   bits 0-5: bits to remove; 13, 14: set
 //	subtable       bits 8-11: bits of its index; 14: set; 16-31: where it is
-//	no code        bits 12, 14: set
+//	no code word   bits 12, 14: set
 //
 // so that fields of the same purpose are at the same place in all, and the
 // lowest byte can be used without masking.
@@ -36,7 +34,6 @@ const (
 	flagNoCode  = 1 << 12
 
 	noCode = flagSpecial | flagNoCode
-	ended  = flagSpecial | flagEnd
 )
 
 type litTable struct{ entries [litSize]uint32 }
@@ -171,9 +168,9 @@ var (
 func litEntry(symbol uint16, n int) uint32 {
 	switch {
 	case symbol < endOfBlock:
-		return flagLiteral | uint32(symbol)<<16 | uint32(n)<<10 | 1<<8 | uint32(n)
+		return flagLiteral | uint32(symbol)<<16 | uint32(n)
 	case symbol == endOfBlock:
-		return ended | uint32(n)
+		return flagSpecial | flagEnd | uint32(n)
 	case symbol < maxLitLen:
 		base := uint32(lengthBase[symbol-endOfBlock-1])
 		return base>>4<<16 | uint32(n)<<8 | (uint32(n) + base&15)
@@ -194,23 +191,7 @@ func distEntry(symbol uint16, n int) uint32 {
 // if they are no code.
 func (t *litTable) build(lengths []uint8) bool {
 	var c code
-	if !c.set(lengths) || !c.fill(t.entries[:], litBits, litEntry) {
-		return false
-	}
-	// Two literals in one entry where both code words fit. An entry is joined
-	// with one before it, which is not joined yet.
-	for i := 1<<litBits - 1; i >= 0; i-- {
-		e := t.entries[i]
-		if e&flagLiteral == 0 {
-			continue
-		}
-		n := e & sizeMask
-		f := t.entries[i>>n]
-		if f&flagLiteral != 0 && n+f&sizeMask <= litBits {
-			t.entries[i] = e&^(3<<8|sizeMask) | (f&0xff0000)<<8 | 2<<8 | (n + f&sizeMask)
-		}
-	}
-	return true
+	return c.set(lengths) && c.fill(t.entries[:], litBits, litEntry)
 }
 
 // build makes the table for code lengths of distances.
