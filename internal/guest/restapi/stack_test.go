@@ -228,6 +228,14 @@ func TestAWorkload(t *testing.T) {
 	if n := tr.count(kbs.AttestPath); n != 1 {
 		t.Errorf("%d attestations", n)
 	}
+	// Plugins answer the hub, and not containers.
+	tr.resources["/kbs/v0/nebula-ca/credential"] = "the plugin's"
+	if v, err := s.hub.Resource(t.Context(), "kbs+nebula-ca:///credential?name=a&ip=10.0.0.1"); err != nil || string(v.Expose()) != "the plugin's" {
+		t.Errorf("got %q, %v", v.Expose(), err)
+	}
+	if status, got := s.get(t, "/cdh/nebula-ca/credential"); status != 404 || got != "URL NOT FOUND" {
+		t.Errorf("got %d %s", status, got)
+	}
 	// A denial is explained in the trustee's words.
 	if status, got := s.get(t, "/cdh/resource/shop/db/other"); status != 500 || !strings.Contains(got, "the policy denies this to guests with debugging on") {
 		t.Errorf("got %d %s", status, got)
