@@ -210,6 +210,7 @@ const (
 func TestAWorkload(t *testing.T) {
 	t.Parallel()
 	tr := newTrustee(t)
+	tr.resources["/kbs/v0/nebula-ca/credential"] = "the plugin's"
 	s := start(t, tr, quiet(), nil)
 	if status, got := s.get(t, password+"?x=y"); status != 200 || got != value {
 		t.Errorf("got %d %s", status, got)
@@ -229,7 +230,6 @@ func TestAWorkload(t *testing.T) {
 		t.Errorf("%d attestations", n)
 	}
 	// Plugins answer the hub, and not containers.
-	tr.resources["/kbs/v0/nebula-ca/credential"] = "the plugin's"
 	if v, err := s.hub.Resource(t.Context(), "kbs+nebula-ca:///credential?name=a&ip=10.0.0.1"); err != nil || string(v.Expose()) != "the plugin's" {
 		t.Errorf("got %q, %v", v.Expose(), err)
 	}
@@ -306,7 +306,7 @@ func TestFaults(t *testing.T) {
 		"malformed JWE, alg":       {respond(jwe(head("dir", "A256GCM"))), nil, password, `expected "ECDH-ES+A256KW", got "dir"`, 1},
 		"malformed JWE, enc":       {respond(jwe(head("ECDH-ES+A256KW", "A128CBC-HS256"))), nil, password, `expected "A256GCM"`, 1},
 		"malformed JWE, point":     {respond(jwe(head("ECDH-ES+A256KW", "A256GCM"))), nil, password, "expected unpadded base64url of exactly 32 bytes", 1},
-		"slow trustee":             {slow, func(o *kbs.ClientOptions) { o.RequestTimeout = 100 * time.Millisecond }, password, "no complete answer within 100ms", 1},
+		"slow trustee":             {slow, func(o *kbs.ClientOptions) { o.RequestTimeout = 5 * time.Second }, password, "no complete answer within 5s", 1},
 		"refused evidence":         {refuseEvidence, nil, password, "attestation: kbs: POST /kbs/v0/attest: 403 Forbidden: measurement unknown", 1},
 		"clock in the past, token": {nil, past, "/aa/token?token_type=kbs", "not valid before", 1},
 		"clock in the past":        {nil, func(o *kbs.ClientOptions) { o.Now = func() time.Time { return time.Unix(-86400, 0) } }, password, "not yet valid", 0},
