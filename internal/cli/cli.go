@@ -155,12 +155,14 @@ func (a *app) rootCommand() *cobra.Command {
 		a.imageCommand(),
 		a.cacheCommand(),
 		a.policyCommand(),
+		a.prepareCommand(),
 		a.initdataCommand(),
 		a.evidenceCommand(),
 		a.eventlogCommand(),
 		a.measureCommand(),
 		a.explainCommand(),
 		a.collateralCommand(),
+		a.secretCommand(),
 		a.trusteeCommand(),
 	)
 	return root

@@ -227,7 +227,7 @@ func OpenImage(ctx context.Context, name string, o ImageOptions) (_ *Image, err 
 	// The guest has no roots of its own: those it may trust for this registry
 	// are part of what is measured.
 	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !isLoopback(img.Ref.Registry) {
-		if img.RootPEMs, err = systemRoots(); err != nil {
+		if img.RootPEMs, err = SystemRoots(); err != nil {
 			return nil, err
 		}
 	}
@@ -320,9 +320,9 @@ func isLoopback(hostPort string) bool {
 // authorities in one file: Debian, Fedora, openSUSE.
 var rootBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
 
-// systemRoots are the public authorities this machine trusts. Those it has
-// stay readable in initdata.
-func systemRoots() ([]string, error) {
+// SystemRoots are the public authorities this machine trusts, in PEM. Those it
+// has stay readable in initdata.
+func SystemRoots() ([]string, error) {
 	for _, path := range rootBundles {
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {

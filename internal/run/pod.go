@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -33,6 +34,8 @@ type InitdataOptions struct {
 	PlainHTTP []string
 	// Registries is a registry configuration for the guest; nil for none.
 	Registries *registries.Config
+	// Trustees are further ones, which URIs name: kbs://NAME/….
+	Trustees []guestconfig.Trustee
 }
 
 // Initdata is a document with its digest.
@@ -47,7 +50,7 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	if _, err := podpolicy.Parse(o.Policy); err != nil {
 		return nil, err
 	}
-	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA)}
+	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA), Trustees: o.Trustees}
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
 	config.Image.Registries = o.guestRegistries()
@@ -60,13 +63,12 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 		}
 		config.Image.SecurityPolicy = o.ImagePolicy
 	}
-	aa, cdh, err := config.TOML()
+	data, err := config.Data()
 	if err != nil {
 		return nil, fmt.Errorf("initdata: %w", err)
 	}
-	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: map[string]string{
-		initdata.KeyAA: aa, initdata.KeyCDH: cdh, initdata.KeyPodPolicy: string(o.Policy),
-	}}
+	data[initdata.KeyPodPolicy] = string(o.Policy)
+	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: data}
 	raw, err := doc.Encode()
 	if err != nil {
 		return nil, fmt.Errorf("initdata: %w", err)
@@ -141,6 +143,10 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 	for _, v := range policy.Volumes {
 		if v.Key != "" {
 			names = append(names, v.Key)
+		}
+		names = slices.AppendSeq(names, maps.Values(v.Resources))
+		for _, text := range v.Sealed {
+			names = append(names, sealedNames(text)...)
 		}
 	}
 	if o.Credentials != "" {

@@ -28,6 +28,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
 )
@@ -164,6 +165,11 @@ func (a *Agent) Hello(ctx context.Context, req *agentapi.HelloRequest) (*agentap
 
 // Shutdown implements the protocol.
 func (a *Agent) Shutdown(ctx context.Context, _ *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {
+	if sb, err := a.theSandbox(); err == nil {
+		if err := sb.guard.Ask(podpolicy.AskShutdown, "", ""); err != nil {
+			return nil, a.fail(ctx, "Shutdown", err)
+		}
+	}
 	a.log.InfoContext(ctx, "the host asks for the end")
 	a.ending.Store(true)
 	a.o.Machine.Shutdown()

@@ -421,7 +421,10 @@ func (a *Agent) Resize(ctx context.Context, req *agentapi.ResizeRequest) (*agent
 // CloseStdin implements the protocol. While a STDIN stream is open, standard
 // input ends with that stream, so that nothing on its way is lost.
 func (a *Agent) CloseStdin(ctx context.Context, req *agentapi.CloseStdinRequest) (*agentapi.CloseStdinResponse, error) {
-	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	p, _, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskCloseStdin, p.container, p.exec)
+	}
 	if err == nil {
 		err = p.stdin.close()
 	}
@@ -433,7 +436,10 @@ func (a *Agent) CloseStdin(ctx context.Context, req *agentapi.CloseStdinRequest)
 
 // Wait implements the protocol.
 func (a *Agent) Wait(ctx context.Context, req *agentapi.WaitRequest) (*agentapi.WaitResponse, error) {
-	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	p, _, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskWait, p.container, p.exec)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, "Wait", err)
 	}
@@ -464,8 +470,11 @@ func (a *Agent) Update(ctx context.Context, req *agentapi.UpdateRequest) (*agent
 
 // Stats implements the protocol.
 func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
-	c, _, err := a.lookup(req.GetContainerId())
+	c, sb, err := a.lookup(req.GetContainerId())
 	var s container.Stats
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskStats, c.id, "")
+	}
 	if err == nil {
 		s, err = c.c.Stats()
 	}
@@ -479,6 +488,9 @@ func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentap
 // already is NOT_FOUND, which a host that repeats the call takes as done.
 func (a *Agent) Delete(ctx context.Context, req *agentapi.DeleteRequest) (*agentapi.DeleteResponse, error) {
 	p, c, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskDelete, p.container, p.exec)
+	}
 	if err == nil {
 		err = a.delete(ctx, p, c, sb)
 	}

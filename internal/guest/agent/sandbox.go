@@ -7,7 +7,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -188,30 +187,18 @@ func (sb *sandbox) readInitdata(raw []byte, broker *BrokerConfig) error {
 	if err != nil {
 		return bad("", "a valid document", err)
 	}
-	if _, ok := doc.Data[initdata.KeyPolicyRego]; ok {
-		return bad(initdata.KeyPolicyRego, "no such entry", errors.New("a policy for Kata's agent, which this guest does not enforce; write "+initdata.KeyPodPolicy))
+	if err := knownEntries(doc); err != nil {
+		return err
 	}
-	// A misspelt cdh.toml would leave its image policy out without a word.
-	for _, name := range slices.Sorted(maps.Keys(doc.Data)) {
-		switch name {
-		case initdata.KeyAA, initdata.KeyCDH, initdata.KeyPodPolicy:
-		default:
-			return bad("data", "entries "+initdata.KeyAA+", "+initdata.KeyCDH+" and "+initdata.KeyPodPolicy, fmt.Errorf("an entry %q, which this guest does not know", clip(name)))
-		}
-	}
-	text, ok := doc.Data[initdata.KeyPodPolicy]
-	if !ok {
-		return bad(initdata.KeyPodPolicy, "a pod policy", errors.New("no such entry"))
-	}
-	policy, err := podpolicy.Parse([]byte(text))
+	guard, err := guardFor(doc)
 	if err != nil {
-		return bad(initdata.KeyPodPolicy, "a valid pod policy", err)
+		return err
 	}
 	config, err := guestconfig.FromDocument(doc)
 	if err != nil {
 		return bad("", "valid aa.toml and cdh.toml", err)
 	}
-	sb.guard = podpolicy.NewGuard(policy)
+	sb.guard = guard
 	sb.image = config.Image
 	broker.URL, broker.RootPEM, broker.InitData = config.URL, config.RootPEM, raw
 	return nil

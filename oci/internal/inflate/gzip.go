@@ -37,6 +37,7 @@ type GzipReader struct {
 	crc  uint32 // of the member's content until now
 	size uint32 // of it, modulo 2³²
 	err  error
+	head headerReader
 }
 
 // NewGzipReader decodes the file r, of which it reads the first header. A
@@ -58,22 +59,13 @@ func (z *GzipReader) Reset(r io.Reader) error {
 }
 
 // Read implements io.Reader.
-func (z *GzipReader) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	b, err := z.next()
-	if err != nil {
-		return 0, err
-	}
-	n := copy(p, b)
-	z.d.handOut(n)
-	return n, nil
-}
+func (z *GzipReader) Read(p []byte) (int, error) { return read(p, z) }
 
 // WriteTo implements io.WriterTo: it decodes all that is left into w, in
 // pieces of up to 256 KiB that w must not keep.
-func (z *GzipReader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, &z.d, z.next) }
+func (z *GzipReader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, z) }
+
+func (z *GzipReader) handOut(n int) { z.d.handOut(n) }
 
 // next returns decoded bytes, at least one, or an error.
 func (z *GzipReader) next() ([]byte, error) {
@@ -136,7 +128,8 @@ func (z *GzipReader) padding() error {
 
 // header reads a header (RFC 1952, 2.3).
 func (z *GzipReader) header() error {
-	h := headerReader{d: &z.d}
+	h := &z.head
+	h.d, h.crc = &z.d, 0
 	b, err := h.read(10)
 	if err != nil {
 		return err

@@ -39,18 +39,22 @@ const seed = 5
 // do: words of a small vocabulary, and one part in eight that does not compress.
 type content struct {
 	rand  *mrand.Rand
-	words [4096]string
+	words [1 << 14]string // the frequent ones often
 }
 
 func newContent(n uint64) *content {
 	c := &content{rand: mrand.New(mrand.NewPCG(seed, n))}
 	const letters = "etaoinshrdlucmfwypvbgkjqxz_/.-ETAOIN0123456789"
-	for i := range c.words {
+	var vocabulary [4096]string
+	for i := range vocabulary {
 		var b strings.Builder
 		for range 3 + c.rand.IntN(9) {
 			b.WriteByte(letters[int(float64(len(letters))*math.Pow(c.rand.Float64(), 1.5))])
 		}
-		c.words[i] = b.String() + " "
+		vocabulary[i] = b.String() + " "
+	}
+	for i := range c.words {
+		c.words[i] = vocabulary[int(float64(len(vocabulary))*math.Pow(c.rand.Float64(), 3))]
 	}
 	return c
 }
@@ -65,8 +69,12 @@ func (c *content) fill(b *bytes.Buffer, n int64) {
 			}
 			continue
 		}
-		for range 16 { // a line; few words are frequent
-			b.WriteString(c.words[int(float64(len(c.words))*math.Pow(c.rand.Float64(), 3))])
+		for range 4 { // a line
+			x := c.rand.Uint64()
+			for range 4 {
+				b.WriteString(c.words[x%uint64(len(c.words))])
+				x >>= 16
+			}
 		}
 		b.WriteByte('\n')
 	}
@@ -126,7 +134,7 @@ func (s shape) store(dir string, index int) (_ oci.Descriptor, diffID oci.Digest
 		}
 	}()
 	plain := sha256.New()
-	to, finish, err := compressor(f, s.format.Compression)
+	to, finish, err := s.compressor(f)
 	if err != nil {
 		return oci.Descriptor{}, "", "", err
 	}
@@ -153,10 +161,17 @@ func (s shape) store(dir string, index int) (_ oci.Descriptor, diffID oci.Digest
 	return d, oci.FromHash(plain), f.Name(), nil
 }
 
-func compressor(w io.Writer, c oci.Compression) (io.Writer, func() error, error) {
-	switch c {
+func (s shape) compressor(w io.Writer) (io.Writer, func() error, error) {
+	switch s.format.Compression {
 	case oci.Gzip: // as docker and buildah do it
-		z := gzip.NewWriter(w)
+		level := gzip.DefaultCompression
+		if s.bytes > imageBytes {
+			level = gzip.BestSpeed // what matters of large ones is their size
+		}
+		z, err := gzip.NewWriterLevel(w, level)
+		if err != nil {
+			return nil, nil, err
+		}
 		return z, z.Close, nil
 	case oci.Zstd:
 		z, err := zstd.NewWriter(w)

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/coffer-project/coffer/oci"
@@ -80,12 +81,24 @@ func (im *images) tag(name string) string { return im.address + "/" + repository
 
 // ours pulls with this program.
 func (b *bench) ours(im *images, name string) contender {
-	return contender{"ours", func(ctx context.Context) (cost, error) {
-		dest := b.path("ours")
-		ref := im.address + "/" + repository + "@" + string(im.digests[name])
-		c, err := command(ctx, nil, b.self, "pull", "-ref", ref, "-dest", dest)
+	return contender{"ours", func(ctx context.Context) (cost, error) { return b.pull(ctx, im, name) }}
+}
+
+// pull pulls in a process of its own, which tells its peak itself: that of the
+// usage would include this process's until exec.
+func (b *bench) pull(ctx context.Context, im *images, name string, args ...string) (cost, error) {
+	dest, peak := b.path("ours"), b.path("peak")
+	ref := im.address + "/" + repository + "@" + string(im.digests[name])
+	c, err := command(ctx, nil, b.self, append([]string{"pull", "-ref", ref, "-dest", dest, "-peak", peak}, args...)...)
+	if err != nil {
 		return c, errors.Join(err, os.RemoveAll(dest))
-	}}
+	}
+	text, err := os.ReadFile(peak)
+	if err != nil {
+		return c, err
+	}
+	c.peak, err = strconv.ParseFloat(string(text), 64)
+	return c, errors.Join(err, os.RemoveAll(dest))
 }
 
 // script is a contender in shell, which unpacks below $DIR.
