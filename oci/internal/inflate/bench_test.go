@@ -9,7 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -79,7 +79,11 @@ func cpuTime(b *testing.B) time.Duration {
 // and of the clock; cpu-MB/s are of processor time, in the fastest round, which
 // tells more on a machine with other work.
 func BenchmarkGzip(b *testing.B) {
-	b.Run("go", func(b *testing.B) { benchmarkGzip(b, runtime.GOROOT()+"/src") })
+	root, err := exec.Command("go", "env", "GOROOT").Output()
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Run("go", func(b *testing.B) { benchmarkGzip(b, filepath.Join(strings.TrimSpace(string(root)), "src")) })
 	b.Run("debian", func(b *testing.B) { benchmarkGzip(b, "/usr/bin", "/usr/lib/x86_64-linux-gnu", "/usr/share", "/etc") })
 }
 
