@@ -98,8 +98,10 @@ func TestReadAccounts(t *testing.T) {
 		"opaque": {func(s layerStore) []oci.Descriptor {
 			return []oci.Descriptor{s.layer(t, plain, entry{"etc/passwd", "old"}, entry{"etc/group", "old"}), s.layer(t, plain, entry{"etc/.wh..wh..opq", ""}, entry{"etc/group", "b"})}
 		}, "", "b", ""},
-		"none":   {func(s layerStore) []oci.Descriptor { return []oci.Descriptor{s.layer(t, plain, entry{"x", "y"})} }, "", "", ""},
-		"a link": {func(s layerStore) []oci.Descriptor { return []oci.Descriptor{s.layer(t, plain, entry{"etc/passwd", "->/x"})} }, "", "", "layer 0: /etc/passwd is no regular file"},
+		"none": {func(s layerStore) []oci.Descriptor { return []oci.Descriptor{s.layer(t, plain, entry{"x", "y"})} }, "", "", ""},
+		"a link": {func(s layerStore) []oci.Descriptor {
+			return []oci.Descriptor{s.layer(t, plain, entry{"etc/passwd", "->/x"})}
+		}, "", "", "layer 0: /etc/passwd is no regular file"},
 		"etc is a link": {func(s layerStore) []oci.Descriptor {
 			return []oci.Descriptor{s.layer(t, plain, entry{"etc/passwd", "a"}, entry{"etc/group", "b"}), s.layer(t, plain, entry{"etc", "->/x"})}
 		}, "", "", "layer 1: /etc is no directory"},
