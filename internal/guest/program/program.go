@@ -23,9 +23,6 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
-	"github.com/coffer-project/coffer/internal/guest/kms"
-	"github.com/coffer-project/coffer/internal/guest/kms/aliyunkms"
-	"github.com/coffer-project/coffer/internal/guest/kms/awskms"
 	"github.com/coffer-project/coffer/internal/guest/machine"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
@@ -100,9 +97,7 @@ func build(p parts) (*agent.Agent, error) {
 			return newBroker(c, attached, p.log)
 		},
 		NewFetcher: newFetcher,
-		NewService: newService, Providers: map[string]kms.Provider{
-			"aws": awskms.New(awskms.Options{}), "aliyun": aliyunkms.New(aliyunkms.Options{}),
-		},
+		NewService: newService, Providers: providers(),
 		NewImagePolicy: newImagePolicy, ListenREST: restapi.Listen, RESTFeatures: p.cmdline.RESTAPI,
 	})
 }
