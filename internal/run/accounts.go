@@ -71,7 +71,7 @@ func (a *accounts) layer(ctx context.Context, f oci.Fetcher, d oci.Descriptor) (
 	if err != nil {
 		return err
 	}
-	var plain io.Reader = verified
+	plain := verified
 	switch format.Compression {
 	case oci.Gzip:
 		if plain, err = gzip.NewReader(verified); err != nil {

@@ -124,7 +124,7 @@ func (h *host) fillFiles(name string) {
 func (h *host) send(container, name string, contents map[string]string, host *podpolicy.HostFiles, note bool) {
 	judge := func(err error) {
 		if note {
-			h.refused(container, err)
+			h.note(container, err)
 		}
 	}
 	version := h.put[name] + 1
