@@ -32,6 +32,7 @@ type prepareFlags struct {
 	named        []string
 	namedCA      []string
 	imagePolicy  string
+	sigstore     string
 	guest        run.GuestOptions
 	memory       string
 	register     bool
@@ -69,6 +70,10 @@ themselves are put there by "coffer trustee secret set".`,
 	f.StringArrayVar(&p.namedCA, "named-trustee-ca", nil, "NAME=FILE with the certificates that vouch for a further trustee (repeatable)")
 	f.StringVar(&p.imagePolicy, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guests demand")
 	f.StringVar(&p.initdata.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guests use")
+	f.StringVar(&p.sigstore, "sigstore-config", "", "registries.d file, or kbs:/// URI of one: where signatures lie that no registry has")
+	f.StringVar(&p.initdata.Proxy.HTTPS, "https-proxy", "", "proxy by which the guests reach registries, URL or HOST:PORT")
+	f.StringVar(&p.initdata.Proxy.HTTP, "http-proxy", "", "the same for registries without TLS")
+	f.StringVar(&p.initdata.Proxy.NoProxy, "no-proxy", "", "hosts that the guests reach without a proxy, separated by commas")
 	f.StringVar(&p.guest.Dir, "guest-image", "", "directory of the guest image whose reference values are wanted")
 	f.StringVar(&p.guest.Firmware, "firmware", "", "firmware that guests start with (default: the image's)")
 	f.IntVar(&p.guest.CPUs, "cpus", 1, "virtual CPUs of the guests")
@@ -109,18 +114,28 @@ func (p *prepareFlags) check(a *app, c *cobra.Command, names []string) (err erro
 			return usagef("--trustee-ca: %w", err)
 		}
 	}
-	p.initdata.ImagePolicy = p.imagePolicy
-	if p.imagePolicy != "" && !strings.HasPrefix(p.imagePolicy, "kbs://") {
-		data, err := a.readLimited(p.imagePolicy, 1<<20)
-		if err != nil {
-			return usagef("--image-policy: %w", err)
-		}
-		p.initdata.ImagePolicy = string(data)
+	if p.initdata.ImagePolicy, err = a.fileOrURI("--image-policy", p.imagePolicy); err != nil {
+		return err
+	}
+	if p.initdata.SigstoreConfig, err = a.fileOrURI("--sigstore-config", p.sigstore); err != nil {
+		return err
 	}
 	return p.trustees()
 }
 
 const maxPEM = 1 << 20
+
+// fileOrURI is what a flag names: a KBS URI as it is, or a file's contents.
+func (a *app) fileOrURI(flag, name string) (string, error) {
+	if name == "" || strings.HasPrefix(name, "kbs://") {
+		return name, nil
+	}
+	data, err := a.readLimited(name, 1<<20)
+	if err != nil {
+		return "", usagef("%s: %w", flag, err)
+	}
+	return string(data), nil
+}
 
 // trustees reads the further ones.
 func (p *prepareFlags) trustees() error {
@@ -182,10 +197,10 @@ func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
 	return a.printPlan(files, plan, p.out != "" || p.inPlace)
 }
 
-// registry is how the guests reach registries. The roots that this machine
+// guestRegistry is how the guests reach registries. The roots that this machine
 // trusts are theirs where none are named: a guest has no roots of its own.
 func (p *prepareFlags) guestRegistry() error {
-	p.initdata.PlainHTTP, p.initdata.RegistryRoots = p.registry.PlainHTTP, p.registry.RootPEMs
+	p.initdata.PlainHTTP, p.initdata.RegistryRoots, p.initdata.Registries = p.registry.PlainHTTP, p.registry.RootPEMs, p.registry.Registries
 	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
 		return nil
 	}

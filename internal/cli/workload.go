@@ -12,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/coffer-project/coffer/internal/run"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/podpolicy/kube"
 )
@@ -26,6 +27,7 @@ type workloadFlags struct {
 	images     []string
 	registry   run.ImageOptions
 	registryCA []string
+	registries string
 }
 
 func (w *workloadFlags) add(c *cobra.Command) {
@@ -41,11 +43,12 @@ func (w *workloadFlags) add(c *cobra.Command) {
 	f.StringArrayVar(&w.images, "image", nil, "REFERENCE=oci:DIR[:TAG] or REFERENCE=docker-archive:FILE: where an image lies that the registry does not have yet (repeatable)")
 	f.StringVar(&w.registry.AuthFile, "authfile", "", "docker auth.json with which this program asks registries")
 	f.StringArrayVar(&w.registryCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
+	f.StringVar(&w.registries, "registries-conf", "", "containers-registries.conf file: mirrors, insecure and blocked registries")
 	f.StringArrayVar(&w.registry.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
 }
 
 // options turns flags into options.
-func (w *workloadFlags) options() (local map[string]string, err error) {
+func (w *workloadFlags) options(a *app) (local map[string]string, err error) {
 	w.o.Allow = map[string]podpolicy.Allow{}
 	for _, kv := range w.allow {
 		name, text, ok := strings.Cut(kv, "=")
@@ -79,6 +82,15 @@ func (w *workloadFlags) options() (local map[string]string, err error) {
 	for _, reference := range slices.Sorted(maps.Keys(local)) {
 		if !strings.HasPrefix(local[reference], "oci:") && !strings.HasPrefix(local[reference], "docker-archive:") {
 			return nil, usagef("--image %s: expected oci:DIR[:TAG] or docker-archive:FILE, got %q", reference, local[reference])
+		}
+	}
+	if w.registries != "" {
+		data, err := a.readLimited(w.registries, registries.MaxBytes)
+		if err != nil {
+			return nil, usagef("--registries-conf: %w", err)
+		}
+		if w.registry.Registries, err = registries.Parse(data); err != nil {
+			return nil, usagef("--registries-conf %s: %w", w.registries, err)
 		}
 	}
 	w.registry.RootPEMs, err = readFiles("--registry-ca", w.registryCA)
@@ -115,7 +127,7 @@ func (g *generated) Close() { _ = g.images.Close() }
 
 // generate writes the policies of the workloads in files.
 func (w *workloadFlags) generate(ctx context.Context, a *app, names []string) (_ *generated, err error) {
-	local, err := w.options()
+	local, err := w.options(a)
 	if err != nil {
 		return nil, err
 	}

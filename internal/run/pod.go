@@ -13,6 +13,7 @@ import (
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -36,6 +37,11 @@ type InitdataOptions struct {
 	Registries *registries.Config
 	// Trustees are further ones, which URIs name: kbs://NAME/….
 	Trustees []guestconfig.Trustee
+	// Proxy is how the guest reaches registries.
+	Proxy registry.Proxy
+	// SigstoreConfig is a registries.d document for the guest, or the kbs:///
+	// URI of one: where signatures lie that no registry has.
+	SigstoreConfig string
 }
 
 // Initdata is a document with its digest.
@@ -54,6 +60,12 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
 	config.Image.Registries = o.guestRegistries()
+	config.Image.Proxy = o.Proxy
+	if strings.HasPrefix(o.SigstoreConfig, "kbs:///") {
+		config.Image.SigstoreConfigURI = o.SigstoreConfig
+	} else {
+		config.Image.SigstoreConfig = o.SigstoreConfig
+	}
 	switch {
 	case strings.HasPrefix(o.ImagePolicy, "kbs:///"):
 		config.Image.SecurityPolicyURI = o.ImagePolicy
@@ -152,8 +164,10 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 	if o.Credentials != "" {
 		names = append(names, o.Credentials)
 	}
-	if strings.HasPrefix(o.ImagePolicy, "kbs:///") {
-		names = append(names, o.ImagePolicy)
+	for _, uri := range []string{o.ImagePolicy, o.SigstoreConfig} {
+		if strings.HasPrefix(uri, "kbs:///") {
+			names = append(names, uri)
+		}
 	}
 	for _, field := range strings.FieldsFunc(o.ImagePolicy, func(r rune) bool { return r == '"' }) {
 		if strings.HasPrefix(field, "kbs:///") {

@@ -138,7 +138,9 @@ func TestPrograms(t *testing.T) {
 			if err := os.WriteFile(policy, []byte(`{"default":[{"type":"insecureAcceptAnything"}]}`), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			buildah := func(args ...string) string { return run(t, filepath.Dir(from), program(t, "buildah"), append(storage, args...)...) }
+			buildah := func(args ...string) string {
+				return run(t, filepath.Dir(from), program(t, "buildah"), append(storage, args...)...)
+			}
 			id := buildah("pull", "--signature-policy", policy, "oci:layout:v1") // a name of its own of the path
 			buildah("push", "--signature-policy", policy, id, to)
 		},

@@ -81,7 +81,7 @@ func (e *environment) from(field string, f *corev1.EnvFromSource) {
 			return
 		}
 		values = s.values
-		e.g.plainSecret(s, field+".secretRef", slices.Sorted(maps.Keys(values)))
+		e.g.plainSecret(s, field+".secretRef", slices.Sorted(maps.Keys(values)), inPolicy)
 	default:
 		e.g.bad(field, "", "expected configMapRef or secretRef")
 		return
@@ -181,7 +181,7 @@ func (e *environment) valueFrom(field string, s *corev1.EnvVarSource) *variable 
 		}
 		text, ok := secret.values[r.Key]
 		if ok {
-			e.g.plainSecret(secret, field+".secretKeyRef", []string{r.Key})
+			e.g.plainSecret(secret, field+".secretKeyRef", []string{r.Key}, inPolicy)
 		}
 		return e.key(field+".secretKeyRef.key", text, ok, r.Key, r.Optional)
 	case s.FileKeyRef != nil: // refused

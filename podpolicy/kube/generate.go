@@ -3,7 +3,6 @@ package kube
 import (
 	"context"
 	"errors"
-	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -257,7 +256,7 @@ func (g *generator) findServices() {
 	g.services = []string{"kubernetes"}
 	if links := g.spec.EnableServiceLinks; links == nil || *links {
 		for _, s := range g.in.objects.services {
-			here := s.namespace == g.w.Namespace || s.namespace == "" || g.w.Namespace == ""
+			here := s.namespace == g.namespace() || s.namespace == "" || g.namespace() == ""
 			external := s.object.Spec.Type == corev1.ServiceTypeExternalName
 			if here && !external && s.object.Spec.ClusterIP != corev1.ClusterIPNone {
 				g.services = append(g.services, s.name)
@@ -268,61 +267,6 @@ func (g *generator) findServices() {
 	g.services = append(g.services, g.o.Services...)
 	slices.Sort(g.services)
 	g.services = slices.Compact(g.services)
-}
-
-// validate checks the policy as the guest will, and says where what is wrong
-// comes from.
-func (g *generator) validate() {
-	err := g.policy.Validate()
-	invalid, ok := errors.AsType[*podpolicy.InvalidError](err)
-	if err != nil && !ok {
-		g.bad("", "", "%s", err)
-		return
-	}
-	if err == nil {
-		if data, err := g.policy.Canonical(); err != nil {
-			g.bad("", "", "%s", err)
-		} else if p, err := podpolicy.Parse(data); err != nil {
-			g.bad("", "", "%s", err)
-		} else {
-			g.policy = p
-		}
-		return
-	}
-	for _, p := range invalid.Problems {
-		g.problems.add(g.w.tree.at(g.origin(p.Path), "", "the policy could not be valid: %s: %s", p.Path, p.Problem))
-	}
-}
-
-// origin is the path in the object that a path in the policy comes from.
-func (g *generator) origin(path string) string {
-	var i int
-	if _, err := fmt.Sscanf(path, "containers[%d]", &i); err == nil && i < len(g.places) {
-		_, rest, _ := strings.Cut(path, "].")
-		for _, same := range []struct{ policy, spec string }{
-			{"image", "image"}, {"args", "args"}, {"cwd", "workingDir"}, {"name", "name"}, {"user", "securityContext"}, {"capabilities", "securityContext.capabilities"},
-			{"limits", "resources.limits"}, {"env", "env"}, {"mounts", "volumeMounts"}, {"devices", "volumeDevices"},
-		} {
-			if strings.HasPrefix(rest, same.policy) {
-				return g.w.path(g.places[i] + "." + same.spec)
-			}
-		}
-		return g.w.path(g.places[i])
-	}
-	for name, v := range g.volumes {
-		if path == "volumes."+name || strings.HasPrefix(path, "volumes."+name+".") {
-			return g.w.path(v.field)
-		}
-	}
-	for _, same := range []struct{ policy, object string }{
-		{"pod.sysctls", g.w.path("securityContext.sysctls")}, {"pod.hostname", g.w.path("hostname")}, {"pod.name", "metadata.name"}, {"pod.namespace", "metadata.namespace"},
-		{"network.dns", g.w.path("dnsConfig")}, {"network.hosts", g.w.path("hostAliases")},
-	} {
-		if strings.HasPrefix(path, same.policy) {
-			return same.object
-		}
-	}
-	return ""
 }
 
 // Resources lists the KBS URIs that the guest fetches for the workload: those in
@@ -344,19 +288,4 @@ func (g *Generated) Resources() []string {
 	}
 	slices.Sort(uris)
 	return slices.DeleteFunc(slices.Compact(uris), func(s string) bool { return s == "" })
-}
-
-// Sealed lists the sealed secrets of the policy, sorted, each once.
-func (g *Generated) Sealed() []string {
-	var sealed []string
-	for _, c := range g.Policy.Containers {
-		for _, v := range c.Env {
-			sealed = append(sealed, v.Sealed)
-		}
-	}
-	for _, v := range g.Policy.Volumes {
-		sealed = slices.AppendSeq(sealed, maps.Values(v.Sealed))
-	}
-	slices.Sort(sealed)
-	return slices.DeleteFunc(slices.Compact(sealed), func(s string) bool { return s == "" })
 }

@@ -231,13 +231,18 @@ func indexed(s *batchv1.JobSpec) bool {
 	return s.CompletionMode != nil && *s.CompletionMode == batchv1.IndexedCompletion
 }
 
-// oldKind refuses workloads of API versions that no Kubernetes serves any more:
-// passed over, they would run without a policy.
+// oldKind refuses workloads of API versions that no Kubernetes serves any more,
+// and lists of one kind: passed over, they would run without a policy.
 func (l *loader) oldKind(d *decoder, apiVersion, kind string) bool {
-	want := map[string]string{
+	versions := map[string]string{
 		"Pod": "v1", "ReplicationController": "v1", "Deployment": "apps/v1", "ReplicaSet": "apps/v1", "DaemonSet": "apps/v1",
 		"StatefulSet": "apps/v1", "Job": "batch/v1", "CronJob": "batch/v1", "List": "v1",
-	}[kind]
+	}
+	want := versions[kind]
+	if one, ok := strings.CutSuffix(kind, "List"); ok && versions[one] == apiVersion {
+		l.problems.add(d.tree.at("kind", "write apiVersion: v1 and kind: List", "%s is not taken", kind))
+		return true
+	}
 	group, _, _ := strings.Cut(apiVersion, "/")
 	if want == "" || !slices.Contains([]string{"v1", "apps", "batch", "extensions"}, group) && !strings.HasPrefix(group, "v1") {
 		return false

@@ -53,13 +53,17 @@ func (g *generator) missing(field, kind, name string, optional *bool) {
 	g.bad(field, remedy, "%s %s is not in the input", kind, clip(name))
 }
 
-// plainSecret warns of keys of a Secret that are not sealed.
-func (g *generator) plainSecret(s *secretValues, field string, keys []string) {
+// inPolicy is what becomes of a variable.
+const inPolicy = "the policy makes it public"
+
+// plainSecret warns of keys of a Secret that are not sealed, and says what
+// becomes of them.
+func (g *generator) plainSecret(s *secretValues, field string, keys []string, becomes string) {
 	plain := slices.DeleteFunc(slices.Clone(keys), func(k string) bool { return strings.HasPrefix(s.values[k], "sealed.") })
 	if len(plain) == 0 {
 		return
 	}
-	g.note(field, "seal it with `coffer secret seal`, or take it from the trustee", "%s of Secret %s is not sealed: the policy makes it public", clip(strings.Join(plain, ", ")), clip(s.name))
+	g.note(field, "seal it with `coffer secret seal`, or take it from the trustee", "%s of Secret %s is not sealed: %s", clip(strings.Join(plain, ", ")), clip(s.name), becomes)
 }
 
 // resourceValue is a number as the kubelet computes it for the downward API

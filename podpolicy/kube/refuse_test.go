@@ -142,6 +142,7 @@ func TestProblems(t *testing.T) {
 		"not YAML":         {"a: [", "in.yaml:1:1: "},
 		"later line":       {"a: b\nc: :d: [\n", "in.yaml:"},
 		"old API version":  {"apiVersion: extensions/v1beta1\nkind: Deployment\nmetadata: {name: x}", "in.yaml:1:1: Deployment/x: apiVersion: Deployment is not served as extensions/v1beta1 (write apiVersion: apps/v1)"},
+		"list of a kind":   {"apiVersion: apps/v1\nkind: DeploymentList\nitems: []", "in.yaml:1:1: DeploymentList: kind: DeploymentList is not taken (write apiVersion: v1 and kind: List)"},
 		"unknown field":    {app + "  contaners: []", "in.yaml:8:3: Pod/x: spec.contaners: unknown field"},
 		"letter case":      {app + "  hostnetwork: true", "spec.hostnetwork: unknown field (did you mean hostNetwork?)"},
 		"duplicate key":    {app + "  containers: []", "in.yaml:8:3: Pod/x: spec.containers: duplicate key: it is in line 5, too"},

@@ -169,7 +169,7 @@ func (g *generator) addFile(field string, v *volume, name, content string, mode 
 		return
 	}
 	if strings.HasPrefix(content, "sealed.") {
-		v.Sealed[name] = content
+		v.Sealed[name] = strings.TrimSuffix(content, "\n")
 	} else {
 		v.Pinned[name] = sha256Of([]byte(content))
 	}
@@ -213,7 +213,7 @@ func (g *generator) secretFiles(field, volumeName string, v *volume, name string
 			keys = append(keys, i.Key)
 		}
 	}
-	g.plainSecret(s, field, keys)
+	g.plainSecret(s, field, keys, "the host has it, and the policy makes its digest public")
 	g.keyFiles(field, v, s.values, items, optional)
 }
 

@@ -47,8 +47,11 @@ type world struct {
 	need   string       // credentials that are needed, USER:PASSWORD
 }
 
-func newWorld(t *testing.T) *world {
+func newWorld(t testing.TB, sizes ...int64) *world {
 	t.Helper()
+	if sizes == nil {
+		sizes = []int64{100, 6 << 20}
+	}
 	l, err := layout.Create(t.TempDir())
 	if err != nil {
 		t.Fatal(err)
@@ -56,7 +59,7 @@ func newWorld(t *testing.T) *world {
 	t.Cleanup(func() { _ = l.Close() })
 	random := rand.NewChaCha8([32]byte{1})
 	var trees []build.Tree
-	for _, size := range []int64{100, 6 << 20} {
+	for _, size := range sizes {
 		dir := t.TempDir()
 		data, err := io.ReadAll(io.LimitReader(random, size))
 		if err != nil {
@@ -105,7 +108,7 @@ func newWorld(t *testing.T) *world {
 // pod is a guest with its own client, linked to a host's cache. streams is how
 // many streams the host opens; serve, when not nil, answers them instead of the
 // store.
-func (w *world) pod(t *testing.T, store *hostcache.Store, streams int, answer func(net.Conn)) *blobs.Pool {
+func (w *world) pod(t testing.TB, store *hostcache.Store, streams int, answer func(net.Conn)) *blobs.Pool {
 	t.Helper()
 	pool := blobs.New()
 	if streams == 0 {
@@ -166,7 +169,7 @@ func (w *world) pod(t *testing.T, store *hostcache.Store, streams int, answer fu
 }
 
 // pull is what the guest's image store does: again, when the cache has lied.
-func (w *world) pull(t *testing.T, pool *blobs.Pool) (root string, lies int, err error) {
+func (w *world) pull(t testing.TB, pool *blobs.Pool) (root string, lies int, err error) {
 	t.Helper()
 	o := registry.Options{RootPEMs: []string{string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: w.server.Certificate().Raw}))}}
 	if w.need != "" {
@@ -195,7 +198,7 @@ func (w *world) pull(t *testing.T, pool *blobs.Pool) (root string, lies int, err
 	return root, lies, err
 }
 
-func openStore(t *testing.T, dir string) *hostcache.Store {
+func openStore(t testing.TB, dir string) *hostcache.Store {
 	t.Helper()
 	s, err := hostcache.Open(dir, hostcache.Options{})
 	if err != nil {
@@ -387,5 +390,37 @@ func TestSpoiltStore(t *testing.T) {
 	// The next pod fills the gap.
 	if _, lies, err := w.pull(t, w.pod(t, store, 8, nil)); err != nil || lies != 0 || len(store.List()) != 4 {
 		t.Errorf("%v, %d lies, %d blobs", err, lies, len(store.List()))
+	}
+}
+
+// BenchmarkPull pulls 64 MiB: from the registry, into the cache besides, and
+// from it.
+func BenchmarkPull(b *testing.B) {
+	for _, name := range []string{"registry", "cold", "warm"} {
+		b.Run(name, func(b *testing.B) {
+			w := newWorld(b, 32<<20, 32<<20)
+			store := openStore(b, filepath.Join(b.TempDir(), "cache"))
+			streams := 8
+			if name == "registry" {
+				streams = 0
+			}
+			pool := w.pod(b, store, streams, nil)
+			if name == "warm" {
+				if _, _, err := w.pull(b, pool); err != nil {
+					b.Fatal(err)
+				}
+			}
+			b.SetBytes(64 << 20)
+			for b.Loop() {
+				if name == "cold" {
+					if _, err := store.Prune(0); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if _, lies, err := w.pull(b, pool); err != nil || lies > 0 {
+					b.Fatal(err, lies)
+				}
+			}
+		})
 	}
 }

@@ -40,11 +40,11 @@ func guardFor(doc *initdata.Document) (*podpolicy.Guard, error) {
 // knownEntries refuses a document with an entry that the guest does not know: a
 // misspelt cdh.toml would leave its image policy out without a word.
 func knownEntries(doc *initdata.Document) error {
-	known := []string{initdata.KeyAA, initdata.KeyCDH, initdata.KeyPodPolicy, initdata.KeyPolicyRego}
+	known := []string{initdata.KeyAA, initdata.KeyCDH, initdata.KeyCoffer, initdata.KeyPodPolicy, initdata.KeyPolicyRego}
 	for _, name := range slices.Sorted(maps.Keys(doc.Data)) {
 		if !slices.Contains(known, name) {
 			return &podpolicy.Refusal{
-				Rule: RuleInitdataContent, Path: "initdata.data", Expected: "entries " + initdata.KeyAA + ", " + initdata.KeyCDH + " and " + initdata.KeyPodPolicy,
+				Rule: RuleInitdataContent, Path: "initdata.data", Expected: "entries " + initdata.KeyAA + ", " + initdata.KeyCDH + ", " + initdata.KeyCoffer + " and " + initdata.KeyPodPolicy,
 				Got: fmt.Sprintf("an entry %q, which this guest does not know", clip(name)),
 			}
 		}

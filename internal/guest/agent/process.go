@@ -26,11 +26,13 @@ type ctr struct {
 	// Set once it is created, under the turn; read after created is closed.
 	created  chan struct{}
 	response *agentapi.CreateContainerResponse
-	config   container.Config
-	resolved map[string]string // values of secrets by variable
-	c        *container.Container
-	init     *proc
-	stop     context.CancelFunc // ends what watches it
+	// name is the container's in the policy, image the digest of its manifest.
+	name, image string
+	config      container.Config
+	resolved    map[string]string // values of secrets by variable
+	c           *container.Container
+	init        *proc
+	stop        context.CancelFunc // ends what watches it
 
 	mu    sync.Mutex
 	execs map[string]*proc
@@ -289,13 +291,20 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 	}
 	// From here on it must be brought to its end, whatever happens to the call.
 	if p.exec == "" {
-		err := c.c.Start(ctx)
+		err := sb.measureStart(ctx, c.name, c.image)
+		if err == nil {
+			err = c.c.Start(ctx)
+		}
 		if err != nil {
 			_ = c.c.KillAll()
 		}
 		return err
 	}
-	process, err := c.exec(ctx, p)
+	err = sb.measureExec(ctx, c.name, p.config.Args)
+	var process *container.Process
+	if err == nil {
+		process, err = c.exec(ctx, p)
+	}
 	if err != nil {
 		a.end(sb, p, reaper.Status{Code: startFailed, At: a.o.Now()}, "exited")
 		p.stdin.start(nil)

@@ -13,7 +13,7 @@ import (
 )
 
 // maxFuzzOutput bounds what a fuzzed stream is decoded to.
-const maxFuzzOutput = 4 << 20
+const maxFuzzOutput = 1 << 20
 
 // pieces gives its content in pieces of any size.
 type pieces struct {

@@ -28,7 +28,8 @@ const (
 // CRC-32 and length of every member are checked, with the header's CRC where
 // there is one; a header has no reserved flags set, and name and comment of at
 // most 64 KiB. Behind the last member there may be zeros until the end of the
-// source, as padding of tapes leaves them, and nothing else.
+// source, as padding of tapes leaves them, and nothing else. (compress/gzip
+// ignores reserved flags, and refuses zeros and names of 512 bytes.)
 //
 // Errors are those of [Reader]. Since checks come last, nothing that was read
 // is known to be right before io.EOF.

@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 
+	fastgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/coffer-project/coffer/oci"
@@ -30,6 +31,7 @@ type shape struct {
 	files  int   // of a layer
 	bytes  int64 // of a layer's files
 	format oci.LayerFormat
+	window int // of zstd, in bytes; 0: the encoder's own
 }
 
 // seed makes every run's input the same.
@@ -164,17 +166,21 @@ func (s shape) store(dir string, index int) (_ oci.Descriptor, diffID oci.Digest
 func (s shape) compressor(w io.Writer) (io.Writer, func() error, error) {
 	switch s.format.Compression {
 	case oci.Gzip: // as docker and buildah do it
-		level := gzip.DefaultCompression
-		if s.bytes > imageBytes {
-			level = gzip.BestSpeed // what matters of large ones is their size
+		if s.bytes > imageBytes { // what matters of large ones is their size
+			z, err := fastgzip.NewWriterLevel(w, fastgzip.BestSpeed)
+			if err != nil {
+				return nil, nil, err
+			}
+			return z, z.Close, nil
 		}
-		z, err := gzip.NewWriterLevel(w, level)
-		if err != nil {
-			return nil, nil, err
-		}
+		z := gzip.NewWriter(w)
 		return z, z.Close, nil
 	case oci.Zstd:
-		z, err := zstd.NewWriter(w)
+		var options []zstd.EOption
+		if s.window > 0 {
+			options = append(options, zstd.WithWindowSize(s.window))
+		}
+		z, err := zstd.NewWriter(w, options...)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -224,8 +224,9 @@ func (b *bench) memory(ctx context.Context) (err error) {
 		{name: "gzip-300mb", layers: 1, files: 200, bytes: 300e6, format: gz},
 		{name: "gzip-1gb", layers: 1, files: 200, bytes: 1e9, format: gz},
 		{name: "zstd-1gb", layers: 1, files: 200, bytes: 1e9, format: zstd},
+		{name: "zstd-window-32mib", layers: 1, files: 200, bytes: 200e6, format: zstd, window: 32 << 20},
 		{name: "gzip-encrypted-1gb", layers: 1, files: 200, bytes: 1e9, format: sealed},
-		{name: "gzip-encrypted-four-300mb", layers: 4, files: 200, bytes: 300e6, format: sealed},
+		{name: "gzip-encrypted-four-100mb", layers: 4, files: 200, bytes: 100e6, format: sealed},
 	}
 	for _, s := range shapes {
 		if err := b.memoryOf(ctx, s); err != nil {
@@ -257,9 +258,9 @@ func (b *bench) memoryOf(ctx context.Context, s shape) (err error) {
 func version(ctx context.Context, name string, args ...string) string {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {
-		return name
+		return filepath.Base(name)
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	words := strings.Fields(line)
-	return filepath.Base(strings.Join(words[:min(3, len(words))], " "))
+	return strings.Join(words[:min(5, len(words))], " ")
 }
