@@ -10,10 +10,10 @@ import (
 // Where Blank looks: at all of the disk's beginning and end, and at places in
 // between.
 const (
-	blankStart   = 32 << 20
-	blankEnd     = 4 << 20
+	blankStart   = NewDataOffset + 1<<20
+	blankEnd     = 1 << 20
 	blankSample  = 4096
-	blankSamples = 1024
+	blankSamples = 256
 )
 
 // NotBlankError says that a disk holds something.
@@ -34,8 +34,8 @@ func (e *NotBlankError) Error() string {
 }
 
 // Blank returns nil for a disk of size bytes that provably may be formatted: its
-// first 32 MiB, its last 4 MiB and 1,024 blocks evenly in between can be read
-// and are zero. That covers the signature of every file system, partition table
+// first 17 MiB, its last 1 MiB and 256 blocks evenly in between can be read and
+// are zero. That covers the signature of every file system, partition table
 // and volume manager in use. A byte that is not zero is a [NotBlankError]; a
 // disk that cannot be read is a [ReadError], never a blank one.
 func Blank(r io.ReaderAt, size int64) error {

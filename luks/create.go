@@ -27,7 +27,7 @@ const (
 // needs no stretching; these are for one that is not.
 const (
 	newArgonTime       = 4
-	newArgonMemory     = 16 << 10 // KiB
+	newArgonMemory     = 8 << 10 // KiB
 	newDigestIteration = 1000
 )
 

@@ -63,7 +63,12 @@ func (u *FilesUpdate) File(name string, size int64) (mode uint32, err error) {
 	if u.fromHost(name) {
 		octal = orDefault(u.rule.Host.Mode, defaultFileMode)
 	}
-	return parseMode(orDefault(u.rule.Modes[name], octal))
+	if mode, err = parseMode(orDefault(u.rule.Modes[name], octal)); err != nil || u.guard.decider == nil {
+		return mode, err
+	}
+	return mode, step(u.guard, func(_ *Policy, s *state) (*state, *Refusal) {
+		return s, u.guard.consult(s, Question{Kind: AskFile, Volume: u.volume, File: name, Mode: mode, Size: size})
+	})
 }
 
 // Discard reports whether the content of a file that File has let in is to be

@@ -1,10 +1,6 @@
 package podpolicy
 
-import (
-	"maps"
-	"slices"
-	"sync"
-)
+import "sync"
 
 // Guard holds a policy and the pod's state, and answers the host's proposals.
 // Every refusal it returns is a [*Refusal]. It is safe for concurrent use; each
@@ -15,6 +11,8 @@ import (
 // refused.
 type Guard struct {
 	unsealed bool
+	// decider is nil but for a delegated guard.
+	decider Decider
 
 	mu     sync.Mutex
 	policy *Policy
@@ -40,9 +38,9 @@ func NewGuard(p *Policy) *Guard {
 		return g
 	}
 	g.policy.normalise()
-	g.state.envNames = make(map[string][]string, len(g.policy.Containers))
+	g.state.env = make(map[string][]namedValue, len(g.policy.Containers))
 	for _, c := range g.policy.Containers {
-		g.state.envNames[c.Name] = slices.Sorted(maps.Keys(c.Env))
+		g.state.env[c.Name] = sortedEnv(c.Env)
 	}
 	return g
 }
@@ -55,7 +53,7 @@ func NewUnsealedGuard() *Guard {
 }
 
 // Sealed reports whether an owner's policy is in force.
-func (g *Guard) Sealed() bool { return !g.unsealed }
+func (g *Guard) Sealed() bool { return !g.unsealed || g.decider != nil }
 
 // decide runs one decision under the lock. What a decision refuses has changed
 // nothing; derive, for unsealed pods, gives the policy it is decided by.
@@ -99,14 +97,20 @@ func step(g *Guard, f func(*Policy, *state) (*state, *Refusal)) error {
 func (g *Guard) Sandbox(q SandboxProposal) (*SandboxConfig, error) {
 	return decide(g,
 		func(p *Policy) (*Policy, *Refusal) { return deriveSandbox(p, g.state, q) },
-		func(p *Policy, s *state) (*SandboxConfig, *state, *Refusal) { return decideSandbox(p, s, q) })
+		func(p *Policy, s *state) (*SandboxConfig, *state, *Refusal) {
+			config, next, r := decideSandbox(p, s, q)
+			if s.sandbox != nil {
+				return config, next, r // it was decided
+			}
+			return consulted(g, config, next, next, r, func(c *SandboxConfig) Question { return Question{Kind: AskSandbox, Sandbox: c} })
+		})
 }
 
 // UpdateNetwork decides a later network of the pod.
 func (g *Guard) UpdateNetwork(q NetworkProposal) (*NetworkConfig, error) {
 	return decide(g, nil, func(p *Policy, s *state) (*NetworkConfig, *state, *Refusal) {
 		config, r := decideUpdateNetwork(p, s, q)
-		return config, s, r
+		return consulted(g, config, s, s, r, func(c *NetworkConfig) Question { return Question{Kind: AskNetwork, Network: c} })
 	})
 }
 
@@ -144,7 +148,10 @@ func (g *Guard) Admit(q ContainerProposal) (*Admission, error) {
 // returns is the caller's.
 func (a *Admission) Configure(img ImageConfig) (*ContainerConfig, error) {
 	return decide(a.guard, nil, func(p *Policy, s *state) (*ContainerConfig, *state, *Refusal) {
-		return decideConfigure(p, s, a.id, a.number, img)
+		config, next, r := decideConfigure(p, s, a.id, a.number, img)
+		return consulted(a.guard, config, s, next, r, func(c *ContainerConfig) Question {
+			return Question{Kind: AskContainer, Container: a.id, Sandbox: s.sandbox.config, Config: c}
+		})
 	})
 }
 
@@ -156,7 +163,10 @@ func (g *Guard) Exec(container string, q ExecProposal) (*ExecConfig, error) {
 			if g.unsealed {
 				q.Env, q.Cwd = nil, nil
 			}
-			return decideExec(p, s, container, q)
+			config, next, r := decideExec(p, s, container, q)
+			return consulted(g, config, s, next, r, func(c *ExecConfig) Question {
+				return Question{Kind: AskExec, Container: container, Exec: q.ID, Command: c}
+			})
 		})
 }
 
@@ -164,7 +174,13 @@ func (g *Guard) Exec(container string, q ExecProposal) (*ExecConfig, error) {
 // started; only when it returns nil, it may be. If the start then fails, the
 // caller reports that by Exited with a code that is not 0.
 func (g *Guard) Started(container, exec string) error {
-	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return decideStarted(p, s, container, exec) })
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) {
+		next, r := decideStarted(p, s, container, exec)
+		if r == nil && exec == "" {
+			r = g.consult(s, Question{Kind: AskStart, Container: container})
+		}
+		return next, r
+	})
 }
 
 // Exited tells that a container (exec empty) or command has ended. The exit
@@ -181,17 +197,32 @@ func (g *Guard) Deleted(container, exec string) error {
 
 // Signal decides a signal (Linux number) to a running container or command.
 func (g *Guard) Signal(container, exec string, signal uint32) error {
-	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return s, decideSignal(p, s, container, exec, signal) })
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) {
+		if r := decideSignal(p, s, container, exec, signal); r != nil {
+			return nil, r
+		}
+		return s, g.consult(s, Question{Kind: AskSignal, Container: container, Exec: exec, Signal: signal})
+	})
 }
 
 // Resize decides a change of a terminal's size.
 func (g *Guard) Resize(container, exec string) error {
-	return step(g, func(_ *Policy, s *state) (*state, *Refusal) { return s, decideResize(s, container, exec) })
+	return step(g, func(_ *Policy, s *state) (*state, *Refusal) {
+		if r := decideResize(s, container, exec); r != nil {
+			return nil, r
+		}
+		return s, g.consult(s, Question{Kind: AskResize, Container: container, Exec: exec})
+	})
 }
 
 // Update decides other limits of a container, and returns all of them.
 func (g *Guard) Update(container string, q Resources) (*Resources, error) {
-	return decide(g, nil, func(p *Policy, s *state) (*Resources, *state, *Refusal) { return decideUpdate(p, s, container, q) })
+	return decide(g, nil, func(p *Policy, s *state) (*Resources, *state, *Refusal) {
+		limits, next, r := decideUpdate(p, s, container, q)
+		return consulted(g, limits, s, next, r, func(l *Resources) Question {
+			return Question{Kind: AskUpdate, Container: container, Limits: l}
+		})
+	})
 }
 
 // Stream decides whether the host may have a stream that it opens, and counts
@@ -200,7 +231,12 @@ func (g *Guard) Update(container string, q Resources) (*Resources, error) {
 func (g *Guard) Stream(container, exec string, kind StreamKind) bool {
 	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
 		next, ok := decideStream(p, s, container, exec, kind)
-		return ok, next, nil
+		if !ok {
+			return false, s, nil
+		}
+		return consulted(g, true, s, next, nil, func(bool) Question {
+			return Question{Kind: AskStream, Container: container, Exec: exec, Stream: kind}
+		})
 	})
 	return err == nil && allowed
 }
@@ -219,7 +255,10 @@ func (g *Guard) PodPort(port uint16) bool {
 
 func (g *Guard) portForward(port uint16, which func(id string) bool) bool {
 	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
-		return decidePortForward(p, s, g.unsealed, port, which), s, nil
+		if !decidePortForward(p, s, g.unsealed, port, which) {
+			return false, s, nil
+		}
+		return consulted(g, true, s, s, nil, func(bool) Question { return Question{Kind: AskPortForward, Port: port} })
 	})
 	return err == nil && allowed
 }
@@ -239,7 +278,13 @@ func (g *Guard) Volume(name string) (VolumeConfig, error) {
 // is no error. Whether the disk is authentic is not decided here: its key tells.
 // When it cannot be opened, the caller says so by AttachFailed.
 func (g *Guard) Attach(volume, disk string) error {
-	return step(g, func(p *Policy, s *state) (*state, *Refusal) { return decideAttach(p, s, volume, disk) })
+	return step(g, func(p *Policy, s *state) (*state, *Refusal) {
+		next, r := decideAttach(p, s, volume, disk)
+		if r == nil {
+			r = g.consult(s, Question{Kind: AskAttach, Volume: volume})
+		}
+		return next, r
+	})
 }
 
 // AttachFailed takes an Attach back: the disk could not be opened as the volume,

@@ -25,6 +25,7 @@ type Refusal struct {
 // Rules by which proposals are refused. docs/pod-policy.md explains each.
 const (
 	RulePolicyInvalid      = "policy.invalid"
+	RuleDelegated          = "policy.delegated"
 	RuleProposalForm       = "proposal.form"
 	RuleSandboxRequired    = "sandbox.required"
 	RuleSandboxOnce        = "sandbox.once"
@@ -77,7 +78,7 @@ const (
 // Rules lists every rule identifier.
 func Rules() []string {
 	return []string{
-		RulePolicyInvalid, RuleProposalForm, RuleSandboxRequired, RuleSandboxOnce, RulePodName, RulePodSharePID, RulePodSysctls,
+		RulePolicyInvalid, RuleDelegated, RuleProposalForm, RuleSandboxRequired, RuleSandboxOnce, RulePodName, RulePodSharePID, RulePodSysctls,
 		RuleSlotType, RuleSlotValue, RuleSlotMissing, RuleSlotChanged,
 		RuleNetworkInterface, RuleNetworkRoute, RuleNetworkNeighbour, RuleNetworkDNS, RuleNetworkHosts,
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,

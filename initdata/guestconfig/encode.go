@@ -3,12 +3,16 @@ package guestconfig
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/boundedtoml"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
 // TOML writes a configuration that needs no coffer.toml as aa.toml and
@@ -60,6 +64,7 @@ func (c Config) writeAA(b *strings.Builder) {
 		b.WriteString("[token_configs.coco_as]\n")
 		entry(b, "url", c.ServiceURL)
 	}
+	defer c.writeEventLog(b)
 	if c.URL == "" && c.KeyType == "" && c.PolicySelector == "" {
 		return
 	}
@@ -68,6 +73,19 @@ func (c Config) writeAA(b *strings.Builder) {
 	text(b, "cert", c.RootPEM)
 	text(b, "tee_key_algorithm", string(c.KeyType))
 	text(b, "attestation_policy_selector", c.PolicySelector)
+}
+
+func (c Config) writeEventLog(b *strings.Builder) {
+	if c.EventLog == (EventLog{}) {
+		return
+	}
+	section(b, "[eventlog_config]")
+	if c.EventLog.Enabled {
+		b.WriteString("enable_eventlog = true\n")
+	}
+	if c.EventLog.PCR != 0 {
+		fmt.Fprintf(b, "init_pcr = %d\n", c.EventLog.PCR)
+	}
 }
 
 func (c Config) writeCDH(b *strings.Builder) {
@@ -91,6 +109,11 @@ func (c Config) writeCoffer(b *strings.Builder) {
 		entry(b, "name", t.Name)
 		entry(b, "url", t.URL)
 		text(b, "cert", t.RootPEM)
+	}
+	for _, host := range slices.Sorted(maps.Keys(c.Image.HostRoots)) {
+		section(b, "[[registry]]")
+		entry(b, "host", host)
+		text(b, "cert", c.Image.HostRoots[host])
 	}
 	if r := c.Resources; r != (Resources{}) {
 		section(b, "[resources]")
@@ -121,7 +144,7 @@ func section(b *strings.Builder, name string) {
 }
 
 func (i Image) write(b *strings.Builder) {
-	if reflect.DeepEqual(i, Image{}) {
+	if i.HostRoots = nil; reflect.DeepEqual(i, Image{}) {
 		return
 	}
 	if b.Len() > 0 {
@@ -141,12 +164,17 @@ func (i Image) write(b *strings.Builder) {
 	if n := i.MaxConcurrentDownloads; n != 0 {
 		fmt.Fprintf(b, "max_concurrent_layer_downloads_per_image = %d\n", n)
 	}
-	for _, r := range i.Registries {
-		b.WriteString("\n[[image.registry_config.registry]]\n")
-		entry(b, "location", r.Location)
-		if r.Insecure {
-			b.WriteString("insecure = true\n")
-		}
+	text(b, "sigstore_config", i.SigstoreConfig)
+	text(b, "sigstore_config_uri", i.SigstoreConfigURI)
+	text(b, "registry_configuration_uri", i.RegistriesURI)
+	if i.Proxy != (registry.Proxy{}) {
+		b.WriteString("\n[image.image_pull_proxy]\n")
+		text(b, "https_proxy", i.Proxy.HTTPS)
+		text(b, "http_proxy", i.Proxy.HTTP)
+		text(b, "no_proxy", i.Proxy.NoProxy)
+	}
+	if conf := i.Registries.TOML("image.registry_config"); conf != "" {
+		b.WriteString("\n" + conf)
 	}
 }
 
@@ -170,8 +198,16 @@ func (c Config) normal() Config {
 	for _, s := range roots {
 		c.Image.ExtraRoots = append(c.Image.ExtraRoots, trimPEM(s))
 	}
-	if len(c.Image.Registries) == 0 {
+	if c.Image.Registries != nil && reflect.DeepEqual(*c.Image.Registries, registries.Config{}) {
 		c.Image.Registries = nil
+	}
+	hosts := c.Image.HostRoots
+	c.Image.HostRoots = nil
+	for host, cert := range hosts {
+		if c.Image.HostRoots == nil {
+			c.Image.HostRoots = map[string]string{}
+		}
+		c.Image.HostRoots[host] = trimPEM(cert)
 	}
 	c.ServiceURL = strings.TrimRight(c.ServiceURL, "/")
 	if len(c.Credentials) == 0 {

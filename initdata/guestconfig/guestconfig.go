@@ -17,6 +17,8 @@ import (
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
 // Config is what the files together say.
@@ -41,7 +43,16 @@ type Config struct {
 	Credentials []Credential
 	Resources   Resources
 	REST        Features
+	EventLog    EventLog
 	Image       Image
+}
+
+// EventLog is the [eventlog_config] table of aa.toml: whether what happens at run
+// time is measured. PCR is the register that is extended on a TPM; 0 leaves it to
+// the guest's default.
+type EventLog struct {
+	Enabled bool
+	PCR     int
 }
 
 // CheckTrustee refuses a resource URI that names a trustee which the
@@ -75,19 +86,23 @@ type Image struct {
 	// ExtraRoots are PEM certificates to trust for registries besides the
 	// system's.
 	ExtraRoots []string
-	// Registries are exceptions for registries or parts of them.
-	Registries []Registry
+	// SigstoreConfig is a lookaside configuration in YAML (registries.d),
+	// SigstoreConfigURI a kbs:/// resource that holds one. At most one is set.
+	SigstoreConfig    string
+	SigstoreConfigURI string
+	// HostRoots are PEM certificates for single registries, HOST[:PORT]: there,
+	// nothing else is trusted. They are the [[registry]] tables of coffer.toml.
+	HostRoots map[string]string
+	// Registries are mirrors, insecure and blocked registries; RegistriesURI is
+	// a kbs:/// resource with the same as a document of its own, to be read
+	// with [ParseRegistries]. At most one is set.
+	Registries    *registries.Config
+	RegistriesURI string
+	// Proxy is how registries are reached; the trustee is not.
+	Proxy registry.Proxy
 	// MaxConcurrentDownloads bounds parallel layer downloads of one image;
 	// 0: the default.
 	MaxConcurrentDownloads int
-}
-
-// Registry is one [[image.registry_config.registry]] entry.
-type Registry struct {
-	// Location is host[:port][/path].
-	Location string
-	// Insecure allows plain HTTP.
-	Insecure bool
 }
 
 // FromDocument reads the files of a document, of which any may be absent.
@@ -153,6 +168,19 @@ func (r *reader) fail(where, format string, args ...any) {
 		r.errs = append(r.errs, fmt.Errorf("initdata: %s: %s", where, fmt.Sprintf(format, args...)))
 	case n == maxProblems:
 		r.errs = append(r.errs, errors.New("initdata: and more problems"))
+	}
+}
+
+// add adds the problems that another package found; they name their keys.
+func (r *reader) add(err error) {
+	list := []error{err}
+	if joined, ok := err.(interface{ Unwrap() []error }); ok {
+		list = joined.Unwrap()
+	}
+	for _, e := range list {
+		if len(r.errs) <= maxProblems {
+			r.errs = append(r.errs, fmt.Errorf("initdata: %w", e))
+		}
 	}
 }
 

@@ -15,6 +15,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/oci/registries"
+	"github.com/coffer-project/coffer/oci/registry"
 )
 
 // testCert is made once per run: nothing looks into it.
@@ -67,14 +69,32 @@ authenticated_registry_credentials_uri = 'kbs:///default/credential/main'
 max_concurrent_layer_downloads_per_image = 3
 extra_root_certificates = ['''
 ` + testCert() + `''']
+sigstore_config_uri = 'kbs:///default/sigstore-config/main'
+[image.image_pull_proxy]
+https_proxy = 'http://proxy.example:3128'
+http_proxy = 'proxy.example:3128'
+no_proxy = '10.0.0.0/8,.internal'
 [image.registry_config]
-unqualified-search-registries = []
+unqualified-search-registries = ['docker.io']
 [[image.registry_config.registry]]
 prefix = 'host.coffer.internal:5000'
 location = 'host.coffer.internal:5000'
 insecure = true
 blocked = false
 mirror = []
+[[image.registry_config.registry]]
+prefix = 'docker.io'
+location = 'hub.example/docker'
+mirror-by-digest-only = true
+[[image.registry_config.registry.mirror]]
+location = 'mirror.example'
+insecure = true
+[[image.registry_config.registry.mirror]]
+location = 'mirror2.example/x'
+pull-from-mirror = 'all'
+[[image.registry_config.registry]]
+prefix = '*.bad.example'
+blocked = true
 [log]
 level = 'info'
 `
@@ -85,10 +105,16 @@ func stockConfig() Config {
 		URL:     "https://kbs:8080",
 		RootPEM: testCert(),
 		Image: Image{
-			SecurityPolicyURI:      "kbs:///default/security-policy/main",
-			CredentialsURI:         "kbs:///default/credential/main",
-			ExtraRoots:             []string{testCert()},
-			Registries:             []Registry{{Location: "host.coffer.internal:5000", Insecure: true}},
+			SecurityPolicyURI: "kbs:///default/security-policy/main",
+			CredentialsURI:    "kbs:///default/credential/main",
+			ExtraRoots:        []string{testCert()},
+			SigstoreConfigURI: "kbs:///default/sigstore-config/main",
+			Proxy:             registry.Proxy{HTTPS: "http://proxy.example:3128", HTTP: "proxy.example:3128", NoProxy: "10.0.0.0/8,.internal"},
+			Registries: &registries.Config{Registries: []registries.Registry{
+				{Location: "host.coffer.internal:5000", Insecure: true},
+				{Prefix: "docker.io", Location: "hub.example/docker", MirrorByDigestOnly: true, Mirrors: []registries.Mirror{{Location: "mirror.example", Insecure: true}, {Location: "mirror2.example/x"}}},
+				{Prefix: "*.bad.example", Blocked: true},
+			}},
 			MaxConcurrentDownloads: 3,
 		},
 	}
@@ -110,7 +136,7 @@ func TestFromDocument(t *testing.T) {
 		"aa pins":     {kbs + "cert = '''" + testCert() + "'''", kbc, Config{URL: "https://kbs:8080", RootPEM: testCert()}},
 		"cdh pins":    {kbs, kbc + "kbs_cert = '''" + testCert() + "'''", Config{URL: "https://kbs:8080", RootPEM: testCert()}},
 		"inline policy": {"", "[image]\nimage_security_policy = '''{\"default\":[]}'''\nregistry_config = {registry = [{location = 'r:1'}]}\n", Config{
-			Image: Image{SecurityPolicy: `{"default":[]}`, Registries: []Registry{{Location: "r:1"}}},
+			Image: Image{SecurityPolicy: `{"default":[]}`, Registries: &registries.Config{Registries: []registries.Registry{{Location: "r:1"}}}},
 		}},
 	} {
 		got, err := FromDocument(document(tc.aa, tc.cdh))
@@ -143,7 +169,8 @@ func TestFromDocumentRefuses(t *testing.T) {
 		"aa cert path":        {kbs + "cert = '/etc/kbs.pem'\n", "", "is not PEM"},
 		"aa key algorithm":    {kbs + "tee_key_algorithm = 'RSA1_5'\n", "", "token_configs.kbs.tee_key_algorithm: expected ECDH-ES+A256KW-P256"},
 		"aa selector":         {kbs + "attestation_policy_selector = '" + strings.Repeat("x", 257) + "'\n", "", "attestation_policy_selector: has 257 bytes"},
-		"aa eventlog":         {"[eventlog_config]\nenable_eventlog = true\n", "", "eventlog_config.enable_eventlog: is not honoured"},
+		"aa eventlog":         {"[eventlog_config]\nenable_eventlog = 1\n", "", "eventlog_config.enable_eventlog: expected"},
+		"aa eventlog pcr":     {"[eventlog_config]\ninit_pcr = 8\n", "", "eventlog_config.init_pcr: expected 17, or 10 to 16, got 8"},
 		"aa log":              {"[log]\nlevel = 'debug'\n", "", "log.level: is not honoured"},
 		"aa table":            {"token_configs = 1\n", "", "token_configs: expected a table, got a number"},
 		"cdh kbc name":        {"", "[kbc]\nname = 'offline_fs_kbc'\nurl = 'https://kbs'\n", `cdh.toml: kbc.name: expected "cc_kbc", got "offline_fs_kbc"`},
@@ -156,10 +183,15 @@ func TestFromDocumentRefuses(t *testing.T) {
 		"two urls":            {kbs, strings.Replace(kbc, "8080", "8081", 1), `kbc.url: expected "https://kbs:8080" as in aa.toml, got "https://kbs:8081"`},
 		"image unknown":       {"", "[image]\nx = 1\n", "cdh.toml: image.x: unknown key"},
 		"image work_dir":      {"", "[image]\nwork_dir = '/x'\n", "image.work_dir: is not honoured"},
-		"image sigstore":      {"", "[image]\nsigstore_config_uri = 'kbs:///a/b/c'\n", "only cosign signatures"},
-		"image proxy":         {"", "[image.image_pull_proxy]\nhttp_proxy = 'x'\n", "image.image_pull_proxy: is not honoured"},
-		"image registries":    {"", "[image]\nregistry_configuration_uri = 'kbs:///a/b/c'\n", "write registry_config into this file"},
-		"both policies":       {"", "[image]\nimage_security_policy = '{}'\nimage_security_policy_uri = 'kbs:///a/b/c'\n", "both set"},
+		"image sigstore file": {"", "[image]\nsigstore_config_uri = '/etc/sigstore.yaml'\n", "image.sigstore_config_uri: kbs: resource URI"},
+		"both sigstore":       {"", "[image]\nsigstore_config = 'x'\nsigstore_config_uri = 'kbs:///a/b/c'\n", "image.sigstore_config: is set, and so is"},
+		"image proxy":         {"", "[image.image_pull_proxy]\nhttp_proxy = 'socks5://x'\n", "image.image_pull_proxy: http_proxy: expected http://HOST:PORT"},
+		"image proxy user":    {"", "[image.image_pull_proxy]\nhttps_proxy = 'http://u:p@x:1'\n", "expected no user and password"},
+		"image proxy unknown": {"", "[image.image_pull_proxy]\nall_proxy = 'x'\n", "image.image_pull_proxy.all_proxy: unknown key"},
+		"image no_proxy":      {"", "[image.image_pull_proxy]\nno_proxy = '10.0.0.0/99'\n", "expected a range such as"},
+		"image registries":    {"", "[image]\nregistry_configuration_uri = 'file:///etc/registries.conf'\n", "registry_configuration_uri: kbs: resource URI"},
+		"both registries":     {"", "[image]\nregistry_configuration_uri = 'kbs:///a/b/c'\nregistry_config = {}\n", "image.registry_config: is set, and so is"},
+		"both policies":       {"", "[image]\nimage_security_policy = '{}'\nimage_security_policy_uri = 'kbs:///a/b/c'\n", "image.image_security_policy: is set, and so is"},
 		"policy file":         {"", "[image]\nimage_security_policy_uri = 'file:///etc/policy.json'\n", "image_security_policy_uri: kbs: resource URI"},
 		"credentials file":    {"", "[image]\nauthenticated_registry_credentials_uri = '/root/auth.json'\n", "authenticated_registry_credentials_uri: kbs: resource URI"},
 		"roots":               {"", "[image]\nextra_root_certificates = ['x', 1]\n", "extra_root_certificates: entry 2: expected a string, got a number"},
@@ -168,19 +200,17 @@ func TestFromDocumentRefuses(t *testing.T) {
 		"roots many":          {"", "[image]\nextra_root_certificates = [" + strings.Repeat("'',", 65) + "]\n", "65 entries"},
 		"concurrency":         {"", "[image]\nmax_concurrent_layer_downloads_per_image = 0\n", "expected 1 to 32, got 0"},
 		"concurrency type":    {"", "[image]\nmax_concurrent_layer_downloads_per_image = 1.5\n", "expected a number"},
-		"registry search":     {"", "[image.registry_config]\nunqualified-search-registries = ['docker.io']\n", "images are named in full"},
-		"registry unknown":    {"", reg + "location = 'r'\nx = 1\n", "image.registry_config.registry.x: unknown key"},
-		"registry blocked":    {"", reg + "location = 'r'\nblocked = true\n", "blocked: is not honoured"},
-		"registry prefix":     {"", reg + "location = 'r'\nprefix = 'q'\n", "prefix: is not honoured"},
-		"registry mirror":     {"", reg + "location = 'r'\n[[image.registry_config.registry.mirror]]\nlocation = 'm'\n", "mirror: is not honoured"},
-		"registry none":       {"", reg + "insecure = true\n", `location: expected host[:port][/path], got ""`},
-		"registry url":        {"", reg + "location = 'https://r'\n", "location: expected host"},
-		"registry space":      {"", reg + "location = 'r x'\n", "location: expected host"},
-		"registry twice":      {"", reg + "location = 'r'\n" + reg + "location = 'r'\n", "occurs twice"},
-		"registry insecure":   {"", reg + "location = 'r'\ninsecure = 'yes'\n", "insecure: expected true or false, got a string"},
-		"registry type":       {"", "[image.registry_config]\nregistry = 1\n", "expected an array of tables, got a number"},
-		"registry entries":    {"", "[image.registry_config]\nregistry = [1]\n", "expected an array of tables, got one with a number"},
-		"registries too many": {"", strings.Repeat(reg+"location = 'r'\n", 65), "65 entries"},
+		"registry search":     {"", "[image.registry_config]\nunqualified-search-registries = ['quay.io']\n", "the pod policy names images in full"},
+		"registry aliases":    {"", "[image.registry_config.aliases]\nx = 'quay.io/x/y'\n", "aliases: expected none"},
+		"registry unknown":    {"", reg + "location = 'r:1'\nx = 1\n", "cdh.toml: image.registry_config.registry[0].x: unknown key"},
+		"registry prefix":     {"", reg + "location = 'r:1'\nprefix = 'q'\n", "registry[0].prefix: expected"},
+		"registry mirror":     {"", reg + "location = 'r:1'\n[[image.registry_config.registry.mirror]]\nlocation = 'm'\n", "registry[0].mirror[0].location: expected"},
+		"registry none":       {"", reg + "insecure = true\n", "registry[0].location: expected"},
+		"registry twice":      {"", reg + "location = 'r:1'\n" + reg + "location = 'r:1'\n", "occurs twice"},
+		"registry insecure":   {"", reg + "location = 'r:1'\ninsecure = 'yes'\n", "registry[0].insecure: expected true or false"},
+		"registry type":       {"", "[image.registry_config]\nregistry = 1\n", "expected an array of tables"},
+		"registry table":      {"", "[image]\nregistry_config = 1\n", "image.registry_config: expected a table, got a number"},
+		"registry helpers":    {"", "[image.registry_config]\ncredential-helpers = ['x']\n", "credential-helpers: is not honoured"},
 	} {
 		got, err := FromDocument(document(tc.aa, tc.cdh))
 		if err == nil || got != nil || !strings.Contains(err.Error(), tc.want) {
@@ -209,8 +239,12 @@ func TestTOML(t *testing.T) {
 	wantCDH := "[kbc]\nname = \"cc_kbc\"\nurl = \"https://kbs:8080\"\nkbs_cert = '''\n" + testCert() + "'''\n\n[image]\n" +
 		"image_security_policy_uri = \"kbs:///default/security-policy/main\"\n" +
 		"authenticated_registry_credentials_uri = \"kbs:///default/credential/main\"\n" +
-		"extra_root_certificates = [\n'''\n" + testCert() + "''',\n]\nmax_concurrent_layer_downloads_per_image = 3\n\n" +
-		"[[image.registry_config.registry]]\nlocation = \"host.coffer.internal:5000\"\ninsecure = true\n"
+		"extra_root_certificates = [\n'''\n" + testCert() + "''',\n]\nmax_concurrent_layer_downloads_per_image = 3\n" +
+		"sigstore_config_uri = \"kbs:///default/sigstore-config/main\"\n\n[image.image_pull_proxy]\nhttps_proxy = \"http://proxy.example:3128\"\nhttp_proxy = \"proxy.example:3128\"\nno_proxy = \"10.0.0.0/8,.internal\"\n\n" +
+		"[[image.registry_config.registry]]\nlocation = \"host.coffer.internal:5000\"\ninsecure = true\n\n" +
+		"[[image.registry_config.registry]]\nprefix = \"docker.io\"\nlocation = \"hub.example/docker\"\nmirror-by-digest-only = true\n\n" +
+		"[[image.registry_config.registry.mirror]]\nlocation = \"mirror.example\"\ninsecure = true\n\n[[image.registry_config.registry.mirror]]\nlocation = \"mirror2.example/x\"\n\n" +
+		"[[image.registry_config.registry]]\nprefix = \"*.bad.example\"\nblocked = true\n"
 	if diff := cmp.Diff(wantAA, aa); diff != "" {
 		t.Error(diff)
 	}
@@ -237,8 +271,11 @@ func TestTOMLRefuses(t *testing.T) {
 		"both policies":  {Image: Image{SecurityPolicy: "{}", SecurityPolicyURI: "kbs:///a/b/c"}},
 		"utf8":           {Image: Image{SecurityPolicy: "\xff"}},
 		"concurrency":    {Image: Image{MaxConcurrentDownloads: -1}},
-		"registry":       {Image: Image{Registries: []Registry{{}}}},
-		"empty registry": {Image: Image{Registries: []Registry{{Insecure: true}}}},
+		"registry":       {Image: Image{Registries: &registries.Config{Registries: []registries.Registry{{}}}}},
+		"empty registry": {Image: Image{Registries: &registries.Config{Registries: []registries.Registry{{Insecure: true}}}}},
+		"aliases":        {Image: Image{Registries: &registries.Config{Aliases: map[string]string{"x": "quay.io/x/y"}}}},
+		"both":           {Image: Image{RegistriesURI: "kbs:///a/b/c", Registries: &registries.Config{Registries: []registries.Registry{{Location: "r:1"}}}}},
+		"proxy":          {Image: Image{Proxy: registry.Proxy{HTTP: "ftp://x"}}},
 	} {
 		if aa, cdh, err := c.TOML(); err == nil {
 			t.Errorf("%s: written as %q and %q", name, aa, cdh)
@@ -248,6 +285,7 @@ func TestTOMLRefuses(t *testing.T) {
 
 func FuzzFromDocument(f *testing.F) {
 	f.Add(stockAA(), stockCDH())
+	f.Add("", "[image]\nregistry_configuration_uri='kbs:///a/b/c'\nsigstore_config='x'\nimage_pull_proxy={no_proxy='a'}\n")
 	f.Add("token_configs.kbs.url = 'https://x'", "[[image.registry_config.registry]]\nlocation='a/b'\ninsecure=true")
 	f.Fuzz(func(t *testing.T, aa, cdh string) {
 		c, err := FromDocument(document(aa, cdh))
@@ -269,4 +307,20 @@ func FuzzFromDocument(f *testing.F) {
 			t.Fatal(diff)
 		}
 	})
+}
+
+func TestParseRegistries(t *testing.T) {
+	t.Parallel()
+	c, err := ParseRegistries([]byte("unqualified-search-registries = ['docker.io']\n[[registry]]\nlocation = 'r:1'\n[[registry.mirror]]\nlocation = 'm:1'\n"))
+	want := &registries.Config{Registries: []registries.Registry{{Location: "r:1", Mirrors: []registries.Mirror{{Location: "m:1"}}}}}
+	if diff := cmp.Diff(want, c); err != nil || diff != "" {
+		t.Errorf("%v, %s", err, diff)
+	}
+	for text, says := range map[string]string{
+		"x = 1": "registries.conf: x: unknown key", "[aliases]\nx = 'quay.io/x/y'": "registries.conf: aliases", "unqualified-search-registries = ['a.b', 'c.d']": "names images in full",
+	} {
+		if c, err := ParseRegistries([]byte(text)); err == nil || !strings.Contains(err.Error(), says) {
+			t.Errorf("%q: %v, %v", text, c, err)
+		}
+	}
 }

@@ -2,7 +2,6 @@ package guestconfig
 
 import (
 	"strings"
-	"unicode"
 
 	"github.com/coffer-project/coffer/kbs"
 )
@@ -15,21 +14,19 @@ const (
 	defaultWorkDir   = "/run/kata-containers/image/"
 	defaultLogLevel  = "info"
 	defaultPCR       = int64(17)
+	minPCR, maxPCR   = 10, 16
 	// kbcName is the only key broker client that is not a stub.
 	kbcName = "cc_kbc"
 )
 
 // Limits of lists and numbers.
 const (
-	maxRegistries   = 64
-	maxExtraRoots   = 64
-	maxLocation     = 512
-	maxConcurrency  = 32
-	maxSelector     = 256
-	whyNoSockets    = "its parts share one process and no socket"
-	whyNoLogLevel   = "logging is set by the measured kernel command line"
-	whyNoEventLog   = "runtime measurements are not recorded yet"
-	whyNoSimpleSign = "only cosign signatures are checked"
+	maxExtraRoots  = 64
+	maxConcurrency = 32
+	maxSelector    = 256
+	maxLocation    = 512
+	whyNoSockets   = "its parts share one process and no socket"
+	whyNoLogLevel  = "logging is set by the measured kernel command line"
 )
 
 // parseAA reads aa.toml.
@@ -56,8 +53,15 @@ func parseAA(t *table, c *Config) broker {
 	k.done()
 	tokens.done()
 	log := t.sub("eventlog_config")
-	log.notYet("enable_eventlog", whyNoEventLog, false)
-	log.notYet("init_pcr", whyNoEventLog, defaultPCR)
+	c.EventLog.Enabled, _ = take1[bool](log, "enable_eventlog", "true or false")
+	if n, ok := take1[int64](log, "init_pcr", "a number"); ok && n != defaultPCR {
+		// The registers below are the firmware's, the boot loader's and, the
+		// eighth, the initdata's; those above 16 belong to dynamic launch.
+		if n < minPCR || n > maxPCR {
+			t.r.fail(log.where("init_pcr"), "expected %d, or %d to %d, got %d", defaultPCR, minPCR, maxPCR, n)
+		}
+		c.EventLog.PCR = int(n)
+	}
 	log.done()
 	t.logTable()
 	t.done()
@@ -91,9 +95,7 @@ func parseCDH(t *table, c *Config) broker {
 func parseImage(t *table, image *Image) {
 	image.SecurityPolicy = t.str("image_security_policy")
 	image.SecurityPolicyURI = t.resource("image_security_policy_uri")
-	if image.SecurityPolicy != "" && image.SecurityPolicyURI != "" {
-		t.r.fail(t.where("image_security_policy"), "and image_security_policy_uri are both set: keep one")
-	}
+	t.either("image_security_policy", image.SecurityPolicy != "", image.SecurityPolicyURI != "")
 	image.CredentialsURI = t.resource("authenticated_registry_credentials_uri")
 	image.ExtraRoots = t.strs("extra_root_certificates")
 	if n := len(image.ExtraRoots); n > maxExtraRoots {
@@ -114,52 +116,15 @@ func parseImage(t *table, image *Image) {
 		}
 	}
 	t.notYet("work_dir", "images are kept in the guest's memory", defaultWorkDir)
-	t.notYet("sigstore_config_uri", whyNoSimpleSign)
-	t.notYet("sigstore_config", whyNoSimpleSign)
-	t.notYet("registry_configuration_uri", "write registry_config into this file")
-	t.notYet("image_pull_proxy", "proxies are not implemented yet")
-	image.Registries = parseRegistries(t.sub("registry_config"))
+	image.SigstoreConfig = t.str("sigstore_config")
+	image.SigstoreConfigURI = t.resource("sigstore_config_uri")
+	t.either("sigstore_config", image.SigstoreConfig != "", image.SigstoreConfigURI != "")
+	image.RegistriesURI = t.resource("registry_configuration_uri")
+	_, inline := t.left["registry_config"]
+	t.either("registry_config", inline, image.RegistriesURI != "")
+	image.Registries = t.registries("registry_config")
+	image.Proxy = t.proxy("image_pull_proxy")
 	t.done()
-}
-
-// parseRegistries reads the part of containers-registries.conf that concerns
-// plain HTTP.
-func parseRegistries(t *table) []Registry {
-	t.notYet("unqualified-search-registries", "images are named in full", []any{})
-	t.notYet("short-name-mode", "images are named in full")
-	t.notYet("credential-helpers", "credentials come from authenticated_registry_credentials_uri", []any{})
-	entries := t.tables("registry")
-	if n := len(entries); n > maxRegistries {
-		t.r.fail(t.where("registry"), "has %d entries, the limit is %d", n, maxRegistries)
-		entries = nil
-	}
-	var out []Registry
-	seen := map[string]bool{}
-	for _, e := range entries {
-		reg := Registry{Location: e.str("location"), Insecure: e.boolean("insecure")}
-		e.notYet("prefix", "a registry cannot stand in for another yet", reg.Location)
-		e.notYet("blocked", "the pod policy names the images", false)
-		e.notYet("mirror", "mirrors are not implemented yet", []any{}, []map[string]any{})
-		e.done()
-		switch {
-		case !validLocation(reg.Location):
-			t.r.fail(e.where("location"), "expected host[:port][/path], got %q", clip(reg.Location))
-		case seen[reg.Location]:
-			t.r.fail(e.where("location"), "%q occurs twice", reg.Location)
-		}
-		seen[reg.Location] = true
-		out = append(out, reg)
-	}
-	t.done()
-	return out
-}
-
-// validLocation refuses what is clearly no location. The reference grammar
-// proper is applied to image names, which locations are compared with.
-func validLocation(s string) bool {
-	host, _, _ := strings.Cut(s, "/")
-	return host != "" && len(s) <= maxLocation && !strings.Contains(s, "://") && !strings.Contains(s, "@") &&
-		!strings.HasSuffix(s, "/") && !strings.ContainsFunc(s, func(r rune) bool { return r > unicode.MaxASCII || r <= ' ' || r == 0x7f })
 }
 
 // clip shortens a part of the document for a message.

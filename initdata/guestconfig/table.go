@@ -65,11 +65,6 @@ func (t *table) str(key string) string {
 	return s
 }
 
-func (t *table) boolean(key string) bool {
-	b, _ := take1[bool](t, key, "true or false")
-	return b
-}
-
 func (t *table) sub(key string) *table {
 	m, _ := take1[map[string]any](t, key, "a table")
 	return &table{r: t.r, name: t.where(key), left: m}

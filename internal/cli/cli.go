@@ -153,13 +153,16 @@ func (a *app) rootCommand() *cobra.Command {
 		a.demoCommand(),
 		a.guestCommand(),
 		a.imageCommand(),
+		a.cacheCommand(),
 		a.policyCommand(),
+		a.prepareCommand(),
 		a.initdataCommand(),
 		a.evidenceCommand(),
 		a.eventlogCommand(),
 		a.measureCommand(),
 		a.explainCommand(),
 		a.collateralCommand(),
+		a.secretCommand(),
 		a.trusteeCommand(),
 	)
 	return root

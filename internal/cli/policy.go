@@ -14,11 +14,28 @@ import (
 )
 
 func (a *app) policyCommand() *cobra.Command {
-	c := &cobra.Command{Use: "policy", Short: "Check pod policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	var canonical bool
+	c := &cobra.Command{Use: "policy", Short: "Write, check, compare and explain pod policies", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	var (
+		canonical bool
+		flags     workloadFlags
+	)
 	check := &cobra.Command{
-		Use: "check FILE", Short: "Check a pod policy and print its digest; - reads standard input", Args: args(cobra.ExactArgs(1)),
-		RunE: func(_ *cobra.Command, args []string) error {
+		Use: "check FILE [POLICY]", Short: "Check a pod policy, or whether a workload fits one",
+		Long: `With one file, check a pod policy and print its digest.
+
+With two, say whether the Kubernetes workload of FILE fits POLICY (a policy
+document, initdata, or a manifest that carries initdata): what a host that runs
+the workload would propose is put to the guest's own rules, and each refusal is
+shown with rule, field, expected and got. Exit code 1 if there is one. - reads
+standard input.`,
+		Args: args(cobra.RangeArgs(1, 2)),
+		RunE: func(c *cobra.Command, args []string) error {
+			if len(args) == 2 {
+				if canonical {
+					return usagef("--canonical is for a policy alone")
+				}
+				return a.checkWorkload(c, &flags, args[0], args[1])
+			}
 			data, err := a.readLimited(args[0], podpolicy.MaxBytes)
 			if err != nil {
 				return usageError{err}
@@ -47,7 +64,8 @@ func (a *app) policyCommand() *cobra.Command {
 		},
 	}
 	check.Flags().BoolVar(&canonical, "canonical", false, "print the canonical form instead of the digest")
-	c.AddCommand(check)
+	flags.add(check)
+	c.AddCommand(a.policyGenerateCommand(), check, a.policyDiffCommand(), a.policyExplainCommand())
 	return c
 }
 

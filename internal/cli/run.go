@@ -11,6 +11,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/run"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -25,8 +26,12 @@ type runFlags struct {
 	initdata   string
 	trusteeCA  string
 	registryCA []string
+	registries string
+	noCache    bool
 	image      string
 	user       string
+	scratch    string
+	volumes    []string
 }
 
 func (r *runFlags) add(c *cobra.Command) {
@@ -42,6 +47,8 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.BoolVarP(&r.o.Flags.Terminal, "tty", "t", false, "give the container a terminal")
 	f.BoolVarP(&r.o.Flags.Stdin, "interactive", "i", false, "connect standard input (implied by -t)")
 	f.BoolVar(&r.o.Flags.ReadOnlyRoot, "read-only", false, "make the root file system read-only")
+	f.StringVar(&r.scratch, "scratch", "", "keep images and what the container writes on an encrypted disk of `SIZE` (4Gi), which ends with the machine (default: in its memory)")
+	f.StringArrayVar(&r.volumes, "volume", nil, "NAME=FILE[:SIZE]: the file or block device that holds a block volume of the policy; a size makes a missing file (repeatable)")
 	f.StringVar(&r.policy, "policy", "", "pod policy file (default: written from the image and the flags)")
 	f.StringVar(&r.initdata, "initdata", "", "initdata file as its owner registered it, instead of --policy")
 	f.StringVar(&r.o.TrusteeURL, "trustee", "", "the trustee's URL as the guest reaches it (default: an embedded trustee)")
@@ -50,8 +57,11 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.StringVar(&r.image, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guest demands")
 	f.StringVar(&r.o.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guest uses")
 	f.StringVar(&r.o.Image.AuthFile, "authfile", "", "docker auth.json with which this program asks the registry")
-	f.StringArrayVar(&r.registryCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
+	f.StringArrayVar(&r.registryCA, "registry-ca", nil, "[HOST[:PORT]=]FILE: PEM certificates to trust for registries; with HOST for that one, which then trusts no other (repeatable)")
 	f.StringArrayVar(&r.o.Image.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
+	f.StringVar(&r.registries, "registries-conf", "", "containers-registries.conf file: mirrors, insecure and blocked registries, short names; for this program and, but for the short names, for the guest")
+	f.StringVar(&r.o.BlobCache, "blob-cache", run.DefaultBlobCache(), "directory of the cache from which guests get image blobs that another has fetched")
+	f.BoolVar(&r.noCache, "no-blob-cache", false, "keep no image blobs on this host, and give none to the guest")
 	f.BoolVar(&r.o.Unsealed, "unsealed", false, "run without initdata: no policy is in force, and no secret is given")
 }
 
@@ -82,6 +92,18 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 			return o, err
 		}
 	}
+	if r.scratch != "" {
+		if o.Scratch, err = run.ParseSize(r.scratch); err != nil {
+			return o, usagef("--scratch: %w", err)
+		}
+	}
+	for _, text := range r.volumes {
+		v, err := run.ParseVolume(text)
+		if err != nil {
+			return o, usagef("--volume: %w", err)
+		}
+		o.Volumes = append(o.Volumes, v)
+	}
 	o.Flags.Logs = true
 	o.Flags.Stdin = o.Flags.Stdin || o.Flags.Terminal
 	if r.policy != "" {
@@ -99,8 +121,20 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 			return o, usagef("--trustee-ca: %w", err)
 		}
 	}
-	if o.Image.RootPEMs, err = readFiles("--registry-ca", r.registryCA); err != nil {
+	if o.Image.RootPEMs, o.Image.HostRootPEMs, err = registryCAs(r.registryCA); err != nil {
 		return o, err
+	}
+	if r.registries != "" {
+		data, err := a.readLimited(r.registries, registries.MaxBytes)
+		if err != nil {
+			return o, usagef("--registries-conf: %w", err)
+		}
+		if o.Image.Registries, err = registries.Parse(data); err != nil {
+			return o, usagef("--registries-conf %s: %w", r.registries, err)
+		}
+	}
+	if r.noCache {
+		o.BlobCache = ""
 	}
 	o.ImagePolicy = r.image
 	if r.image != "" && !strings.HasPrefix(r.image, "kbs:///") {
@@ -231,6 +265,29 @@ func parseUser(s string) (*podpolicy.User, error) {
 		return &podpolicy.User{UID: uint32(u), GID: uint32(g)}, nil
 	}
 	return nil, usagef("--user: expected UID or UID:GID as numbers, got %q", s)
+}
+
+// registryCAs reads the values of --registry-ca: FILE or HOST[:PORT]=FILE.
+func registryCAs(values []string) (roots []string, hosts map[string]string, err error) {
+	for _, v := range values {
+		host, file, forHost := strings.Cut(v, "=")
+		if !forHost {
+			file = v
+		}
+		text, err := readFiles("--registry-ca", []string{file})
+		if err != nil {
+			return nil, nil, err
+		}
+		if !forHost {
+			roots = append(roots, text...)
+			continue
+		}
+		if hosts == nil {
+			hosts = map[string]string{}
+		}
+		hosts[host] += text[0]
+	}
+	return roots, hosts, nil
 }
 
 func readFiles(flag string, paths []string) ([]string, error) {

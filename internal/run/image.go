@@ -22,6 +22,7 @@ import (
 	"github.com/coffer-project/coffer/oci/build"
 	"github.com/coffer-project/coffer/oci/crypt"
 	"github.com/coffer-project/coffer/oci/layout"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/oci/serve"
 )
@@ -42,8 +43,14 @@ type ImageOptions struct {
 	AuthFile string
 	// RootPEMs are trusted besides the system's.
 	RootPEMs []string
+	// HostRootPEMs are the certificates for single registries, host[:port];
+	// nothing else is trusted for those.
+	HostRootPEMs map[string]string
 	// PlainHTTP lists registries (host[:port]) to ask without TLS.
 	PlainHTTP []string
+	// Registries are mirrors, insecure and blocked registries, and short names;
+	// nil for none. The guest is told all but the short names.
+	Registries *registries.Config
 	// Spool is a directory for archives on their way.
 	Spool string
 	// ServeRemote has a registry's image copied and served from loopback like
@@ -132,7 +139,7 @@ func OpenSource(ctx context.Context, name string, o ImageOptions) (*Source, erro
 		}
 		return &Source{l, ref.WithDigest(image.Manifest.Digest), l, l.Close}, nil
 	}
-	ref, err := oci.ParseReference(rest)
+	ref, err := o.Registries.Resolve(rest)
 	if err != nil {
 		if _, statErr := os.Stat(rest); statErr == nil {
 			err = hint.New(err, "for a file or directory, write docker-archive:"+rest+" or oci:"+rest)
@@ -185,7 +192,7 @@ func loadArchive(ctx context.Context, file, tag, spool string) (_ *layout.Layout
 
 // RegistryClient is a client of registries as the options say.
 func RegistryClient(o ImageOptions) (*registry.Client, error) {
-	options := registry.Options{RootPEMs: o.RootPEMs, PlainHTTP: o.PlainHTTP}
+	options := registry.Options{RootPEMs: o.RootPEMs, HostRootPEMs: o.HostRootPEMs, PlainHTTP: o.PlainHTTP, Registries: o.Registries}
 	if o.AuthFile != "" {
 		data, err := os.ReadFile(o.AuthFile)
 		if err != nil {
@@ -234,8 +241,9 @@ func OpenImage(ctx context.Context, name string, o ImageOptions) (_ *Image, err 
 	}
 	// The guest has no roots of its own: those it may trust for this registry
 	// are part of what is measured.
-	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !isLoopback(img.Ref.Registry) {
-		if img.RootPEMs, err = systemRoots(); err != nil {
+	_, pinned := o.HostRootPEMs[img.Ref.Registry]
+	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !pinned && !isLoopback(img.Ref.Registry) {
+		if img.RootPEMs, err = SystemRoots(); err != nil {
 			return nil, err
 		}
 	}
@@ -328,9 +336,9 @@ func isLoopback(hostPort string) bool {
 // authorities in one file: Debian, Fedora, openSUSE.
 var rootBundles = []string{"/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt", "/etc/ssl/ca-bundle.pem"}
 
-// systemRoots are the public authorities this machine trusts. Those it has
-// stay readable in initdata.
-func systemRoots() ([]string, error) {
+// SystemRoots are the public authorities this machine trusts, in PEM. Those it
+// has stay readable in initdata.
+func SystemRoots() ([]string, error) {
 	for _, path := range rootBundles {
 		data, err := os.ReadFile(path)
 		if errors.Is(err, fs.ErrNotExist) {

@@ -43,9 +43,17 @@ type Options struct {
 	TrusteeCA  []byte
 	// State is the directory of software TEE and embedded trustee.
 	State string
+	// BlobCache is the directory of the host's cache of image blobs, shared by
+	// all pods; empty for none.
+	BlobCache string
 	// ImagePolicy and Credentials as in InitdataOptions.
 	ImagePolicy, Credentials string
 	Unsealed                 bool
+	// Scratch is the size in bytes of a disk for images and for what containers
+	// write; 0 keeps them in the machine's memory.
+	Scratch int64
+	// Volumes are the disks of the policy's block volumes.
+	Volumes []Volume
 	// Quiet prints nothing but the container's output; ShowAppraisal prints
 	// the trustee's verdicts; JSON prints them as JSON.
 	Quiet, ShowAppraisal, JSON bool
@@ -65,6 +73,16 @@ func DefaultState() string {
 		home = os.TempDir()
 	}
 	return filepath.Join(home, ".local", "state", "coffer")
+}
+
+// DefaultBlobCache is coffer/blobs below the user's cache directory, or empty
+// where the user has none.
+func DefaultBlobCache() string {
+	dir, err := os.UserCacheDir()
+	if err != nil {
+		return ""
+	}
+	return filepath.Join(dir, "coffer", "blobs")
 }
 
 // Check reports options that contradict each other.
@@ -91,6 +109,7 @@ func (o Options) Check() error {
 	if o.Unsealed && len(o.Flags.Secrets) > 0 {
 		errs = append(errs, errors.New("--secret-env: an unsealed pod is given no secret; leave out --unsealed"))
 	}
+	errs = append(errs, o.checkDisks()...)
 	if o.TrusteeURL != "" && !strings.HasPrefix(o.TrusteeURL, "https://") {
 		errs = append(errs, fmt.Errorf("--trustee: expected an https:// URL, got %q", o.TrusteeURL))
 	}
@@ -117,6 +136,9 @@ type Prepared struct {
 	// TrusteeURL and TrusteeCA as the guest is told; empty for none.
 	TrusteeURL string
 	TrusteeCA  []byte
+	// ScratchDisk is the serial number of the machine's disk for scratch; empty
+	// for none.
+	ScratchDisk string
 
 	spool string
 }
@@ -172,7 +194,7 @@ func Prepare(ctx context.Context, o Options) (_ *Prepared, err error) {
 // seal writes policy and initdata, and binds the pod's resources to them.
 func (p *Prepared) seal(ctx context.Context, o Options) error {
 	if o.Initdata != nil {
-		return p.openSeal(o.Initdata)
+		return p.openSeal(o)
 	}
 	policy, err := p.policy(o)
 	if err != nil {
@@ -184,9 +206,13 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	if p.Container, err = p.container(policy); err != nil {
 		return err
 	}
+	if err := matchVolumes(policy, o.Volumes); err != nil {
+		return err
+	}
 	options := InitdataOptions{
 		Policy: p.Policy, TrusteeURL: p.TrusteeURL, TrusteeCA: p.TrusteeCA, ImagePolicy: o.ImagePolicy,
 		Credentials: o.Credentials, RegistryRoots: p.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
+		Registries: o.Image.Registries, HostRoots: o.Image.HostRootPEMs,
 	}
 	if p.Initdata, err = NewInitdata(options); err != nil {
 		return err
@@ -213,8 +239,8 @@ func Bind(ctx context.Context, c *admin.Client, id *Initdata, resources []kbs.Re
 }
 
 // openSeal takes initdata as its owner made it.
-func (p *Prepared) openSeal(raw []byte) error {
-	doc, err := initdata.Parse(raw)
+func (p *Prepared) openSeal(o Options) error {
+	doc, err := initdata.Parse(o.Initdata)
 	if err != nil {
 		return fmt.Errorf("--initdata: %w", err)
 	}
@@ -226,7 +252,10 @@ func (p *Prepared) openSeal(raw []byte) error {
 	if p.Container, err = p.container(policy); err != nil {
 		return err
 	}
-	p.Initdata, err = OpenInitdata(raw)
+	if err := matchVolumes(policy, o.Volumes); err != nil {
+		return err
+	}
+	p.Initdata, err = OpenInitdata(o.Initdata)
 	return err
 }
 

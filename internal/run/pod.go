@@ -5,12 +5,14 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -28,8 +30,14 @@ type InitdataOptions struct {
 	Credentials string
 	// RegistryRoots are PEM certificates the guest trusts for registries.
 	RegistryRoots []string
+	// HostRoots are the PEM certificates for single registries, host[:port].
+	HostRoots map[string]string
 	// PlainHTTP lists registries the guest may ask without TLS.
 	PlainHTTP []string
+	// Registries is a registry configuration for the guest; nil for none.
+	Registries *registries.Config
+	// Trustees are further ones, which URIs name: kbs://NAME/….
+	Trustees []guestconfig.Trustee
 }
 
 // Initdata is a document with its digest.
@@ -44,12 +52,16 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	if _, err := podpolicy.Parse(o.Policy); err != nil {
 		return nil, err
 	}
-	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA)}
+	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA), Trustees: o.Trustees}
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
-	for _, location := range o.PlainHTTP {
-		config.Image.Registries = append(config.Image.Registries, guestconfig.Registry{Location: location, Insecure: true})
+	for host, cert := range o.HostRoots {
+		if config.Image.HostRoots == nil {
+			config.Image.HostRoots = map[string]string{}
+		}
+		config.Image.HostRoots[guestLocation(host)] = cert
 	}
+	config.Image.Registries = o.guestRegistries()
 	switch {
 	case strings.HasPrefix(o.ImagePolicy, "kbs:///"):
 		config.Image.SecurityPolicyURI = o.ImagePolicy
@@ -59,18 +71,60 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 		}
 		config.Image.SecurityPolicy = o.ImagePolicy
 	}
-	aa, cdh, err := config.TOML()
+	data, err := config.Data()
 	if err != nil {
 		return nil, fmt.Errorf("initdata: %w", err)
 	}
-	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: map[string]string{
-		initdata.KeyAA: aa, initdata.KeyCDH: cdh, initdata.KeyPodPolicy: string(o.Policy),
-	}}
+	data[initdata.KeyPodPolicy] = string(o.Policy)
+	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: data}
 	raw, err := doc.Encode()
 	if err != nil {
 		return nil, fmt.Errorf("initdata: %w", err)
 	}
 	return OpenInitdata(raw)
+}
+
+// guestRegistries is the configuration without short names, which the guest is
+// not to see, and with the registries to be asked by plain HTTP that it does not
+// have.
+func (o InitdataOptions) guestRegistries() *registries.Config {
+	c := &registries.Config{}
+	have := map[string]bool{}
+	if o.Registries != nil {
+		c.Registries = slices.Clone(o.Registries.Registries)
+	}
+	for i := range c.Registries {
+		r := &c.Registries[i]
+		r.Prefix, r.Location = guestLocation(r.Prefix), guestLocation(r.Location)
+		r.Mirrors = slices.Clone(r.Mirrors)
+		for j := range r.Mirrors {
+			r.Mirrors[j].Location = guestLocation(r.Mirrors[j].Location)
+		}
+		r.Insecure = r.Insecure || slices.Contains(o.PlainHTTP, r.Location)
+		have[r.Location] = true
+	}
+	for _, location := range o.PlainHTTP {
+		if !have[location] {
+			c.Registries = append(c.Registries, registries.Registry{Location: location, Insecure: true})
+		}
+	}
+	if len(c.Registries) == 0 {
+		return nil
+	}
+	return c
+}
+
+// guestLocation is a location as the guest reaches it: what is on this machine's
+// loopback is at its host.
+func guestLocation(s string) string {
+	host, path, hasPath := strings.Cut(s, "/")
+	if guest, ok := guestRegistry(host); ok {
+		host = guest
+	}
+	if hasPath {
+		return host + "/" + path
+	}
+	return host
 }
 
 // OpenInitdata reads a document and computes its digest.
@@ -92,6 +146,15 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 				names = append(names, v.Resource)
 			}
 			names = append(names, sealedNames(v.Sealed)...)
+		}
+	}
+	for _, v := range policy.Volumes {
+		if v.Key != "" {
+			names = append(names, v.Key)
+		}
+		names = slices.AppendSeq(names, maps.Values(v.Resources))
+		for _, text := range v.Sealed {
+			names = append(names, sealedNames(text)...)
 		}
 	}
 	if o.Credentials != "" {

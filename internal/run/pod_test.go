@@ -13,6 +13,7 @@ import (
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -217,5 +218,42 @@ func TestSealedNames(t *testing.T) {
 		if diff := cmp.Diff(test.want, sealedNames(test.sealed)); diff != "" {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
+	}
+}
+
+// The guest gets mirrors as it reaches them, registries without TLS once, and no
+// short names.
+func TestGuestRegistries(t *testing.T) {
+	t.Parallel()
+	host, err := registries.Parse([]byte(`
+unqualified-search-registries = ["registry.example"]
+[aliases]
+"app" = "registry.example/shop/app"
+[[registry]]
+location = "registry.example"
+[[registry.mirror]]
+location = "localhost:5000/mirror"
+insecure = true
+[[registry]]
+prefix = "127.0.0.1:5001/a"
+location = "127.0.0.1:5001/b"
+`))
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := InitdataOptions{Registries: host, PlainHTTP: []string{"plain.example", "registry.example"}}.guestRegistries()
+	want := &registries.Config{Registries: []registries.Registry{
+		{Location: "registry.example", Insecure: true, Mirrors: []registries.Mirror{{Location: HostName + ":5000/mirror", Insecure: true}}},
+		{Prefix: HostName + ":5001/a", Location: HostName + ":5001/b"},
+		{Location: "plain.example", Insecure: true},
+	}}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Error(diff)
+	}
+	if host.Registries[0].Mirrors[0].Location != "localhost:5000/mirror" {
+		t.Error("the host's own configuration was changed")
+	}
+	if got := (InitdataOptions{}).guestRegistries(); got != nil {
+		t.Errorf("nothing: %+v", got)
 	}
 }

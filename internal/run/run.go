@@ -19,8 +19,10 @@ import (
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/cli/ui"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/blobcache"
 	"github.com/coffer-project/coffer/internal/host/platform"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -123,7 +125,21 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	if err != nil {
 		return 0, err
 	}
+	if o.BlobCache != "" {
+		cache, err := blobcache.Open(o.BlobCache, blobcache.Options{})
+		if err != nil {
+			return 0, hint.New(err, "name another directory with --blob-cache, or do without: --no-blob-cache")
+		}
+		defer func() { _ = cache.Close() }()
+		config.BlobCache = cache
+	}
+	disks, err := openDisks(o)
+	if err != nil {
+		return 0, err
+	}
+	config.Disks, p.ScratchDisk = disks.disks, disks.scratch
 	sb, err := sandbox.Launch(ctx, *config)
+	_ = disks.Close() // the machine has descriptors of its own
 	if err != nil {
 		return 0, err
 	}
@@ -136,6 +152,12 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	defer stopWatching()
 	go watch(watching, sb, u)
 	if err := CreateSandbox(ctx, sb, p); err != nil {
+		return 0, Explain(err, sb)
+	}
+	if len(o.Volumes) > 0 {
+		defer func() { err = errors.Join(err, writeOut(ctx, sb)) }()
+	}
+	if err := attachVolumes(ctx, sb, o, disks); err != nil {
 		return 0, Explain(err, sb)
 	}
 	request := o.createRequest(p)
@@ -232,9 +254,10 @@ func RegisterTDXLaunch(ctx context.Context, c *admin.Client, launch measure.TDXL
 	return nil
 }
 
-// CreateSandbox hands initdata and the network to the guest.
+// CreateSandbox hands initdata and the network to the guest, and says which disk
+// is for scratch.
 func CreateSandbox(ctx context.Context, sb *sandbox.Sandbox, p *Prepared) error {
-	req := &agentapi.CreateSandboxRequest{SandboxId: sb.ID(), Network: sb.Network()}
+	req := &agentapi.CreateSandboxRequest{SandboxId: sb.ID(), Network: sb.Network(), ScratchDisk: p.ScratchDisk}
 	if p.Initdata != nil {
 		gz, err := initdata.Compress(p.Initdata.Raw)
 		if err != nil {
@@ -296,6 +319,9 @@ func watch(ctx context.Context, sb *sandbox.Sandbox, u *ui.UI) {
 	for event, err := range sb.Events(ctx) {
 		if err != nil {
 			return
+		}
+		if lie := event.GetBlobCache(); lie != nil {
+			u.Text("coffer: the guest found the blob cache wrong about %.80q, and pulls from the registry\n", lie.GetDigest())
 		}
 		if pull := event.GetPull(); pull != nil && pull.GetTotalBytes() > 0 {
 			u.Status("pulling %.1f of %.1f MB", float64(pull.GetDoneBytes())/1e6, float64(pull.GetTotalBytes())/1e6)

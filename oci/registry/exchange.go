@@ -84,7 +84,7 @@ func (e *statusError) Is(target error) bool {
 // response is an answer whose body is given up when it stands still.
 type response struct {
 	*http.Response
-	body io.ReadCloser
+	body *stallReader
 }
 
 // do makes a request, again if it fails for reasons that may pass. The body of
@@ -128,7 +128,7 @@ func (e *endpoint) retry(ctx context.Context, r request, n int, err error) (time
 		}
 		return 0, false
 	}
-	if errors.Is(err, ErrRefused) || errors.Is(err, errUnauthorized) || errors.Is(err, errStalled) {
+	if errors.Is(err, ErrRefused) || errors.Is(err, errUnauthorized) || errors.Is(err, errStalled) || errors.Is(err, errSlow) {
 		return 0, false
 	}
 	if _, ok := errors.AsType[errTLS](err); ok {
@@ -201,7 +201,7 @@ func (e *endpoint) roundTrip(ctx context.Context, r request, authorization strin
 		target.RawQuery = r.query.Encode()
 	}
 	for hops := 0; ; hops++ {
-		resp, err := e.hop(ctx, r, target, authorization)
+		resp, err := e.hop(ctx, r, target, authorization) //nolint:bodyclose // the response's reader closes it
 		if err != nil {
 			if cause := context.Cause(ctx); cause != nil {
 				err = cause
@@ -234,7 +234,7 @@ func (e *endpoint) roundTrip(ctx context.Context, r request, authorization strin
 // hop sends a request to one place. Only the registry itself gets the
 // credentials.
 func (e *endpoint) hop(ctx context.Context, r request, target *url.URL, authorization string) (*http.Response, error) {
-	var body io.Reader = r.body
+	body := r.body
 	if r.data != nil {
 		body = strings.NewReader(string(r.data))
 	}

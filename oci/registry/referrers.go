@@ -8,8 +8,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
-	"regexp"
-	"sync"
+	"strings"
 
 	"github.com/coffer-project/coffer/oci"
 )
@@ -17,6 +16,7 @@ import (
 const (
 	maxReferrerPages = 8
 	maxReferrers     = oci.MaxIndexEntries
+	maxLink          = 2048
 )
 
 // Referrers implements oci.Referrers. A mirror without any does not say that
@@ -70,6 +70,7 @@ func readReferrers(resp *response, artifactType string) ([]oci.Descriptor, error
 	if t := mediaType(resp); t != oci.MediaTypeIndex {
 		return nil, fmt.Errorf("expected media type %s, got %.80q: %w", oci.MediaTypeIndex, t, oci.ErrNotFound)
 	}
+	resp.body.hurry()
 	data, err := io.ReadAll(io.LimitReader(resp.body, oci.MaxDocument+1))
 	if err != nil {
 		return nil, err
@@ -102,13 +103,11 @@ func readReferrers(resp *response, artifactType string) ([]oci.Descriptor, error
 	return out, nil
 }
 
-// A Link header of the distribution specification: </v2/…>; rel="next".
-var linkPattern = sync.OnceValue(func() *regexp.Regexp { return regexp.MustCompile(`^\s*<([^<>\s]{1,2048})>\s*;\s*rel="?next"?\s*$`) })
-
+// nextPage reads a Link header as the distribution specification writes it:
+// <URL>; rel="next".
 func nextPage(link string) (string, bool) {
-	m := linkPattern().FindStringSubmatch(link)
-	if m == nil {
-		return "", false
-	}
-	return m[1], true
+	target, params, ok := strings.Cut(strings.TrimSpace(link), ">")
+	target, opened := strings.CutPrefix(target, "<")
+	rel := strings.ReplaceAll(strings.ReplaceAll(params, " ", ""), `"`, "")
+	return target, ok && opened && target != "" && len(target) <= maxLink && rel == ";rel=next"
 }

@@ -61,7 +61,7 @@ func (c *Client) newTransport(pool *x509.CertPool, wary bool) *http.Transport {
 		ForceAttemptHTTP2:      true,
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        30 * time.Second,
-		TLSHandshakeTimeout:    min(20*time.Second, c.options.StallTimeout),
+		TLSHandshakeTimeout:    20 * time.Second,
 		ResponseHeaderTimeout:  c.options.StallTimeout,
 		MaxResponseHeaderBytes: 64 << 10,
 		// Layers are compressed already, and digests are of what is sent.
@@ -214,7 +214,8 @@ func (c *Client) proxied(req *http.Request) (bool, error) {
 // explainSend says what stood in the way of an answer.
 func (c *Client) explainSend(host string, err error) error {
 	op, isOp := errors.AsType[*net.OpError](err)
-	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() && !(isOp && op.Op == "dial") {
+	dialing := isOp && op.Op == "dial"
+	if t, ok := errors.AsType[net.Error](err); ok && t.Timeout() && !dialing {
 		return fmt.Errorf("%s: %w for %v: %w", host, errStalled, c.options.StallTimeout, err)
 	}
 	return c.explainTLS(host, err)
@@ -239,6 +240,9 @@ func (c *Client) explainTLS(host string, err error) error {
 		}
 		return fmt.Errorf("%s: the certificate is of an authority that is not trusted; %s: %w", host, cure, errTLS{err})
 	}
+	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
+		return fmt.Errorf("%s: expected TLS, got something else; if it is a registry that speaks plain HTTP, list it as insecure in registry_config (coffer run --plain-http): %w", host, errTLS{err})
+	}
 	if isTLS(err) {
 		return fmt.Errorf("%s: %w", host, errTLS{err})
 	}
@@ -253,9 +257,6 @@ func (e errTLS) Unwrap() error { return e.error }
 
 func isTLS(err error) bool {
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return true
-	}
-	if _, ok := errors.AsType[tls.RecordHeaderError](err); ok {
 		return true
 	}
 	_, ok := errors.AsType[tls.AlertError](err)

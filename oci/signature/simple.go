@@ -47,11 +47,11 @@ func (v *verifier) signedBy(ctx context.Context, r *requirement) (Verdict, error
 
 // simple verifies one signature.
 func (v *verifier) simple(message []byte, keys []*openpgp.Keyring, id *identity) (Verdict, error) {
-	var problem error
+	var problems []error
 	for _, k := range keys {
 		signed, err := k.Verify(message, v.options.now())
 		if err != nil {
-			problem = err
+			problems = append(problems, err)
 			continue
 		}
 		digest, err := payloadContent{data: signed.Payload, kind: typeAtomic}.check(v.subject, id)
@@ -60,7 +60,7 @@ func (v *verifier) simple(message []byte, keys []*openpgp.Keyring, id *identity)
 		}
 		return Verdict{KeyID: signed.Fingerprint, Digest: digest}, nil
 	}
-	return Verdict{}, problem
+	return Verdict{}, errors.Join(limit(problems)...)
 }
 
 func (v *verifier) keyrings(ctx context.Context, m *material) ([]*openpgp.Keyring, error) {

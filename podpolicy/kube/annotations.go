@@ -96,7 +96,10 @@ func ParseAllow(data []byte) (podpolicy.Allow, error) {
 // checkAnnotations reports annotations for what the pod does not have.
 func (g *generator) checkAnnotations() {
 	containers := map[string]bool{}
-	for _, c := range g.policy.Containers {
+	for _, c := range slices.Concat(g.spec.InitContainers, g.spec.Containers) {
+		containers[c.Name] = true
+	}
+	for _, c := range g.spec.EphemeralContainers {
 		containers[c.Name] = true
 	}
 	for _, at := range []struct {

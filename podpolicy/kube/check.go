@@ -111,6 +111,9 @@ func (h *host) refused(container string, err error) (*podpolicy.Refusal, bool) {
 	return r, true
 }
 
+// note is refused where it makes no difference.
+func (h *host) note(container string, err error) { _, _ = h.refused(container, err) }
+
 func (h *host) find(p *podpolicy.Policy, name string) *podpolicy.Container {
 	i := slices.IndexFunc(p.Containers, func(c podpolicy.Container) bool { return c.Name == name })
 	if i < 0 {
@@ -202,7 +205,7 @@ func (h *host) disks() {
 			}
 			err := h.guard.Attach(name, "disk-"+strconv.Itoa(i))
 			if note {
-				h.refused("", err)
+				h.note("", err)
 			}
 		}
 	}
@@ -217,7 +220,7 @@ func (h *host) container(i int) {
 	id := "c" + strconv.Itoa(i)
 	if own == nil {
 		_, err := h.guard.Admit(podpolicy.ContainerProposal{ID: id, Name: c.Name})
-		h.refused(c.Name, err)
+		h.note(c.Name, err)
 		return
 	}
 	img := h.image(c)
@@ -237,14 +240,13 @@ func (h *host) container(i int) {
 	for n, rule := range c.Allow.Exec {
 		q := podpolicy.ExecProposal{ID: "exec" + strconv.Itoa(n), Args: rule.Args, Terminal: rule.Terminal, Stdin: rule.Stdin}
 		if _, err := h.guard.Exec(id, q); err == nil {
-			err = h.guard.Deleted(id, q.ID)
-			h.refused(c.Name, err)
+			h.note(c.Name, h.guard.Deleted(id, q.ID))
 		} else {
-			h.refused(c.Name, err)
+			h.note(c.Name, err)
 		}
 	}
 	if c.Role == podpolicy.RoleInit {
-		h.refused(c.Name, h.guard.Exited(id, "", 0))
+		h.note(c.Name, h.guard.Exited(id, "", 0))
 	}
 }
 

@@ -278,6 +278,8 @@ func (d *decoder) members(n *yaml.Node, path string, visit func(key, path string
 		case k.Kind != yaml.ScalarNode:
 			d.fail(k, path, "", "expected a string as a key")
 			continue
+		case d.text(k, path) == nil:
+			continue
 		}
 		if line, twice := seen[k.Value]; twice {
 			d.fail(k, member(path, k.Value), "remove one of them", "duplicate key: it is in line %d, too", line)

@@ -23,6 +23,10 @@ func (h *host) compare(c, own *podpolicy.Container) {
 	}
 	differ("role", own.Role, c.Role)
 	differ("capabilities", sorted(own.Capabilities), sorted(c.Capabilities))
+	refused := slices.ContainsFunc(h.findings, func(f Finding) bool { return f.Rule == podpolicy.RuleContainerUser && f.Container == c.Name })
+	if own.User != nil && c.User != nil && !refused {
+		differ("user", compact(own.User), compact(c.User))
+	}
 	differ("seccomp", own.Seccomp, c.Seccomp)
 	differ("noNewPrivileges", own.NoNewPrivileges.On(), c.NoNewPrivileges.On())
 	differ("readOnlyRoot", own.ReadOnlyRoot, c.ReadOnlyRoot)
@@ -120,7 +124,7 @@ func (h *host) fillFiles(name string) {
 func (h *host) send(container, name string, contents map[string]string, host *podpolicy.HostFiles, note bool) {
 	judge := func(err error) {
 		if note {
-			h.refused(container, err)
+			h.note(container, err)
 		}
 	}
 	version := h.put[name] + 1

@@ -1,7 +1,6 @@
 package kube
 
 import (
-	"fmt"
 	"slices"
 	"strings"
 )
@@ -349,14 +348,10 @@ func (g *generator) refuse() {
 			continue
 		}
 		reported = path
-		got := ""
+		got := "this"
 		if isScalar && len(f.Only) > 0 {
-			got = fmt.Sprintf(": %s", clip(value.Value))
+			got = clip(value.Value)
 		}
-		g.bad(field, f.Remedy, "%s is not possible%s: %s", clip(lastName(field)), got, strings.ReplaceAll(f.How, "`", ""))
+		g.bad(field, f.Remedy, "%s is refused: %s", got, strings.ReplaceAll(f.How, "`", ""))
 	}
-}
-
-func lastName(path string) string {
-	return path[strings.LastIndexByte(path, '.')+1:]
 }

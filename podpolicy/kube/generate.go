@@ -51,6 +51,9 @@ type Options struct {
 	Services []string
 	// Ephemeral takes ephemeral containers.
 	Ephemeral bool
+	// RuntimeClasses, when there are any, passes over workloads whose
+	// runtimeClassName is another.
+	RuntimeClasses []string
 }
 
 // Generated is a workload with its policy.
@@ -80,6 +83,11 @@ func Generate(ctx context.Context, in *Input, o Options) (*Result, error) {
 	images := &imageCache{source: o.Images, found: map[string]foundImage{}}
 	result := &Result{}
 	for _, w := range in.workloads {
+		class := w.template.Spec.RuntimeClassName
+		if len(o.RuntimeClasses) > 0 && (class == nil || !slices.Contains(o.RuntimeClasses, *class)) {
+			notes.add(w.tree.at(w.path("runtimeClassName"), "", "passed over: it has another runtime class"))
+			continue
+		}
 		g := &generator{
 			ctx: ctx, in: in, o: o, w: w, spec: &w.template.Spec, problems: &bad, notes: &notes, images: images,
 			used: map[string]*Image{}, volumes: map[string]*volume{},

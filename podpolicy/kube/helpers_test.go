@@ -84,3 +84,14 @@ func golden(t *testing.T, file string, got []byte) {
 		t.Errorf("%s differs (COFFER_UPDATE=1 rewrites it); got:\n%s", file, got)
 	}
 }
+
+// counting counts how often images are asked for.
+type counting struct {
+	kube.ImageSource
+	asked int
+}
+
+func (c *counting) Image(ctx context.Context, reference string) (*kube.Image, error) {
+	c.asked++
+	return c.ImageSource.Image(ctx, reference)
+}

@@ -118,7 +118,7 @@ func ensure(n *yaml.Node, key string) (*yaml.Node, error) {
 		return v, nil
 	}
 	v := &yaml.Node{Kind: yaml.MappingNode, Tag: "!!map"}
-	entry := []*yaml.Node{{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, v}
+	entry := []*yaml.Node{text(key), v}
 	if key == "metadata" {
 		// Where people look for it.
 		n.Content = append(entry, n.Content...)
@@ -132,12 +132,23 @@ func ensure(n *yaml.Node, key string) (*yaml.Node, error) {
 func set(n *yaml.Node, key, value string) {
 	for i := 0; i+1 < len(n.Content); i += 2 {
 		if n.Content[i].Value == key {
-			old := n.Content[i+1]
-			n.Content[i+1] = &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value, HeadComment: old.HeadComment, LineComment: old.LineComment, FootComment: old.FootComment}
+			old, v := n.Content[i+1], text(value)
+			v.HeadComment, v.LineComment, v.FootComment = old.HeadComment, old.LineComment, old.FootComment
+			n.Content[i+1] = v
 			return
 		}
 	}
-	n.Content = append(n.Content, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: key}, &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: value})
+	n.Content = append(n.Content, text(key), text(value))
+}
+
+// text is a string, in quotation marks where some reader would take it for
+// something else.
+func text(s string) *yaml.Node {
+	n := &yaml.Node{Kind: yaml.ScalarNode, Tag: "!!str", Value: s}
+	if oldBoolean(s) {
+		n.Style = yaml.DoubleQuotedStyle
+	}
+	return n
 }
 
 func (f *file) yaml() ([]byte, error) {

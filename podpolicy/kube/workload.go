@@ -105,3 +105,6 @@ func (w *Workload) hostname() podpolicy.Name {
 
 // maxHostname is what the kubelet cuts a pod's name to.
 const maxHostname = 63
+
+// Annotation is an annotation of the workload's pods, empty without it.
+func (w *Workload) Annotation(name string) string { return w.template.Annotations[name] }

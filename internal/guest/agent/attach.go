@@ -2,18 +2,80 @@ package agent
 
 import (
 	"context"
+	"errors"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/storage"
+	"github.com/coffer-project/coffer/podpolicy"
 )
+
+// Disks opens block volumes of the policy; see [storage.Manager].
+type Disks interface {
+	OpenVolume(ctx context.Context, v storage.Volume) (storage.Opened, error)
+}
+
+// RuleVolumeDisk refuses a disk that is not what its volume's key opens.
+const RuleVolumeDisk = "volume.disk"
 
 // AttachVolume implements the protocol.
 func (a *Agent) AttachVolume(ctx context.Context, req *agentapi.AttachVolumeRequest) (*agentapi.AttachVolumeResponse, error) {
+	if err := a.attachVolume(ctx, req.GetVolume(), req.GetDisk()); err != nil {
+		return nil, a.fail(ctx, "AttachVolume", err)
+	}
+	return &agentapi.AttachVolumeResponse{}, nil
+}
+
+// attachVolume opens a disk with the key that the policy names, which a trustee
+// gives only to a guest that has attested.
+func (a *Agent) attachVolume(ctx context.Context, name, disk string) error {
 	sb, err := a.theSandbox()
-	if err == nil {
-		err = sb.guard.Attach(req.GetVolume(), req.GetDisk())
+	if err != nil {
+		return err
 	}
-	if err == nil {
-		err = unready("volume %s: block volumes are not supported by this guest yet", clip(req.GetVolume()))
+	if err := sb.guard.Attach(name, disk); err != nil {
+		return err
 	}
-	return nil, a.fail(ctx, "AttachVolume", err)
+	err = a.openVolume(ctx, sb, name, disk)
+	if err == nil {
+		return nil
+	}
+	if back := sb.guard.AttachFailed(name, disk); back != nil {
+		a.log.DebugContext(ctx, "a volume stays attached", "volume", name, "error", back)
+	}
+	if errors.Is(err, storage.ErrRefused) {
+		return &podpolicy.Refusal{Rule: RuleVolumeDisk, Path: "volumes." + name, Expected: "a disk that the volume's key opens, or a blank one", Got: clip(err.Error()),
+			Help: "nothing was written to the disk; give the pod the disk that the volume was made on"}
+	}
+	return err
+}
+
+func (a *Agent) openVolume(ctx context.Context, sb *sandbox, name, disk string) error {
+	config, err := sb.guard.Volume(name)
+	if err != nil {
+		return err
+	}
+	if err := a.attest(ctx, sb); err != nil {
+		return err
+	}
+	key, err := sb.hub.Resource(ctx, config.Key)
+	if err != nil {
+		if refusalOf(err) == nil && ctx.Err() == nil {
+			err = failed("secret", err)
+		}
+		return err
+	}
+	opened, err := a.o.Disks.OpenVolume(ctx, storage.Volume{Name: name, Serial: disk, Key: key, Filesystem: config.Filesystem, Group: config.Group})
+	if err != nil {
+		if errors.Is(err, storage.ErrRefused) || ctx.Err() != nil {
+			return err
+		}
+		return failed("volume", err)
+	}
+	if opened.Dir != "" {
+		return sb.volumes.Mounted(name, opened.Dir)
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	sb.devices[name] = opened.Device
+	return nil
 }

@@ -55,7 +55,7 @@ func (a *Agent) addMount(ctx context.Context, sb *sandbox, v *volumes, m podpoli
 	}
 	switch m.Kind {
 	case podpolicy.VolumeEphemeral:
-		err = sb.volumes.Ephemeral(m.Volume, m.SizeBytes, ownership(config)...)
+		err = sb.volumes.Ephemeral(m.Volume, volume.Ephemeral{Bytes: m.SizeBytes, Memory: m.Medium == podpolicy.MediumMemory, Group: config.Group})
 	case podpolicy.VolumeFiles:
 		err = a.makeFiles(ctx, sb, config)
 	case podpolicy.VolumeBlock:

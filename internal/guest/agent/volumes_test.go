@@ -2,6 +2,7 @@ package agent_test
 
 import (
 	"archive/tar"
+	"os"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -95,4 +96,60 @@ func TestAFileThatIsMissingStopsTheContainer(t *testing.T) {
 	})
 	_, err := h.CreateContainer(t.Context(), &agentapi.CreateContainerRequest{ContainerId: "web", Name: "web"})
 	refused(t, err, agent.RuleTrustee)
+}
+
+func TestBlockVolumes(t *testing.T) {
+	w := newWorld(t, make([]byte, 32))
+	w.broker.resources["kbs:///shop/db/disk-key"] = "the volume's key, of 32 bytes...."
+	w.disks.keys = map[string]string{"foreign": "another key"}
+	h := w.seal(func(p *podpolicy.Policy) {
+		p.Volumes = map[string]podpolicy.Volume{"db": {Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/db/disk-key", Filesystem: "ext4"}}
+		c := &p.Containers[0]
+		c.Args = []string{"/bin/sh", "-c", "echo kept >> /data/sub/log; cat /data/sub/log"}
+		c.Mounts = []podpolicy.Mount{{Path: "/data/sub", Volume: "db", SubPath: "sub"}}
+		c.Allow = podpolicy.Allow{Logs: true, Restarts: podpolicy.RestartAlways}
+	})
+	create := func() error {
+		_, err := h.CreateContainer(t.Context(), &agentapi.CreateContainerRequest{ContainerId: "web", Name: "web"})
+		return err
+	}
+	attach := func(volume, disk string) error {
+		_, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: volume, Disk: disk})
+		return err
+	}
+	refused(t, create(), podpolicy.RuleVolumeAttach)
+	refused(t, attach("other", "disk1"), podpolicy.RuleVolumeAttach)
+	if r := refused(t, attach("db", "foreign"), agent.RuleVolumeDisk); r.GetPath() != "volumes.db" {
+		t.Errorf("refusal %v", r)
+	}
+	refused(t, create(), podpolicy.RuleVolumeAttach)
+	if w.broker.attested != 1 {
+		t.Errorf("attested %d times, want 1: the key needs it", w.broker.attested)
+	}
+	for range 2 { // the call may be repeated
+		if err := attach("db", "disk1"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	refused(t, attach("db", "disk2"), podpolicy.RuleVolumeAttach)
+	for _, want := range []string{"kept\n", "kept\nkept\n"} {
+		if got := h.run(t); got != want {
+			t.Errorf("output %q, want %q", got, want)
+		}
+		must[*agentapi.WaitResponse](t)(h.Wait(t.Context(), &agentapi.WaitRequest{ContainerId: "web"}))
+		must[*agentapi.DeleteResponse](t)(h.Delete(t.Context(), &agentapi.DeleteRequest{ContainerId: "web"}))
+	}
+}
+
+func TestAVolumeWhoseKeyIsDenied(t *testing.T) {
+	w := newWorld(t, make([]byte, 32))
+	h := w.seal(func(p *podpolicy.Policy) {
+		p.Volumes = map[string]podpolicy.Volume{"db": {Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/db/disk-key", Filesystem: "ext4"}}
+		p.Containers[0].Mounts = []podpolicy.Mount{{Path: "/data", Volume: "db"}}
+	})
+	_, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "db", Disk: "disk1"})
+	refused(t, err, agent.RuleTrustee)
+	if entries, err := os.ReadDir(w.disks.dir); err != nil || len(entries) != 0 {
+		t.Errorf("%v, %v", entries, err)
+	}
 }

@@ -31,6 +31,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/guesttest"
 	"github.com/coffer-project/coffer/internal/guest/image"
 	"github.com/coffer-project/coffer/internal/guest/network"
+	"github.com/coffer-project/coffer/internal/guest/storage"
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci"
@@ -56,6 +57,7 @@ type world struct {
 	layout   *layout.Layout
 	image    oci.Descriptor
 	fetches  *gate
+	disks    *fakeDisks
 	dial     func() net.Conn
 }
 
@@ -159,6 +161,23 @@ func (p places) Open(context.Context, string) (*image.Store, *volume.Manager, er
 	return p.images, p.volumes, nil
 }
 
+// fakeDisks are volumes on disks that hold a key, or are blank.
+type fakeDisks struct {
+	dir  string
+	keys map[string]string // by serial number
+}
+
+func (d *fakeDisks) OpenVolume(_ context.Context, v storage.Volume) (storage.Opened, error) {
+	if key, ok := d.keys[v.Serial]; ok && key != string(v.Key.Expose()) {
+		return storage.Opened{}, fmt.Errorf("volume %s: %w: another key", v.Name, storage.ErrRefused)
+	}
+	if v.Filesystem == "" {
+		return storage.Opened{Device: "/dev/no-such-device"}, nil
+	}
+	dir := filepath.Join(d.dir, v.Serial)
+	return storage.Opened{Dir: dir}, os.MkdirAll(dir, 0o777)
+}
+
 type transport chan io.ReadWriteCloser
 
 func (t transport) Next(ctx context.Context) (io.ReadWriteCloser, error) {
@@ -177,7 +196,7 @@ func newWorld(t *testing.T, hostData []byte) *world {
 	env.Need(t)
 	w := &world{
 		t: t, attester: &fakeAttester{hostData}, broker: &fakeBroker{resources: map[string]string{}},
-		machine: &fakeMachine{sysctls: map[string]string{}},
+		machine: &fakeMachine{sysctls: map[string]string{}}, disks: &fakeDisks{dir: t.TempDir()},
 	}
 	var err error
 	if w.layout, err = layout.Create(t.TempDir()); err != nil {
@@ -221,7 +240,7 @@ func newWorld(t *testing.T, hostData []byte) *world {
 		Attestation: attestation.New(attestation.Options{
 			Cmdline: cmdline, HasSoft: func() bool { return true }, Soft: func() tee.Attester { return w.attester },
 		}),
-		Machine: w.machine, Runtime: crun, Places: places{images, volumes}, PodDir: pod,
+		Machine: w.machine, Runtime: crun, Places: places{images, volumes}, Disks: w.disks, PodDir: pod,
 		NewBroker: func(agent.BrokerConfig) (datahub.Broker, error) { return w.broker, nil },
 		NewFetcher: func(agent.RegistryConfig, oci.Reference) (oci.Fetcher, func(), error) {
 			return w.fetches, func() {}, nil

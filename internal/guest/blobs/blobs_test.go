@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -26,12 +27,7 @@ func serve(t *testing.T, p *Pool, h host) (ended <-chan error) {
 	t.Helper()
 	guest, theirs := net.Pipe()
 	done := make(chan error, 1)
-	idle := make(chan struct{})
-	go func() {
-		close(idle)
-		done <- p.Serve(t.Context(), guest)
-	}()
-	<-idle
+	go func() { done <- p.Serve(t.Context(), guest) }()
 	go func() {
 		for {
 			var req agentapi.BlobRequest
@@ -41,10 +37,11 @@ func serve(t *testing.T, p *Pool, h host) (ended <-chan error) {
 			h(theirs, &req)
 		}
 	}()
-	for p.free() == 0 {
-		time.Sleep(time.Millisecond)
-	}
-	t.Cleanup(func() { _ = theirs.Close() })
+	synctest.Wait()
+	t.Cleanup(func() {
+		_ = theirs.Close()
+		<-time.After(3 * time.Second) // until every host is done, in the bubble's time
+	})
 	return done
 }
 
@@ -68,49 +65,51 @@ func read(p *Pool, d oci.Descriptor) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close() //nolint:errcheck // read only
+	defer rc.Close()
 	return io.ReadAll(rc)
 }
 
 func TestGetAndPut(t *testing.T) {
 	t.Parallel()
-	p := newPool(quick)
-	if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
-		t.Errorf("without streams: want ErrNotFound, got %v", err)
-	}
-	if err := p.Put(t.Context(), blob, failingReader{}); err != nil {
-		t.Errorf("without streams: %v", err)
-	}
-	var have []byte
-	serve(t, p, func(conn net.Conn, req *agentapi.BlobRequest) {
-		if req.GetDigest() != string(blob.Digest) || req.GetSize() != uint64(blob.Size) {
-			t.Errorf("request %v", req)
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(quick)
+		if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
+			t.Errorf("without streams: want ErrNotFound, got %v", err)
 		}
-		switch {
-		case req.GetOperation() == agentapi.BlobRequest_PUT:
-			_ = channel.WriteMessage(conn, reply(true, 0))
-			have = make([]byte, req.GetSize())
-			_, _ = io.ReadFull(conn, have)
-			_ = channel.WriteMessage(conn, reply(true, len(have)))
-		case have == nil:
-			_ = channel.WriteMessage(conn, reply(false, 0))
-		default:
-			_ = channel.WriteMessage(conn, reply(true, len(have)))
-			_, _ = conn.Write(have)
+		if err := p.Put(t.Context(), blob, failingReader{}); err != nil {
+			t.Errorf("without streams: %v", err)
+		}
+		var have []byte
+		serve(t, p, func(conn net.Conn, req *agentapi.BlobRequest) {
+			if req.GetDigest() != string(blob.Digest) || req.GetSize() != uint64(blob.Size) {
+				t.Errorf("request %v", req)
+			}
+			switch {
+			case req.GetOperation() == agentapi.BlobRequest_PUT:
+				_ = channel.WriteMessage(conn, reply(true, 0))
+				have = make([]byte, req.GetSize())
+				_, _ = io.ReadFull(conn, have)
+				_ = channel.WriteMessage(conn, reply(true, len(have)))
+			case have == nil:
+				_ = channel.WriteMessage(conn, reply(false, 0))
+			default:
+				_ = channel.WriteMessage(conn, reply(true, len(have)))
+				_, _ = conn.Write(have)
+			}
+		})
+		if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
+			t.Errorf("empty: want ErrNotFound, got %v", err)
+		}
+		if err := p.Put(t.Context(), blob, bytes.NewReader(content)); err != nil {
+			t.Error(err)
+		}
+		// The one stream is used again and again.
+		for range 3 {
+			if got, err := read(p, blob); err != nil || !bytes.Equal(got, content) {
+				t.Errorf("%q, %v", got, err)
+			}
 		}
 	})
-	if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
-		t.Errorf("empty: want ErrNotFound, got %v", err)
-	}
-	if err := p.Put(t.Context(), blob, bytes.NewReader(content)); err != nil {
-		t.Error(err)
-	}
-	// The one stream is used again and again.
-	for range 3 {
-		if got, err := read(p, blob); err != nil || !bytes.Equal(got, content) {
-			t.Errorf("%q, %v", got, err)
-		}
-	}
 }
 
 type failingReader struct{}
@@ -121,7 +120,7 @@ func (failingReader) Read([]byte) (int, error) { return 0, errors.New("must not 
 // time, or what the caller will find wrong.
 func TestHostileHosts(t *testing.T) {
 	t.Parallel()
-	never := func() { time.Sleep(2 * time.Second) }
+	never := func() { <-time.After(2 * time.Second) }
 	for name, tc := range map[string]struct {
 		h    host
 		says string
@@ -143,15 +142,17 @@ func TestHostileHosts(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
-			p := newPool(quick)
-			serve(t, p, tc.h)
-			started := time.Now()
-			if _, err := read(p, blob); err == nil || !strings.Contains(err.Error(), tc.says) {
-				t.Errorf("want an error with %q, got %v", tc.says, err)
-			}
-			if took := time.Since(started); took > time.Second {
-				t.Errorf("it took %v", took)
-			}
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(quick)
+				serve(t, p, tc.h)
+				started := time.Now()
+				if _, err := read(p, blob); err == nil || !strings.Contains(err.Error(), tc.says) {
+					t.Errorf("want an error with %q, got %v", tc.says, err)
+				}
+				if took := time.Since(started); took > time.Second {
+					t.Errorf("it took %v", took)
+				}
+			})
 		})
 	}
 }
@@ -160,7 +161,7 @@ func TestHostileHosts(t *testing.T) {
 func drip(c net.Conn, _ *agentapi.BlobRequest) {
 	_ = channel.WriteMessage(c, reply(true, len(content)))
 	for i := range content {
-		time.Sleep(50 * time.Millisecond)
+		<-time.After(50 * time.Millisecond)
 		if _, err := c.Write(content[i : i+1]); err != nil {
 			return
 		}
@@ -176,93 +177,100 @@ func truncate(c net.Conn, _ *agentapi.BlobRequest) {
 // TestTooMuch: bytes behind a blob end the stream; the blob itself was whole.
 func TestTooMuch(t *testing.T) {
 	t.Parallel()
-	p := newPool(quick)
-	ended := serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
-		_ = channel.WriteMessage(c, reply(true, len(content)))
-		_, _ = c.Write(append(bytes.Clone(content), "more"...))
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(quick)
+		ended := serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
+			_ = channel.WriteMessage(c, reply(true, len(content)))
+			_, _ = c.Write(append(bytes.Clone(content), "more"...))
+		})
+		if got, err := read(p, blob); err != nil || !bytes.Equal(got, content) {
+			t.Errorf("%q, %v", got, err)
+		}
+		if err := <-ended; err == nil || !strings.Contains(err.Error(), "more than was asked for") {
+			t.Errorf("the stream ended with %v", err)
+		}
+		if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
+			t.Errorf("want ErrNotFound, got %v", err)
+		}
 	})
-	if got, err := read(p, blob); err != nil || !bytes.Equal(got, content) {
-		t.Errorf("%q, %v", got, err)
-	}
-	if err := <-ended; err == nil || !strings.Contains(err.Error(), "more than was asked for") {
-		t.Errorf("the stream ended with %v", err)
-	}
-	if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
-		t.Errorf("want ErrNotFound, got %v", err)
-	}
 }
 
 // TestUnknownSize: a manifest whose size nobody knows is bounded.
 func TestUnknownSize(t *testing.T) {
 	t.Parallel()
-	for size, ok := range map[int]bool{len(content): true, oci.MaxDocument + 1: false} {
-		p := newPool(quick)
-		serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
-			_ = channel.WriteMessage(c, reply(true, size))
-			_, _ = c.Write(content)
-		})
-		got, err := read(p, oci.Descriptor{Digest: blob.Digest})
-		if ok && (err != nil || !bytes.Equal(got, content)) || !ok && err == nil {
-			t.Errorf("%d bytes: %q, %v", size, got, err)
+	synctest.Test(t, func(t *testing.T) {
+		for size, ok := range map[int]bool{len(content): true, oci.MaxDocument + 1: false} {
+			p := newPool(quick)
+			serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
+				_ = channel.WriteMessage(c, reply(true, size))
+				_, _ = c.Write(content)
+			})
+			got, err := read(p, oci.Descriptor{Digest: blob.Digest})
+			if ok && (err != nil || !bytes.Equal(got, content)) || !ok && err == nil {
+				t.Errorf("%d bytes: %q, %v", size, got, err)
+			}
 		}
-	}
+	})
 }
 
 // TestHostTakesNothing: a host that wants a blob and then reads none of it does
 // not hold the guest up.
 func TestHostTakesNothing(t *testing.T) {
 	t.Parallel()
-	p := newPool(quick)
-	serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
-		_ = channel.WriteMessage(c, reply(true, 0))
-		time.Sleep(2 * time.Second)
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(quick)
+		serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
+			_ = channel.WriteMessage(c, reply(true, 0))
+			<-time.After(2 * time.Second)
+		})
+		started := time.Now()
+		if err := p.Put(t.Context(), blob, bytes.NewReader(content)); err == nil || time.Since(started) > time.Second {
+			t.Errorf("%v after %v", err, time.Since(started))
+		}
 	})
-	started := time.Now()
-	if err := p.Put(t.Context(), blob, bytes.NewReader(content)); err == nil || time.Since(started) > time.Second {
-		t.Errorf("%v after %v", err, time.Since(started))
-	}
 }
 
 func TestStreamsAreBounded(t *testing.T) {
 	t.Parallel()
-	p := newPool(quick)
-	for range MaxStreams {
-		serve(t, p, func(net.Conn, *agentapi.BlobRequest) {})
-	}
-	for p.free() < MaxStreams {
-		time.Sleep(time.Millisecond)
-	}
-	guest, theirs := net.Pipe()
-	if err := p.Serve(t.Context(), guest); err == nil || !strings.Contains(err.Error(), "more than 16") {
-		t.Errorf("want a refusal, got %v", err)
-	}
-	if _, err := theirs.Read(make([]byte, 1)); err == nil {
-		t.Error("the stream is open")
-	}
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(quick)
+		for range MaxStreams {
+			serve(t, p, func(net.Conn, *agentapi.BlobRequest) {})
+		}
+		guest, theirs := net.Pipe()
+		if err := p.Serve(t.Context(), guest); err == nil || !strings.Contains(err.Error(), "more than 16") {
+			t.Errorf("want a refusal, got %v", err)
+		}
+		if _, err := theirs.Read(make([]byte, 1)); err == nil {
+			t.Error("the stream is open")
+		}
+	})
 }
 
 // TestEnd: cancelled callers and an ended pool leave nothing behind.
 func TestEnd(t *testing.T) {
 	t.Parallel()
-	p := newPool(limits{stall: time.Hour, grace: time.Hour, rate: 1})
-	ended := serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, len(content))) })
-	ctx, cancel := context.WithCancel(t.Context())
-	rc, err := p.Get(ctx, blob)
-	if err != nil {
-		t.Fatal(err)
-	}
-	time.AfterFunc(10*time.Millisecond, cancel)
-	if _, err := io.ReadAll(rc); !errors.Is(err, context.Canceled) {
-		t.Errorf("want context.Canceled, got %v", err)
-	}
-	<-ended
-	ctx, cancel = context.WithCancel(t.Context())
-	guest, _ := net.Pipe()
-	cancel()
-	if err := p.Serve(ctx, guest); !errors.Is(err, context.Canceled) {
-		t.Errorf("want context.Canceled, got %v", err)
-	}
-	if p.free() != 0 || p.count != 0 {
-		t.Errorf("%d idle, %d streams", p.free(), p.count)
-	}
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(limits{stall: time.Hour, grace: time.Hour, rate: 1})
+		ended := serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) { _ = channel.WriteMessage(c, reply(true, len(content))) })
+		ctx, cancel := context.WithCancel(t.Context())
+		rc, err := p.Get(ctx, blob)
+		if err != nil {
+			t.Fatal(err)
+		}
+		time.AfterFunc(10*time.Millisecond, cancel)
+		if _, err := io.ReadAll(rc); !errors.Is(err, context.Canceled) {
+			t.Errorf("want context.Canceled, got %v", err)
+		}
+		<-ended
+		ctx, cancel = context.WithCancel(t.Context())
+		guest, _ := net.Pipe()
+		cancel()
+		if err := p.Serve(ctx, guest); !errors.Is(err, context.Canceled) {
+			t.Errorf("want context.Canceled, got %v", err)
+		}
+		if p.free() != 0 || p.count != 0 {
+			t.Errorf("%d idle, %d streams", p.free(), p.count)
+		}
+	})
 }

@@ -54,7 +54,7 @@ func (s *stream) watch() {
 // unwatch ends the watch and says whether the stream can be used.
 func (s *stream) unwatch() bool {
 	_ = s.conn.SetReadDeadline(time.Unix(1, 0))
-	if err := <-s.watched; err != errIdle { //nolint:errorlint // it is never wrapped
+	if err := <-s.watched; !errors.Is(err, errIdle) {
 		return false
 	}
 	_ = s.conn.SetReadDeadline(time.Time{})

@@ -18,10 +18,10 @@ const (
 
 // PowerOff ends the machine: every process is asked to end, then killed,
 // file systems are written out, and the power goes off; each step has a time
-// limit. idle returns when no child process is left or ctx has ended. It
-// does not return; where the kernel refuses to power off it exits, which
+// limit. idle returns when no child process is left or ctx has ended; last is
+// what remains to be done when nothing runs any more. It does not return; where the kernel refuses to power off it exits, which
 // panics the kernel, and panic=-1 resets the machine.
-func PowerOff(log *slog.Logger, idle func(ctx context.Context)) {
+func PowerOff(log *slog.Logger, idle, last func(ctx context.Context)) {
 	bounded := func(limit time.Duration, f func(ctx context.Context)) {
 		ctx, cancel := context.WithTimeout(context.Background(), limit)
 		defer cancel()
@@ -38,6 +38,7 @@ func PowerOff(log *slog.Logger, idle func(ctx context.Context)) {
 	_ = unix.Kill(-1, unix.SIGKILL)
 	bounded(killLimit, idle)
 	bounded(syncLimit, func(context.Context) { unix.Sync() })
+	bounded(syncLimit, last)
 	err := unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
 	log.Error("power off failed", "error", err)
 	unix.Exit(1)

@@ -20,7 +20,10 @@ type mount struct {
 
 const noExec = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC
 
-// mountTable lists the file systems every guest has, in order.
+// mountTable lists the file systems every guest has, in order. Those of memory
+// have a share of it each: the kernel would let every one take a half. /run
+// holds the files that volumes are made of; nothing of the pod's writes to the
+// others.
 func mountTable() []mount {
 	return []mount{
 		{"devtmpfs", "/dev", "devtmpfs", unix.MS_NOSUID | unix.MS_NOEXEC, "mode=0755"},
@@ -28,9 +31,9 @@ func mountTable() []mount {
 		{"sysfs", "/sys", "sysfs", noExec, ""},
 		{"cgroup2", "/sys/fs/cgroup", "cgroup2", noExec, "nsdelegate"},
 		{"devpts", "/dev/pts", "devpts", unix.MS_NOSUID | unix.MS_NOEXEC, "gid=5,mode=0620,ptmxmode=0666"},
-		{"tmpfs", "/dev/shm", "tmpfs", noExec, "mode=1777"},
-		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755"},
-		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777"},
+		{"tmpfs", "/dev/shm", "tmpfs", noExec, "mode=1777,size=5%"},
+		{"tmpfs", "/run", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=0755,size=30%"},
+		{"tmpfs", "/tmp", "tmpfs", unix.MS_NOSUID | unix.MS_NODEV, "mode=1777,size=5%"},
 	}
 }
 

@@ -2,142 +2,185 @@ package datahub
 
 import (
 	"context"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/sha256"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
-	"math/big"
+	"maps"
+	"slices"
 	"strings"
+	"sync"
 
-	"github.com/coffer-project/coffer/internal/strictjson"
+	"github.com/coffer-project/coffer/initdata/guestconfig"
+	"github.com/coffer-project/coffer/internal/guest/kms"
 	"github.com/coffer-project/coffer/secret"
+	"github.com/coffer-project/coffer/secret/sealed"
 )
 
-// Limits of a sealed secret.
-const (
-	maxSealed     = 64 << 10
-	maxSealedJWK  = 16 << 10
-	sealedVersion = "0.1.0"
-)
-
-// sealedLimits bound the header and the payload.
-func sealedLimits() strictjson.Limits { return strictjson.Limits{Bytes: maxSealed, Depth: 8} }
-
-// sealedHeader is the protected header: alg and kid, nothing else.
-type sealedHeader struct {
-	Alg string `json:"alg"`
-	Kid string `json:"kid"`
-}
-
-// sealedPayload is either kind of secret.
-type sealedPayload struct {
-	Version          string          `json:"version"`
-	Type             string          `json:"type"`
-	Name             string          `json:"name"`
-	Provider         string          `json:"provider"`
-	ProviderSettings json.RawMessage `json:"provider_settings"`
-	Annotations      json.RawMessage `json:"annotations"`
-	// Envelope secrets only; read so that the refusal can say what it is.
-	KeyID         string `json:"key_id"`
-	EncryptedKey  string `json:"encrypted_key"`
-	EncryptedData string `json:"encrypted_data"`
-	WrapType      string `json:"wrap_type"`
-	IV            string `json:"iv"`
-}
-
-// Unseal opens a sealed secret of the form sealed.HEADER.PAYLOAD.SIGNATURE
-// (guest components, "Sealed secrets"): the signature is ES256 by a key the
-// broker holds, and the payload names a resource of the broker (type vault).
-// The form without a signature is refused, and so is the envelope type, whose
-// key management services this guest does not speak.
-func (h *Hub) Unseal(ctx context.Context, sealed string) (secret.Bytes, error) {
-	payload, err := h.openSealed(ctx, sealed)
+// Unseal opens a sealed secret, see package sealed. Its signature is always
+// checked, by a key that a trustee holds and that the header names. The form
+// without a signature is refused.
+func (h *Hub) Unseal(ctx context.Context, text string) (secret.Bytes, error) {
+	s, err := sealed.Parse(text)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	p, err := h.verify(ctx, s)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	value, err := h.open(ctx, p)
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("sealed secret: %w", err)
 	}
-	return h.Resource(ctx, payload.Name)
+	return value, nil
 }
 
-func (h *Hub) openSealed(ctx context.Context, sealed string) (*sealedPayload, error) {
-	if len(sealed) > maxSealed {
-		return nil, fmt.Errorf("%d bytes, at most %d are read", len(sealed), maxSealed)
+// verify checks the signature with the key that the header names. Whoever wrote
+// the header may name any resource that this pod may have, so only what reads
+// as a verification key helps, and who can put one there is the trustee's.
+func (h *Hub) verify(ctx context.Context, s *sealed.Secret) (sealed.Payload, error) {
+	kid := s.Header().Kid
+	if !strings.HasPrefix(kid, "kbs") {
+		return sealed.Payload{}, fmt.Errorf("sealed secret: header.kid: expected a resource of the key broker (kbs:///…), got %.128q: keys in files of the guest are nobody's word", kid)
 	}
-	parts := strings.Split(sealed, ".")
-	if len(parts) != 4 || parts[0] != "sealed" {
-		return nil, fmt.Errorf("expected sealed.HEADER.PAYLOAD.SIGNATURE, got %d parts", len(parts))
+	doc, err := h.Resource(ctx, kid)
+	if err != nil {
+		return sealed.Payload{}, fmt.Errorf("sealed secret: header.kid: %w", err)
 	}
-	var decoded [3][]byte
-	for i, name := range []string{"header", "payload", "signature"} {
-		b, err := base64.RawURLEncoding.Strict().DecodeString(parts[i+1])
-		if err != nil {
-			return nil, fmt.Errorf("%s: %w; a secret that was sealed without a signature is not accepted", name, err)
+	defer doc.Clear()
+	key, err := sealed.ParsePublicKey(doc.Expose())
+	if err != nil {
+		return sealed.Payload{}, fmt.Errorf("sealed secret: header.kid: %.256s: %w", kid, err)
+	}
+	return s.Verify(key)
+}
+
+// open gets what a verified payload stands for.
+func (h *Hub) open(ctx context.Context, p sealed.Payload) (secret.Bytes, error) {
+	if p.Provider == sealed.KBS {
+		if p.Type == sealed.Envelope {
+			return h.openEnvelope(ctx, p)
 		}
-		decoded[i] = b
+		if err := errors.Join(p.NoSettings(), sealed.Into(p.Annotations, "annotations", &struct{}{})); err != nil {
+			return secret.Bytes{}, err
+		}
+		return h.Resource(ctx, p.Name)
 	}
-	var header sealedHeader
-	if err := strictjson.Decode(decoded[0], &header, sealedLimits()); err != nil {
-		return nil, fmt.Errorf("header: %w", err)
+	provider, ok := h.providers[p.Provider]
+	if !ok {
+		known := append(slices.Collect(maps.Keys(h.providers)), sealed.KBS)
+		slices.Sort(known)
+		return secret.Bytes{}, fmt.Errorf("payload.provider: this guest knows %s, got %.32q", strings.Join(known, ", "), p.Provider)
 	}
-	if header.Alg != "ES256" {
-		return nil, fmt.Errorf("header.alg: expected ES256, got %q", header.Alg)
+	q := kms.Request{Name: p.Name, Settings: p.Settings, Annotations: p.Annotations, Credential: h.credential}
+	if p.Type == sealed.Vault {
+		return provider.Secret(ctx, q)
 	}
-	if !strings.HasPrefix(header.Kid, "kbs") {
-		return nil, fmt.Errorf("header.kid: expected a resource of the key broker (kbs:///…), got %q", header.Kid)
+	q.Name = p.KeyID
+	var err error
+	if q.Ciphertext, err = p.Key(); err != nil {
+		return secret.Bytes{}, err
 	}
-	key, err := h.verificationKey(ctx, header.Kid)
+	key, err := provider.Decrypt(ctx, q)
 	if err != nil {
-		return nil, fmt.Errorf("header.kid: %w", err)
+		return secret.Bytes{}, err
 	}
-	// The signature is over the encoded parts, the prefix excluded.
-	digest := sha256.Sum256([]byte(parts[1] + "." + parts[2]))
-	sig := decoded[2]
-	if len(sig) != 64 || !ecdsa.Verify(key, digest[:], new(big.Int).SetBytes(sig[:32]), new(big.Int).SetBytes(sig[32:])) {
-		return nil, fmt.Errorf("signature: does not verify under %s", header.Kid)
-	}
-	var p sealedPayload
-	if err := strictjson.Decode(decoded[1], &p, sealedLimits()); err != nil {
-		return nil, fmt.Errorf("payload: %w", err)
-	}
-	switch {
-	case p.Version != sealedVersion:
-		return nil, fmt.Errorf("payload.version: expected %s, got %q", sealedVersion, p.Version)
-	case p.Type == "envelope":
-		return nil, fmt.Errorf("payload.type: envelope secrets (key management service %q) are not supported by this guest; seal a reference (type vault, provider kbs)", p.Provider)
-	case p.Type != "vault":
-		return nil, fmt.Errorf("payload.type: expected vault, got %q", p.Type)
-	case p.Provider != "kbs":
-		return nil, fmt.Errorf("payload.provider: expected kbs, got %q", p.Provider)
-	case p.ProviderSettings == nil || p.Annotations == nil:
-		return nil, errors.New("payload: provider_settings and annotations must be present, {} if there are none")
-	}
-	return &p, nil
+	defer key.Clear()
+	return p.DecryptData(key)
 }
 
-// verificationKey fetches a public key, a JWK of type EC on P-256.
-func (h *Hub) verificationKey(ctx context.Context, kid string) (*ecdsa.PublicKey, error) {
-	raw, err := h.Resource(ctx, kid)
+// openEnvelope opens an envelope whose key is wrapped by a key of the key
+// broker.
+func (h *Hub) openEnvelope(ctx context.Context, p sealed.Payload) (secret.Bytes, error) {
+	kek, err := h.Resource(ctx, p.KeyID)
 	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("payload.key_id: %w", err)
+	}
+	defer kek.Clear()
+	key, err := p.UnwrapKey(kek)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	defer key.Clear()
+	return p.DecryptData(key)
+}
+
+// credential gets a credential of a key management service, by its name below
+// [guestconfig.CredentialDir].
+func (h *Hub) credential(ctx context.Context, name string) (secret.Bytes, error) {
+	uri, ok := h.credentials[guestconfig.CredentialDir+name]
+	if !ok {
+		return secret.Bytes{}, fmt.Errorf("credential: cdh.toml has no [[credentials]] entry with the path %s%s", guestconfig.CredentialDir, name)
+	}
+	value, err := h.Resource(ctx, uri)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("credential %s: %w", name, err)
+	}
+	return value, nil
+}
+
+// Reveal returns the content of a file: unsealed if it begins with "sealed.",
+// else as it is. It is for files that a host delivers, such as those of a
+// Kubernetes Secret. What is meant to be sealed and cannot be opened is an
+// error, never the sealed text.
+func (h *Hub) Reveal(ctx context.Context, content []byte) (value secret.Bytes, wasSealed bool, err error) {
+	if !sealed.Is(content) {
+		return secret.New(slices.Clone(content)), false, nil
+	}
+	value, err = h.Unseal(ctx, string(content))
+	return value, true, err
+}
+
+// filesAtOnce bounds requests for files of one volume.
+const filesAtOnce = 8
+
+// Files gets the contents of a volume's secret files: sealed secrets and
+// resources, by file name. It returns all of them or an error that names the
+// file.
+func (h *Hub) Files(ctx context.Context, sealedFiles, resources map[string]string) (map[string]secret.Bytes, error) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	type job struct {
+		name, ref string
+		get       func(context.Context, string) (secret.Bytes, error)
+	}
+	var jobs []job
+	for name, text := range sealedFiles {
+		jobs = append(jobs, job{name, text, h.Unseal})
+	}
+	for name, uri := range resources {
+		if _, ok := sealedFiles[name]; ok {
+			return nil, fmt.Errorf("file %.256q: is both a sealed secret and a resource", name)
+		}
+		jobs = append(jobs, job{name, uri, h.Resource})
+	}
+	var mu sync.Mutex
+	out := make(map[string]secret.Bytes, len(jobs))
+	turns := make(chan struct{}, filesAtOnce)
+	var wg sync.WaitGroup
+	for _, j := range jobs {
+		wg.Go(func() {
+			select {
+			case turns <- struct{}{}:
+				defer func() { <-turns }()
+			case <-ctx.Done():
+				return
+			}
+			value, err := j.get(ctx, j.ref)
+			if err != nil {
+				cancel(fmt.Errorf("file %.256q: %w", j.name, err))
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			out[j.name] = value
+		})
+	}
+	wg.Wait()
+	if err := context.Cause(ctx); err != nil {
+		for _, v := range out {
+			v.Clear()
+		}
 		return nil, err
 	}
-	if raw.Len() > maxSealedJWK {
-		return nil, fmt.Errorf("JWK of %d bytes, at most %d are read", raw.Len(), maxSealedJWK)
-	}
-	// A JWK may carry members that do not matter here (RFC 7517 §4).
-	var jwk struct{ Kty, Crv, X, Y string }
-	if err := json.Unmarshal(raw.Expose(), &jwk); err != nil {
-		return nil, errors.New("the resource is not a JWK")
-	}
-	if jwk.Kty != "EC" || jwk.Crv != "P-256" {
-		return nil, fmt.Errorf("JWK: expected type EC on P-256, got %q on %q", jwk.Kty, jwk.Crv)
-	}
-	x, errX := base64.RawURLEncoding.DecodeString(jwk.X)
-	y, errY := base64.RawURLEncoding.DecodeString(jwk.Y)
-	if errX != nil || errY != nil || len(x) != 32 || len(y) != 32 {
-		return nil, errors.New("JWK: x and y must be 32 bytes of unpadded base64url")
-	}
-	// Uncompressed point (SEC 1 §2.3.4); the parser checks it is on the curve.
-	return ecdsa.ParseUncompressedPublicKey(elliptic.P256(), append(append([]byte{4}, x...), y...))
+	return out, nil
 }

@@ -24,10 +24,11 @@ const goodbye = time.Second
 
 // guest is the state of a guest from boot to end.
 type guest struct {
-	log   *slog.Logger
-	boot  boot.Guest
-	reap  *reaper.Reaper
-	level slog.LevelVar
+	log    *slog.Logger
+	boot   boot.Guest
+	reap   *reaper.Reaper
+	places *places // nil until the agent is made
+	level  slog.LevelVar
 
 	mu    sync.Mutex
 	marks []boot.Mark
@@ -56,7 +57,17 @@ func Guest() {
 	if err := g.run(context.Background()); err != nil {
 		g.log.Error("the guest ends", "error", err)
 	}
-	boot.PowerOff(g.log, g.reap.Idle)
+	boot.PowerOff(g.log, g.reap.Idle, g.closePlaces)
+}
+
+// closePlaces is the last thing to be done before the power goes off.
+func (g *guest) closePlaces(ctx context.Context) {
+	if g.places == nil {
+		return
+	}
+	if err := g.places.Close(ctx); err != nil {
+		g.log.WarnContext(ctx, "close the pod's disks", "error", err)
+	}
 }
 
 func (g *guest) mark(name string) {
@@ -112,8 +123,9 @@ func (g *guest) run(ctx context.Context) error {
 			return err
 		}
 	}
+	g.places = newPlaces(g.log, g.reap, "/run/coffer")
 	a, err := build(parts{
-		log: g.log, cmdline: g.boot.Cmdline, bootID: g.boot.BootID, marks: g.allMarks, reaper: g.reap,
+		log: g.log, cmdline: g.boot.Cmdline, bootID: g.boot.BootID, marks: g.allMarks, reaper: g.reap, places: g.places,
 		dir: "/run/coffer", etc: "/etc", crun: "/usr/bin/crun",
 		ready: func(ctx context.Context) error {
 			select {

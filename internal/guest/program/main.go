@@ -102,7 +102,7 @@ func serve(args []string, stderr io.Writer) error {
 	}
 	go func() { _ = reap.Run(ctx) }()
 	p := parts{
-		log: log, cmdline: boot.Cmdline{TEE: boot.TEENone, Development: true}, reaper: reap, dir: *dir,
+		log: log, cmdline: boot.Cmdline{TEE: boot.TEENone, Development: true}, reaper: reap, places: newPlaces(log, reap, *dir), dir: *dir,
 		// The machine's own resolver files are left alone.
 		etc: filepath.Join(*dir, "etc"), crun: *crun,
 		marks: func() []boot.Mark { return nil },
@@ -115,7 +115,7 @@ func serve(args []string, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	for _, name := range []string{"images", "pod"} {
+	for _, name := range []string{storeDir, "pod"} {
 		defer unix.Unmount(filepath.Join(*dir, name), unix.MNT_DETACH) //nolint:errcheck // best effort at the end
 	}
 	l, err := (&net.ListenConfig{}).Listen(ctx, "unix", *socket)

@@ -8,6 +8,7 @@ import (
 	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/internal/guest/agent"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/secret"
 )
 
@@ -42,7 +43,7 @@ func TestNewFetcher(t *testing.T) {
 	for name, c := range map[string]agent.RegistryConfig{
 		"plain":    {},
 		"unsealed": {Unsealed: true},
-		"insecure": {Image: guestconfig.Image{Registries: []guestconfig.Registry{{Location: "registry.example:5000/shop", Insecure: true}}}},
+		"insecure": {Image: guestconfig.Image{Registries: &registries.Config{Registries: []registries.Registry{{Location: "registry.example:5000/shop", Insecure: true}}}}},
 		"login":    {Credentials: secret.New([]byte(`{"auths":{"registry.example":{"auth":"dXNlcjpwYXNz"}}}`))},
 	} {
 		_, closeFetcher, err := newFetcher(c, ref)

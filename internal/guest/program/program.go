@@ -12,7 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"strings"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -23,13 +23,19 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/kms"
+	"github.com/coffer-project/coffer/internal/guest/kms/aliyunkms"
+	"github.com/coffer-project/coffer/internal/guest/kms/awskms"
 	"github.com/coffer-project/coffer/internal/guest/machine"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
+	"github.com/coffer-project/coffer/internal/guest/restapi"
 	"github.com/coffer-project/coffer/internal/guest/serial"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/registry"
+	"github.com/coffer-project/coffer/oci/signature"
+	"github.com/coffer-project/coffer/oci/signature/lookaside"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/azure/azureattest"
 	"github.com/coffer-project/coffer/tee/platform"
@@ -51,6 +57,7 @@ type parts struct {
 	bootID  [16]byte
 	marks   func() []boot.Mark
 	reaper  *reaper.Reaper
+	places  *places
 	// dir is a tmpfs; etc is where the agent's resolver files are.
 	dir, etc string
 	crun     string
@@ -84,7 +91,7 @@ func build(p parts) (*agent.Agent, error) {
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
 		}),
-		Runtime: crun, Places: &places{dir: p.dir, ready: p.ready}, PodDir: dirs["pod"],
+		Runtime: crun, Places: p.places, Disks: p.places.disks, PodDir: dirs["pod"],
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			attached, err := devices(nvidiaProgram, runThrough(p.reaper))
 			if err != nil {
@@ -93,6 +100,10 @@ func build(p parts) (*agent.Agent, error) {
 			return newBroker(c, attached, p.log)
 		},
 		NewFetcher: newFetcher,
+		NewService: newService, Providers: map[string]kms.Provider{
+			"aws": awskms.New(awskms.Options{}), "aliyun": aliyunkms.New(aliyunkms.Options{}),
+		},
+		NewImagePolicy: newImagePolicy, ListenREST: restapi.Listen, RESTFeatures: p.cmdline.RESTAPI,
 	})
 }
 
@@ -158,30 +169,37 @@ func (w *wholePort) Close() error { return errors.Join(w.Conn.Close(), w.port.Cl
 
 func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) (datahub.Broker, error) {
 	return kbs.NewClient(kbs.ClientOptions{
-		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: attached, InitData: c.InitData,
-		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader,
+		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: slices.Concat(attached, c.Devices), InitData: c.InitData,
+		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader, KeyType: c.KeyType, PolicySelector: c.PolicySelector,
 	})
 }
 
+// newService opens an attestation service, which is known by its URL only: what it
+// signs is for others to check.
+func newService(url string, a tee.Attester) (datahub.Service, error) {
+	return kbs.NewService(kbs.ServiceOptions{URL: url, Attester: a, UserAgent: "coffer-agent/" + Version})
+}
+
+// newImagePolicy reads an image policy, with signatures of simple signing where
+// the lookaside configuration and registries have them.
+func newImagePolicy(policy, sigstore []byte, c agent.RegistryConfig) (*signature.Policy, error) {
+	client, err := newRegistry(c, oci.Reference{})
+	if err != nil {
+		return nil, err
+	}
+	places, err := lookaside.ParseConfig(sigstore)
+	if err != nil {
+		return nil, err
+	}
+	store, err := lookaside.New(lookaside.Options{Config: places, Client: client.HTTP(), Registry: client})
+	if err != nil {
+		return nil, err
+	}
+	return signature.ParsePolicy(policy, append(keylessOption(), signature.WithLookaside(store))...)
+}
+
 func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, UserAgent: "coffer-agent/" + Version}
-	if c.Credentials.Len() > 0 {
-		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
-		if err != nil {
-			return nil, nil, fmt.Errorf("registry credentials: %w", err)
-		}
-		o.Credentials = credentials
-	}
-	for _, r := range c.Image.Registries {
-		if r.Insecure {
-			host, _, _ := strings.Cut(r.Location, "/")
-			o.PlainHTTP = append(o.PlainHTTP, host)
-		}
-	}
-	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
-		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)
-	}
-	client, err := registry.New(o)
+	client, err := newRegistry(c, ref)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -191,4 +209,24 @@ func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(),
 		return nil, nil, err
 	}
 	return repository, client.Close, nil
+}
+
+// newRegistry opens registries as initdata says. ref is what is to be read.
+func newRegistry(c agent.RegistryConfig, ref oci.Reference) (*registry.Client, error) {
+	proxy, err := c.Image.Proxy.Func()
+	if err != nil {
+		return nil, fmt.Errorf("image_pull_proxy: %w", err)
+	}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, HostRootPEMs: c.Image.HostRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
+	if c.Credentials.Len() > 0 {
+		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
+		if err != nil {
+			return nil, fmt.Errorf("registry credentials: %w", err)
+		}
+		o.Credentials = credentials
+	}
+	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
+		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)
+	}
+	return registry.New(o)
 }

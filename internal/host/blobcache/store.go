@@ -160,9 +160,12 @@ func (s *Store) Get(d oci.Digest) (_ io.ReadCloser, size int64, err error) {
 		return nil, 0, fmt.Errorf("blob cache: %w", err)
 	}
 	info, err := f.Stat()
-	if err != nil || !info.Mode().IsRegular() {
+	if err == nil && !info.Mode().IsRegular() {
+		err = fmt.Errorf("expected a file, got %v", info.Mode())
+	}
+	if err != nil {
 		_ = f.Close()
-		return nil, 0, fmt.Errorf("blob cache: %s: expected a file, got %v", file, err)
+		return nil, 0, fmt.Errorf("blob cache: %s: %w", file, err)
 	}
 	now := s.o.Now()
 	_ = s.root.Chtimes(file, now, now)

@@ -43,7 +43,7 @@ func get(s *blobcache.Store, d oci.Digest) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer rc.Close() //nolint:errcheck // read only
+	defer rc.Close()
 	return io.ReadAll(rc)
 }
 
@@ -219,7 +219,7 @@ func TestCrashLeavesNoPartialBlob(t *testing.T) {
 	t.Parallel()
 	dir := filepath.Join(t.TempDir(), "c")
 	s := open(t, dir, blobcache.Options{})
-	cmd := exec.Command(os.Args[0]) //nolint:noctx // it kills itself
+	cmd := exec.Command(os.Args[0])
 	cmd.Env = append(os.Environ(), childDir+"="+dir)
 	if err := cmd.Run(); err == nil {
 		t.Fatal("the child was to die")

@@ -40,11 +40,16 @@ type Config struct {
 	Transport Transport
 	// NoNetwork leaves the network card out.
 	NoNetwork bool
+	// Disks of the machine. An image's File must stay open until Launch returns.
+	Disks []vmm.Disk
 	// Override is what the host changes beneath the manifest.
 	Override Override
 	// TEEPort, when not nil, wraps the software TEE's end of the port between
 	// it and the guest: the host that carries the bytes sees them.
 	TEEPort func(io.ReadWriter) io.ReadWriter
+
+	// BlobCache, when not nil, answers the guest's requests for blobs of images.
+	BlobCache BlobCache
 
 	Logger *slog.Logger
 	// ConsoleLine, when not nil, is called with every line of the guest's

@@ -147,6 +147,7 @@ func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.
 		VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB,
 		Firmware: vmm.Input{Path: image.FirmwarePath},
 		Cmdline:  launched.Cmdline,
+		Disks:    c.Disks,
 	}
 	if c.Transport == Vsock {
 		m.VsockCID = cid(c.ID)

@@ -109,6 +109,9 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 	s.info.Hello, s.info.Boot = hello, time.Since(s.started)
 	s.log.InfoContext(ctx, "the guest agent answers", "after", s.info.Boot, "build", hello.GetBuild(), "tee", hello.GetTee(),
 		"simulated", hello.GetSimulated(), "sealed", hello.GetSealed())
+	if c.BlobCache != nil {
+		s.serveBlobs(context.WithoutCancel(ctx), c.BlobCache)
+	}
 	c.Progress(StageReady)
 	return nil
 }

@@ -35,6 +35,8 @@ const (
 	MaxCmdline = 2047
 	// MaxPorts bounds the virtio-serial ports of a machine.
 	MaxPorts = 16
+	// MaxDisks bounds the disks of a machine: each is a PCI device.
+	MaxDisks = 16
 )
 
 // Accelerator is what executes the guest's instructions.
@@ -104,6 +106,8 @@ type Machine struct {
 	// Network is nil for a machine without one.
 	Network *UserNetwork
 	Ports   []Port
+	// Disks appear to the guest under their serial numbers.
+	Disks []Disk
 	// VsockCID gives the machine a vsock device of that context id; 0: none.
 	// It needs the host's /dev/vhost-vsock and has only been run as a golden
 	// file.
@@ -164,6 +168,7 @@ func (m *Machine) Validate() error {
 		bad("vsock_cid", "0 for none, or 3 to 4294967294", m.VsockCID, "the others are reserved")
 	}
 	problems = append(problems, m.validatePorts()...)
+	problems = append(problems, m.validateDisks()...)
 	if m.Confidential != nil {
 		if m.Accelerator != KVM {
 			bad("accelerator", "kvm, for a confidential machine", m.Accelerator, "use the software TEE on this host")

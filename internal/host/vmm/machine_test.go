@@ -53,11 +53,21 @@ func TestGolden(t *testing.T) {
 	tdx.CPU = "host"
 	vsock := machine()
 	vsock.VsockCID, vsock.Ports = 4711, vsock.Ports[1:]
+	disks := func(m *Machine) *Machine {
+		m.Disks = []Disk{
+			{Serial: "scratch", Image: Input{File: os.Stdin}},
+			{Serial: "volume-0", Image: Input{Path: "/volumes/a,b.img"}},
+			{Serial: "volume-1", Image: Input{Path: "/dev/sdb1"}, BlockDevice: true, ReadOnly: true},
+		}
+		return m
+	}
 	for _, tc := range []struct {
 		name string
 		m    *Machine
 	}{
 		{"soft", machine()},
+		{"soft-disks", disks(machine())},
+		{"snp-disks", disks(confidential(&SNP{CBitPos: 51, ReducedPhysBits: 1}))},
 		{"soft-vsock", vsock},
 		{"soft-kvm", kvm},
 		{"none", none},
@@ -129,6 +139,15 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		{"multicast", func(m *Machine) { m.Network.MAC[0] = 1 }, "network.mac: expected"},
 		{"port name", func(m *Machine) { m.Ports[0].Name = "a,b=c" }, "ports[0].name: expected"},
 		{"port twice", func(m *Machine) { m.Ports[1].Name = m.Ports[0].Name }, "is there twice"},
+		{"disk without serial", func(m *Machine) { m.Disks = []Disk{{Image: Input{Path: "/a"}}} }, "disks[0].serial: expected 1 to 20"},
+		{"long serial", func(m *Machine) { m.Disks = []Disk{{Serial: strings.Repeat("a", 21), Image: Input{Path: "/a"}}} }, "disks[0].serial: expected 1 to 20"},
+		{"serial with options", func(m *Machine) { m.Disks = []Disk{{Serial: "a,b=c", Image: Input{Path: "/a"}}} }, "disks[0].serial: expected 1 to 20"},
+		{"serial twice", func(m *Machine) {
+			m.Disks = []Disk{{Serial: "a", Image: Input{Path: "/a"}}, {Serial: "a", Image: Input{Path: "/b"}}}
+		}, "disks[1].serial: expected one that no other"},
+		{"disk without image", func(m *Machine) { m.Disks = []Disk{{Serial: "a"}} }, "disks[0].image: expected a path"},
+		{"disk of two images", func(m *Machine) { m.Disks = []Disk{{Serial: "a", Image: Input{Path: "/a", File: os.Stdin}}} }, "disks[0].image: expected a path"},
+		{"many disks", func(m *Machine) { m.Disks = make([]Disk, 17) }, "disks: expected at most 16"},
 		{"many ports", func(m *Machine) { m.Ports = make([]Port, 17) }, "ports: expected at most 16"},
 		{"SNP under TCG", func(m *Machine) { m.Confidential = &SNP{CBitPos: 51, ReducedPhysBits: 1} }, "accelerator: expected kvm"},
 		{"SNP C bit", func(m *Machine) { m.Accelerator, m.Confidential = KVM, &SNP{ReducedPhysBits: 1} }, "snp.cbitpos: expected"},

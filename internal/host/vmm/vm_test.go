@@ -79,7 +79,17 @@ func TestLife(t *testing.T) {
 	defer cancel()
 
 	t.Run("echo and close", func(t *testing.T) {
-		vm, err := vmm.Start(ctx, guest(kernel, vmm.Input{File: sealed}, "echo"), options(t, nil))
+		m := guest(kernel, vmm.Input{File: sealed}, "echo")
+		scratch, err := vmm.Unlinked(t.TempDir(), 64<<20)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m.Disks = []vmm.Disk{
+			{Serial: "scratch", Image: vmm.Input{File: scratch}},
+			{Serial: "read-only", Image: vmm.Input{Path: kernel}, ReadOnly: true},
+		}
+		vm, err := vmm.Start(ctx, m, options(t, nil))
+		_ = scratch.Close() // the machine has its own
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -99,6 +109,25 @@ func TestLife(t *testing.T) {
 		var status struct{ Status string }
 		if err := vm.Monitor().Execute(ctx, "query-status", nil, &status); err != nil || status.Status != "running" {
 			t.Errorf("status %+v, %v", status, err)
+		}
+		var nodes []struct {
+			Name     string `json:"node-name"`
+			ReadOnly bool   `json:"ro"`
+			Image    struct {
+				Size int64 `json:"virtual-size"`
+			} `json:"image"`
+		}
+		if err := vm.Monitor().Execute(ctx, "query-named-block-nodes", nil, &nodes); err != nil {
+			t.Error(err)
+		}
+		found := 0
+		for _, n := range nodes {
+			if n.Name == "disk0" && !n.ReadOnly && n.Image.Size == 64<<20 || n.Name == "disk1" && n.ReadOnly {
+				found++
+			}
+		}
+		if found != 2 {
+			t.Errorf("disks: %+v", nodes)
 		}
 		if vm.End() != nil {
 			t.Errorf("End of a running machine: %v", vm.End())

@@ -31,9 +31,15 @@ func parseYAML(data []byte) ([]*node, error) {
 		at     *node
 	}
 	stack := []level{{-1, root}}
+	started := false // by the line ---
 	for i, line := range strings.Split(strings.ReplaceAll(string(data), "\r\n", "\n"), "\n") {
 		text := strings.TrimLeft(line, " ")
-		if trimmed := strings.TrimSpace(text); trimmed == "" || trimmed[0] == '#' || (trimmed == "---" && i == 0) {
+		trimmed := strings.TrimSpace(text)
+		if trimmed == "" || trimmed[0] == '#' {
+			continue
+		}
+		if trimmed == "---" && !started && len(root.children) == 0 {
+			started = true
 			continue
 		}
 		if strings.ContainsAny(line, "\t\v\f\x00") {
@@ -115,8 +121,8 @@ func scalar(text string, name bool) (value, rest string, err error) {
 		}
 		return value, rest, nil
 	}
-	if strings.ContainsRune("-?:,[]{}#&*!|>%@`", rune(text[0])) && (text[0] != '*' || !name) {
-		return "", "", fmt.Errorf("a scalar that begins with %q is not supported here", text[0])
+	if strings.ContainsRune("-?:,[]{}#&*!|>%@`", rune(text[0])) {
+		return "", "", fmt.Errorf("a scalar that begins with %q is not supported here: put it in quotes", text[0])
 	}
 	end := len(text)
 	if comment := strings.Index(text, " #"); comment >= 0 {

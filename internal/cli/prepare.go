@@ -1,0 +1,306 @@
+package cli
+
+import (
+	"context"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coffer-project/coffer/initdata/guestconfig"
+	"github.com/coffer-project/coffer/internal/cli/hint"
+	"github.com/coffer-project/coffer/internal/run"
+	"github.com/coffer-project/coffer/kbs"
+	"github.com/coffer-project/coffer/kbs/admin"
+	"github.com/coffer-project/coffer/podpolicy/kube"
+)
+
+// prepareFlags are the flags of `coffer prepare`.
+type prepareFlags struct {
+	workloadFlags
+	runtimeClass string
+	out          string
+	inPlace      bool
+	initdata     run.InitdataOptions
+	trusteeCA    string
+	named        []string
+	namedCA      []string
+	imagePolicy  string
+	guest        run.GuestOptions
+	memory       string
+	register     bool
+	client       adminFlags
+}
+
+func (a *app) prepareCommand() *cobra.Command {
+	var p prepareFlags
+	c := &cobra.Command{
+		Use:   "prepare FILE…",
+		Short: "Make Kubernetes workloads confidential: policy, initdata, annotation, and what the trustee needs",
+		Long: `Write, for every workload in Kubernetes manifests, its pod policy and the initdata
+that carries it; put the initdata into the manifests as an annotation, the images
+by digest, and the runtime class; and say what the trustee is to be given: the
+resources that the pods need, bound to their initdata, and with --guest-image the
+guest's reference values. - reads standard input.
+
+The manifests are printed, and the rest goes to standard error; with --out or
+--in-place the manifests are files, and the rest is printed. With --register the
+bindings and reference values are registered at the trustee; the secrets
+themselves are put there by "coffer trustee secret set".`,
+		Example: `  coffer prepare web.yaml --runtime-class coffer-qemu-snp --trustee https://trustee.example --trustee-ca ca.pem --out prepared
+  helm template shop | coffer prepare - --trustee https://trustee.example | kubectl apply -f -`,
+		Args: args(cobra.MinimumNArgs(1)),
+		RunE: func(c *cobra.Command, names []string) error { return a.prepare(c, &p, names) },
+	}
+	p.workloadFlags.add(c)
+	f := c.Flags()
+	f.StringVar(&p.runtimeClass, "runtime-class", "", "runtimeClassName of the workloads (default: as it is written)")
+	f.StringVarP(&p.out, "out", "o", "", "directory for the prepared manifests, under their names")
+	f.BoolVar(&p.inPlace, "in-place", false, "write the prepared manifests to the files themselves")
+	f.StringVar(&p.initdata.TrusteeURL, "trustee", "", "the trustee's URL as the guests reach it")
+	f.StringVar(&p.trusteeCA, "trustee-ca", "", "PEM file with the certificates that vouch for the trustee")
+	f.StringArrayVar(&p.named, "named-trustee", nil, "NAME=URL of a further trustee, for kbs://NAME/REPOSITORY/TYPE/TAG (repeatable)")
+	f.StringArrayVar(&p.namedCA, "named-trustee-ca", nil, "NAME=FILE with the certificates that vouch for a further trustee (repeatable)")
+	f.StringVar(&p.imagePolicy, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guests demand")
+	f.StringVar(&p.initdata.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guests use")
+	f.StringVar(&p.guest.Dir, "guest-image", "", "directory of the guest image whose reference values are wanted")
+	f.StringVar(&p.guest.Firmware, "firmware", "", "firmware that guests start with (default: the image's)")
+	f.IntVar(&p.guest.CPUs, "cpus", 1, "virtual CPUs of the guests")
+	f.StringVar(&p.guest.TEE, "tee", "snp", "of the guests: snp, tdx, soft or soft-tdx")
+	f.StringVar(&p.memory, "memory", "512", "the guests' memory in MiB, or with a suffix (2Gi); for tdx and soft-tdx")
+	f.BoolVar(&p.register, "register", false, "register bindings and reference values at the trustee")
+	f.StringVar(&p.client.url, "trustee-admin", "", "the trustee's URL as this program reaches it (default: --trustee; without both, the embedded one)")
+	f.StringVar(&p.client.key, "trustee-admin-key", "", "PEM file with the administrator's Ed25519 key")
+	f.StringVar(&p.client.tokenFile, "trustee-token-file", "", "file with an OpenID provider's token")
+	f.StringVar(&p.client.tenant, "trustee-tenant", "", "the tenant to administer (default: that of the URL)")
+	f.StringVar(&p.client.state, "state", run.DefaultState(), "state directory of the embedded trustee")
+	return c
+}
+
+// check reads and judges the flags before anything is asked of anybody.
+func (p *prepareFlags) check(a *app, c *cobra.Command, names []string) (err error) {
+	switch {
+	case p.out != "" && p.inPlace:
+		return usagef("--out and --in-place: expected at most one")
+	case p.inPlace && (slices.Contains(names, "-") || p.workload != ""):
+		return usageError{hint.New(errors.New("--in-place: expected files, all of whose workloads are prepared"), "use --out DIR with - and --workload")}
+	case p.initdata.TrusteeURL != "" && !strings.HasPrefix(p.initdata.TrusteeURL, "https://"):
+		return usagef("--trustee: expected an https:// URL, got %q", p.initdata.TrusteeURL)
+	case p.trusteeCA != "" && p.initdata.TrusteeURL == "":
+		return usagef("--trustee-ca: expected --trustee with it")
+	case !slices.Contains([]string{"snp", "tdx", "soft", "soft-tdx"}, p.guest.TEE):
+		return usagef("--tee: expected snp, tdx, soft or soft-tdx, got %q", p.guest.TEE)
+	case p.guest.CPUs < 1 || p.guest.CPUs > 255:
+		return usagef("--cpus: expected 1 to 255, got %d", p.guest.CPUs)
+	}
+	for _, name := range []string{"trustee-admin", "trustee-admin-key", "trustee-token-file", "trustee-tenant", "state"} {
+		if c.Flags().Changed(name) && !p.register {
+			return usageError{hint.New(fmt.Errorf("--%s: nothing is registered", name), "give --register, too")}
+		}
+	}
+	if p.trusteeCA != "" {
+		if p.initdata.TrusteeCA, err = readSmall(p.trusteeCA, maxPEM); err != nil {
+			return usagef("--trustee-ca: %w", err)
+		}
+	}
+	p.initdata.ImagePolicy = p.imagePolicy
+	if p.imagePolicy != "" && !strings.HasPrefix(p.imagePolicy, "kbs://") {
+		data, err := a.readLimited(p.imagePolicy, 1<<20)
+		if err != nil {
+			return usagef("--image-policy: %w", err)
+		}
+		p.initdata.ImagePolicy = string(data)
+	}
+	return p.trustees()
+}
+
+const maxPEM = 1 << 20
+
+// trustees reads the further ones.
+func (p *prepareFlags) trustees() error {
+	urls, err := keyValues("--named-trustee", p.named)
+	if err != nil {
+		return err
+	}
+	files, err := keyValues("--named-trustee-ca", p.namedCA)
+	if err != nil {
+		return err
+	}
+	for _, kv := range p.named {
+		name, url, _ := strings.Cut(kv, "=")
+		t := guestconfig.Trustee{Name: name, URL: url}
+		if file, ok := files[name]; ok {
+			data, err := readSmall(file, maxPEM)
+			if err != nil {
+				return usagef("--named-trustee-ca: %w", err)
+			}
+			t.RootPEM = string(data)
+		}
+		p.initdata.Trustees = append(p.initdata.Trustees, t)
+	}
+	for name := range files {
+		if _, ok := urls[name]; !ok {
+			return usagef("--named-trustee-ca %s: expected --named-trustee %s=URL with it", name, name)
+		}
+	}
+	return nil
+}
+
+func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
+	ctx, stop := notifyInterrupt(c.Context())
+	defer stop()
+	if err := p.check(a, c, names); err != nil {
+		return err
+	}
+	g, err := p.generate(ctx, a, names)
+	if err != nil {
+		return err
+	}
+	defer g.Close()
+	plan, err := p.plan(g)
+	if err != nil {
+		return err
+	}
+	files, err := g.input.Rewrite(plan.changes)
+	if err != nil {
+		return err
+	}
+	if p.register {
+		if err := p.registerPlan(ctx, a, c, plan); err != nil {
+			return err
+		}
+	}
+	if err := p.write(files, plan); err != nil {
+		return err
+	}
+	return a.printPlan(files, plan, p.out != "" || p.inPlace)
+}
+
+// registry is how the guests reach registries. The roots that this machine
+// trusts are theirs where none are named: a guest has no roots of its own.
+func (p *prepareFlags) guestRegistry() error {
+	p.initdata.PlainHTTP, p.initdata.RegistryRoots = p.registry.PlainHTTP, p.registry.RootPEMs
+	p.initdata.HostRoots = p.registry.HostRootPEMs
+	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.HostRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
+		return nil
+	}
+	var err error
+	p.initdata.RegistryRoots, err = run.SystemRoots()
+	return err
+}
+
+// plan is what has been prepared, and what the trustee needs.
+func (p *prepareFlags) plan(g *generated) (*plan, error) {
+	if err := p.guestRegistry(); err != nil {
+		return nil, err
+	}
+	out := &plan{Workloads: []plannedWorkload{}, Commands: []string{}, References: []run.ReferenceValue{}, Notes: append([]kube.Problem{}, g.Notes...)}
+	for i := range g.Workloads {
+		w, err := run.PrepareWorkload(&g.Workloads[i], p.initdata)
+		if err != nil {
+			return nil, err
+		}
+		out.changes = append(out.changes, w.Change(p.runtimeClass))
+		out.prepared = append(out.prepared, w)
+		digest, err := w.Policy.Digest()
+		if err != nil {
+			return nil, err
+		}
+		planned := plannedWorkload{
+			Workload: w.Workload.String(), Policy: "sha256:" + hex.EncodeToString(digest[:]), Initdata: w.Initdata.Algorithm + ":" + w.DigestHex(),
+			Document: string(w.Initdata.Raw), Images: []string{}, Resources: []string{},
+		}
+		planned.File, planned.Line = w.Workload.File()
+		for _, reference := range w.SortedImages() {
+			planned.Images = append(planned.Images, run.Pinned(reference, w.Images[reference].Digest))
+		}
+		for _, r := range w.Resources {
+			planned.Resources = append(planned.Resources, r.String())
+		}
+		out.Workloads = append(out.Workloads, planned)
+	}
+	if p.guest.Dir != "" {
+		memory, err := memoryMiB(p.memory)
+		if err != nil {
+			return nil, err
+		}
+		if out.References, err = run.ReferenceValues(p.guest, memory); err != nil {
+			return nil, err
+		}
+	}
+	out.commands(p)
+	return out, nil
+}
+
+// registerPlan registers what goes to the default trustee.
+func (p *prepareFlags) registerPlan(ctx context.Context, a *app, c *cobra.Command, plan *plan) error {
+	client := p.client
+	if client.url == "" {
+		client.url = p.initdata.TrusteeURL
+	}
+	if client.url != "" {
+		client.ca = p.trusteeCA
+		if client.key == "" && client.tokenFile == "" {
+			return usagef("--register: expected --trustee-admin-key or --trustee-token-file")
+		}
+	}
+	// The flags have other names here, and have been looked at.
+	connection := &cobra.Command{Use: c.Use}
+	connection.SetContext(ctx)
+	return a.withAdmin(connection, client, func(cl *admin.Client) error {
+		for _, w := range plan.prepared {
+			own := slices.DeleteFunc(slices.Clone(w.Resources), func(r kbs.ResourceURI) bool { return r.Trustee() != "" })
+			if err := run.Bind(connection.Context(), cl, w.Initdata, own, w.Workload.String()); err != nil {
+				return err
+			}
+		}
+		for _, v := range plan.References {
+			if err := run.RegisterMeasurement(connection.Context(), cl, v.Name, v.Value, nil, v.Description); err != nil {
+				return err
+			}
+		}
+		plan.Registered = true
+		return nil
+	})
+}
+
+func (p *prepareFlags) write(files []kube.File, plan *plan) error {
+	seen := map[string]bool{}
+	for _, f := range files {
+		path := f.Name
+		switch {
+		case p.out != "":
+			if path == "stdin" {
+				path = "stdin.yaml"
+			}
+			path = filepath.Join(p.out, filepath.Base(path))
+			if err := os.MkdirAll(p.out, 0o755); err != nil {
+				return usagef("--out: %w", err)
+			}
+			if seen[path] {
+				return usagef("--out: two files are called %s", filepath.Base(path))
+			}
+			seen[path] = true
+		case !p.inPlace:
+			continue
+		}
+		mode := os.FileMode(0o644)
+		if info, err := os.Stat(path); err == nil {
+			mode = info.Mode().Perm()
+		}
+		if err := writeFile(path, true, func(w io.Writer) error { _, err := w.Write(f.Data); return err }); err != nil {
+			return err
+		}
+		if err := os.Chmod(path, mode); err != nil {
+			return err
+		}
+		plan.Files = append(plan.Files, plannedFile{Name: path})
+	}
+	return nil
+}
