@@ -126,6 +126,10 @@ bench-trustee: build ## Compare the trustee with a bare server, and measure it g
 bench-evidence: deps ## Compare the judging of evidence with Google's libraries and with SHA-384 (build/bench/evidence.json)
 	@$(GO) run ./test/bench/evidence
 
+.PHONY: bench-guest
+bench-guest: deps bin/coffer-agent ## Compare pulls and decryption with skopeo, umoci, containerd, igzip and ocicrypt (build/bench/guest.json)
+	@mkdir -p build/bench && $(GO) build -o build/bench/guest ./test/bench/guest && build/bench/guest
+
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays
 	@rm -rf bin build/guest build/bench build/tools

@@ -27,7 +27,8 @@ const (
 	KeyAA = "aa.toml"
 	// KeyCDH is the confidential data hub's configuration.
 	KeyCDH = "cdh.toml"
-	// KeyPolicyRego is the policy of Kata's agent, which Coffer does not run.
+	// KeyPolicyRego is the policy of Kata's agent, which Coffer enforces only in
+	// a guest that is built with the tag kata_policy.
 	KeyPolicyRego = "policy.rego"
 	// KeyPodPolicy is Coffer's pod policy.
 	KeyPodPolicy = "pod-policy.json"

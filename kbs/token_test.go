@@ -317,3 +317,17 @@ func TestService(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// FuzzTokenTimes reads what a token says of itself.
+func FuzzTokenTimes(f *testing.F) {
+	f.Add(`{"iat":1,"nbf":2,"exp":300}`)
+	f.Add(`{"exp":1e300}`)
+	f.Add(`{"exp":"x","nbf":-1}`)
+	f.Fuzz(func(t *testing.T, claims string) {
+		now := time.Unix(1e9, 0)
+		s := newSession("e30."+b64.EncodeToString([]byte(claims))+".c2ln", nil, now)
+		if s.renew.IsZero() != s.dead.IsZero() || !s.renew.IsZero() && (s.renew.Before(now) || s.renew.After(s.dead) || s.dead.Sub(now) > maxLifetime) {
+			t.Fatalf("renewed at %s, dead at %s", s.renew, s.dead)
+		}
+	})
+}

@@ -49,11 +49,12 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 }
 
 func findContainer(p *Policy, name string) *Container {
-	i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == name })
-	if i < 0 {
-		return nil
+	for i := range p.Containers {
+		if p.Containers[i].Name == name {
+			return &p.Containers[i]
+		}
 	}
-	return &p.Containers[i]
+	return nil
 }
 
 func containerNames(p *Policy) []string {

@@ -43,11 +43,11 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	if config.Limits, r = resolveLimits(c.Limits, Resources{}, q.Resources, true); r != nil {
 		return nil, nil, r
 	}
-	names, ok := s.envNames[c.Name]
+	sorted, ok := s.env[c.Name]
 	if !ok {
-		names = slices.Sorted(maps.Keys(c.Env))
+		sorted = sortedEnv(c.Env)
 	}
-	env, slots, r := resolveEnv(c, names, img.Env, s.sandbox.config.Hostname, i.given, q.Slots, s.slots)
+	env, slots, r := resolveEnv(c, sorted, img.Env, s.sandbox.config.Hostname, i.given, q.Slots, s.slots)
 	if r != nil {
 		return nil, nil, r
 	}

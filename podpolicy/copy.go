@@ -7,8 +7,8 @@ import (
 )
 
 // copyCommand judges one of the commands by which kubectl cp copies files: those
-// of kubectl 1.28 to 1.36 (k8s.io/kubectl, pkg/cmd/cp, as of
-// kubernetes/kubernetes@01aa0f3). The rule it returns holds the command as it
+// of kubectl 1.28 to 1.36 (kubernetes/kubectl, pkg/cmd/cp/cp.go on the branches
+// release-1.28 at 1e4d352 to release-1.36 at 58802ae). The rule it returns holds the command as it
 // was sent, since its only open part, the path, has been judged.
 func copyCommand(c Copy, args []string) (ExecRule, bool) {
 	if len(args) < 3 {
@@ -43,10 +43,24 @@ func allowsPath(dirs []string, p string) bool {
 }
 
 // allowsResume reads the script by which kubectl cp --retries goes on where it
-// was cut off. The path in it is not quoted, so it must mean itself to a shell.
+// was cut off. Up to 1.33 the path in it is not quoted, so it must mean itself to
+// a shell; since 1.34 it stands in single quotes, as sh reads them.
 func allowsResume(dirs []string, script string) bool {
+	const tail = " | tail -c+"
 	rest, ok := strings.CutPrefix(script, "tar cf - ")
-	p, count, cut := strings.Cut(rest, " | tail -c+")
-	n, err := parseDigits(count)
-	return ok && cut && err == nil && n <= 1<<62 && only(p, alnum+"/._-+@%,:=") && allowsPath(dirs, p)
+	i := strings.LastIndex(rest, tail)
+	if !ok || i < 0 {
+		return false
+	}
+	p, count := rest[:i], rest[i+len(tail):]
+	if n, err := parseDigits(count); err != nil || n > 1<<62 {
+		return false
+	}
+	if len(p) >= 2 && p[0] == '\'' && p[len(p)-1] == '\'' {
+		const escaped = `'\''`
+		quoted := p[1 : len(p)-1]
+		p = strings.ReplaceAll(quoted, escaped, "'")
+		return strings.ReplaceAll(p, "'", escaped) == quoted && allowsPath(dirs, p)
+	}
+	return only(p, alnum+"/._-+@%,:=") && allowsPath(dirs, p)
 }

@@ -35,6 +35,9 @@ func TestCopyCommands(t *testing.T) {
 		{[]string{"tar", "cf", "-", "/data/..hidden"}, true, false},
 		{[]string{"sh", "-c", "tar cf - /data/big.bin | tail -c+0"}, true, false},
 		{[]string{"sh", "-c", "tar cf - /data/big.bin | tail -c+1048577"}, true, false},
+		{[]string{"sh", "-c", "tar cf - '/data/big.bin' | tail -c+0"}, true, false},
+		{[]string{"sh", "-c", "tar cf - '/data/a b;$(id)' | tail -c+7"}, true, false}, // quoted
+		{[]string{"sh", "-c", `tar cf - '/data/it'\''s' | tail -c+7`}, true, false},
 		{[]string{"test", "-d", "/upload"}, false, false},
 		{[]string{"test", "-d", "/upload/new"}, false, false},
 		{[]string{"tar", "-xmf", "-", "-C", "/upload"}, false, true},
@@ -87,6 +90,9 @@ func TestHole03CopyKeepsToItsDirectories(t *testing.T) {
 		{"sh", "-c", "tar cf - /data/a b | tail -c+0"}, {"sh", "-c", "tar cf - /data | tail -c+0;id"}, {"sh", "-c", "tar cf - /data | tail -c+-1"},
 		{"sh", "-c", "tar cf - /data | tail -c+"}, {"sh", "-c", "tar cf - /data | tail -c+99999999999999999999"}, {"sh", "-c", "tar cf - /data/../etc | tail -c+0"},
 		{"sh", "-c", "tar cf - /data/* | tail -c+0"}, {"sh", "-c", "tar cf - /data | tail -c+0 | tail -c+0"}, {"sh", "-c", "tar cf - -C/ | tail -c+0"}, {"sh", "-c", "tar cf - /data | tail -c+1", "x"},
+		{"sh", "-c", "tar cf - '/data';id' | tail -c+0"}, {"sh", "-c", "tar cf - '/data' '/etc' | tail -c+0"}, {"sh", "-c", "tar cf - '/etc' | tail -c+0"},
+		{"sh", "-c", "tar cf - '/data/../etc' | tail -c+0"}, {"sh", "-c", "tar cf - '/data''/../../etc' | tail -c+0"}, {"sh", "-c", `tar cf - '/data'\'' | tail -c+0`},
+		{"sh", "-c", "tar cf - ' | tail -c+0"}, {"sh", "-c", "tar cf - '/data' | tail -c+0 | tail -c+0"}, {"sh", "-c", "tar cf - '/data\n' | tail -c+0"}, {"sh", "-c", `tar cf - '/data\'' | tail -c+0`},
 		{"/bin/tar", "cf", "-", "/data"}, {"tar", "cf", "-", "/data/" + strings.Repeat("x", 1024)}, {"TAR", "cf", "-", "/data"},
 	} {
 		_, err := g.Exec("c", podpolicy.ExecProposal{ID: "e", Args: args})

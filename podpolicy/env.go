@@ -38,10 +38,9 @@ func parseEnv(path string, list []string) (map[string]string, *Refusal) {
 		if !ok || !isEnvName(name) || strings.IndexByte(value, 0) >= 0 {
 			return nil, refuse(RuleProposalForm, indexPath(path, i), "NAME=VALUE without NUL", quote(e), "")
 		}
-		if _, twice := env[name]; twice {
+		if env[name] = value; len(env) != i+1 {
 			return nil, refuse(RuleProposalForm, indexPath(path, i), "each name once", quote(name), "")
 		}
-		env[name] = value
 	}
 	return env, nil
 }
@@ -59,7 +58,12 @@ type environment struct {
 
 // inImage finds a variable that the image has; -1 if there is none.
 func (e *environment) inImage(name string) int {
-	return slices.IndexFunc(e.vars[:e.image], func(v EnvVar) bool { return v.Name == name })
+	for i := range e.image {
+		if e.vars[i].Name == name {
+			return i
+		}
+	}
+	return -1
 }
 
 func (e *environment) set(v *EnvVar, own bool) {
@@ -99,6 +103,20 @@ func imageEnv(list []string, n int) (*environment, *Refusal) {
 		e.image = len(e.vars)
 	}
 	return e, nil
+}
+
+// namedValue is a variable of the policy.
+type namedValue struct {
+	name  string
+	value EnvValue
+}
+
+func sortedEnv(env map[string]EnvValue) []namedValue {
+	list := make([]namedValue, 0, len(env))
+	for _, name := range slices.Sorted(maps.Keys(env)) {
+		list = append(list, namedValue{name, env[name]})
+	}
+	return list
 }
 
 // slotValues fills slots, and holds each to one value in the life of the pod.
@@ -156,23 +174,22 @@ func checkSlots(sent map[string]string) *Refusal {
 
 // resolveEnv makes the effective environment: the image's in its order, the
 // policy's by name, then services' by name. A proposal's environment (given,
-// nil if there is none) must agree with it in both directions. names are those
-// of c.Env, sorted.
-func resolveEnv(c *Container, names, image []string, hostname string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
+// nil if there is none) must agree with it in both directions. sorted is c.Env.
+func resolveEnv(c *Container, sorted []namedValue, image []string, hostname string, given, sent map[string]string, known map[Slot]string) (*environment, map[Slot]string, *Refusal) {
 	e, r := imageEnv(image, len(c.Env)+3)
 	if r != nil {
 		return nil, nil, r
 	}
 	slots := &slotValues{fixed: known, sent: sent}
 	expanding := false
-	for _, name := range names {
-		value := c.Env[name]
-		v, r := resolveVar(name, value, given, slots)
+	for i := range sorted {
+		n := &sorted[i]
+		v, r := resolveVar(n.name, &n.value, given, slots)
 		if r != nil {
 			return nil, nil, r
 		}
 		e.set(&v, true)
-		expanding = expanding || value.Expand != ""
+		expanding = expanding || n.value.Expand != ""
 	}
 	e.addEngines(c, hostname)
 	e.addServices(c, given)
@@ -241,7 +258,7 @@ func (e *environment) expandVars() *Refusal {
 	return nil
 }
 
-func resolveVar(name string, v EnvValue, given map[string]string, slots *slotValues) (EnvVar, *Refusal) {
+func resolveVar(name string, v *EnvValue, given map[string]string, slots *slotValues) (EnvVar, *Refusal) {
 	switch {
 	case v.Value != nil:
 		return EnvVar{Name: name, Value: *v.Value}, nil

@@ -1,10 +1,6 @@
 package podpolicy
 
-import (
-	"maps"
-	"slices"
-	"sync"
-)
+import "sync"
 
 // Guard holds a policy and the pod's state, and answers the host's proposals.
 // Every refusal it returns is a [*Refusal]. It is safe for concurrent use; each
@@ -42,9 +38,9 @@ func NewGuard(p *Policy) *Guard {
 		return g
 	}
 	g.policy.normalise()
-	g.state.envNames = make(map[string][]string, len(g.policy.Containers))
+	g.state.env = make(map[string][]namedValue, len(g.policy.Containers))
 	for _, c := range g.policy.Containers {
-		g.state.envNames[c.Name] = slices.Sorted(maps.Keys(c.Env))
+		g.state.env[c.Name] = sortedEnv(c.Env)
 	}
 	return g
 }

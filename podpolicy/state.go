@@ -19,9 +19,9 @@ type state struct {
 	files map[string]uint64
 	// disks holds the disk of each block volume that was attached.
 	disks map[string]string
-	// envNames holds, by container, the sorted names of the policy's variables;
-	// nil where the policy is not fixed.
-	envNames map[string][]string
+	// env holds, by container, the policy's variables, sorted; nil where the
+	// policy is not fixed.
+	env map[string][]namedValue
 }
 
 type sandboxState struct {

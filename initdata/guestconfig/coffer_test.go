@@ -27,6 +27,7 @@ func wholeConfig() Config {
 		{CredentialDir + "aliyun/clientKey_KAAP.1.json", "kbs:///kms/aliyun/key"},
 	}
 	c.Resources = Resources{Lifetime: &life, MaxEntries: 10, MaxBytes: 1 << 20}
+	c.EventLog = EventLog{Enabled: true, PCR: 12}
 	c.REST = FeaturesAll
 	c.Image.CredentialsURI = "kbs://eu-1/default/credential/main"
 	return c

@@ -62,6 +62,7 @@ func (c Config) writeAA(b *strings.Builder) {
 		b.WriteString("[token_configs.coco_as]\n")
 		entry(b, "url", c.ServiceURL)
 	}
+	defer c.writeEventLog(b)
 	if c.URL == "" && c.KeyType == "" && c.PolicySelector == "" {
 		return
 	}
@@ -70,6 +71,19 @@ func (c Config) writeAA(b *strings.Builder) {
 	text(b, "cert", c.RootPEM)
 	text(b, "tee_key_algorithm", string(c.KeyType))
 	text(b, "attestation_policy_selector", c.PolicySelector)
+}
+
+func (c Config) writeEventLog(b *strings.Builder) {
+	if c.EventLog == (EventLog{}) {
+		return
+	}
+	section(b, "[eventlog_config]")
+	if c.EventLog.Enabled {
+		b.WriteString("enable_eventlog = true\n")
+	}
+	if c.EventLog.PCR != 0 {
+		fmt.Fprintf(b, "init_pcr = %d\n", c.EventLog.PCR)
+	}
 }
 
 func (c Config) writeCDH(b *strings.Builder) {

@@ -43,7 +43,16 @@ type Config struct {
 	Credentials []Credential
 	Resources   Resources
 	REST        Features
+	EventLog    EventLog
 	Image       Image
+}
+
+// EventLog is the [eventlog_config] table of aa.toml: whether what happens at run
+// time is measured. PCR is the register that is extended on a TPM; 0 leaves it to
+// the guest's default.
+type EventLog struct {
+	Enabled bool
+	PCR     int
 }
 
 // CheckTrustee refuses a resource URI that names a trustee which the

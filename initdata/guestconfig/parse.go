@@ -14,6 +14,7 @@ const (
 	defaultWorkDir   = "/run/kata-containers/image/"
 	defaultLogLevel  = "info"
 	defaultPCR       = int64(17)
+	minPCR, maxPCR   = 10, 16
 	// kbcName is the only key broker client that is not a stub.
 	kbcName = "cc_kbc"
 )
@@ -26,7 +27,6 @@ const (
 	maxLocation    = 512
 	whyNoSockets   = "its parts share one process and no socket"
 	whyNoLogLevel  = "logging is set by the measured kernel command line"
-	whyNoEventLog  = "runtime measurements are not recorded yet"
 )
 
 // parseAA reads aa.toml.
@@ -53,8 +53,15 @@ func parseAA(t *table, c *Config) broker {
 	k.done()
 	tokens.done()
 	log := t.sub("eventlog_config")
-	log.notYet("enable_eventlog", whyNoEventLog, false)
-	log.notYet("init_pcr", whyNoEventLog, defaultPCR)
+	c.EventLog.Enabled, _ = take1[bool](log, "enable_eventlog", "true or false")
+	if n, ok := take1[int64](log, "init_pcr", "a number"); ok && n != defaultPCR {
+		// The registers below are the firmware's, the boot loader's and, the
+		// eighth, the initdata's; those above 16 belong to dynamic launch.
+		if n < minPCR || n > maxPCR {
+			t.r.fail(log.where("init_pcr"), "expected %d, or %d to %d, got %d", defaultPCR, minPCR, maxPCR, n)
+		}
+		c.EventLog.PCR = int(n)
+	}
 	log.done()
 	t.logTable()
 	t.done()

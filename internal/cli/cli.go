@@ -162,6 +162,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.measureCommand(),
 		a.explainCommand(),
 		a.collateralCommand(),
+		a.secretCommand(),
 		a.trusteeCommand(),
 	)
 	return root

@@ -27,7 +27,8 @@ func (a *app) imageProtectCommand() *cobra.Command {
 wraps the layers' keys into the trustee, sign the result (cosign's key-based
 form) and push it.
 
-SOURCE is a registry's reference, oci:DIR[:TAG] or docker-archive:FILE.
+SOURCE is a registry's reference, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+docker-archive:FILE.
 DESTINATION is a registry's reference with a tag, or oci:DIR:TAG.`,
 		Example: `  coffer image protect oci:./app:v1 registry.example/shop/app:v1 --key kbs:///shop/image/app --sign-key cosign.key`,
 		Args:    args(cobra.ExactArgs(2)),

@@ -173,8 +173,8 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a container in an attested virtual machine",
 		Long: `Run a container in a virtual machine of its own that has proved what it is.
 
-IMAGE is a registry's reference, oci:DIR[:TAG] or docker-archive:FILE. Without
---policy the pod policy is written from the image's configuration and the flags.
+IMAGE is a registry's reference, oci:DIR[:TAG], oci-archive:FILE[:TAG] or
+docker-archive:FILE. Without --policy the pod policy is written from the image's configuration and the flags.
 Signals are forwarded; a second interrupt ends the machine.
 
 Exit codes: the container's own (128 + n when signal n ended it), 125 when it

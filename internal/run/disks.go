@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/cli/hint"
@@ -201,6 +202,21 @@ func (v Volume) open() (_ *os.File, device bool, err error) {
 		err = fmt.Errorf("%s has %d bytes, and not %d: leave the size out to use it as it is", v.File, size, v.Size)
 	}
 	return f, device, err
+}
+
+// writeOutTime bounds the end of a machine that has volumes to write out.
+const writeOutTime = 30 * time.Second
+
+// writeOut has the guest close its volumes before the machine ends: what it has
+// not written yet would be lost. A run that was interrupted twice has ended its
+// machine already.
+func writeOut(ctx context.Context, sb *sandbox.Sandbox) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), writeOutTime)
+	defer cancel()
+	if err := sb.Shutdown(ctx); err != nil {
+		return fmt.Errorf("the last writes to the volumes may be lost: %w", err)
+	}
+	return nil
 }
 
 // attachVolumes tells the guest which disk is which volume.

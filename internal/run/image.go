@@ -100,10 +100,11 @@ func (s *Source) Close() error { return s.close() }
 //
 //	[docker://]REGISTRY/REPOSITORY[:TAG][@DIGEST]   a registry's
 //	oci:DIR[:TAG]                                   in an OCI layout directory
+//	oci-archive:FILE[:TAG]                          in a tar of such a directory
 //	docker-archive:FILE[:REFERENCE]                 in what docker save wrote
 //
-// A path that begins with "/", "./" or "../" is a layout or an archive by what
-// it is.
+// A path that begins with "/", "./" or "../" is a layout or a Docker archive by
+// what it is.
 func OpenSource(ctx context.Context, name string, o ImageOptions) (*Source, error) {
 	kind, rest := imageKind(name)
 	ref := oci.Reference{Registry: HostName, Repository: localRepository}
@@ -113,6 +114,17 @@ func OpenSource(ctx context.Context, name string, o ImageOptions) (*Source, erro
 		l, err := layout.Open(dir)
 		if err != nil {
 			return nil, fmt.Errorf("image %s: %w", name, err)
+		}
+		ref.Tag = tag
+		return &Source{l, ref, l, l.Close}, nil
+	case "oci-archive":
+		file, tag := cutTag(rest)
+		l, err := layout.Create(filepath.Join(o.Spool, "archive"))
+		if err != nil {
+			return nil, fmt.Errorf("image %s: %w", name, err)
+		}
+		if err := archive.LoadOCI(ctx, file, l, o.Spool); err != nil {
+			return nil, fmt.Errorf("image %s: %w", name, errors.Join(err, l.Close()))
 		}
 		ref.Tag = tag
 		return &Source{l, ref, l, l.Close}, nil
@@ -244,7 +256,7 @@ func OpenImage(ctx context.Context, name string, o ImageOptions) (_ *Image, err 
 }
 
 func imageKind(name string) (kind, rest string) {
-	for _, k := range []string{"oci", "docker-archive"} {
+	for _, k := range []string{"oci", "oci-archive", "docker-archive"} {
 		if rest, ok := strings.CutPrefix(name, k+":"); ok {
 			return k, rest
 		}

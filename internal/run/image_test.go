@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"net/http"
 	"os"
@@ -53,6 +54,7 @@ func TestImageKind(t *testing.T) {
 	for _, test := range []struct{ name, kind, rest string }{
 		{"oci:dir:v1", "oci", "dir:v1"},
 		{"oci:/a/b", "oci", "/a/b"},
+		{"oci-archive:a.tar:v1", "oci-archive", "a.tar:v1"},
 		{"docker-archive:a.tar:app:v1", "docker-archive", "a.tar:app:v1"},
 		{"docker://registry.example/a:v1", "docker", "registry.example/a:v1"},
 		{"registry.example:5000/a", "docker", "registry.example:5000/a"},
@@ -208,6 +210,38 @@ func TestOpenImageArchive(t *testing.T) {
 		if err := image.Close(); err != nil {
 			t.Error(err)
 		}
+	}
+}
+
+func TestOpenImageOCIArchive(t *testing.T) {
+	t.Parallel()
+	dir, want := makeLayout(t, "content")
+	file := filepath.Join(t.TempDir(), "image.tar")
+	f, err := os.Create(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	w := tar.NewWriter(f)
+	if err := errors.Join(w.AddFS(os.DirFS(dir)), w.Close(), f.Close()); err != nil {
+		t.Fatal(err)
+	}
+	for name, says := range map[string]string{file: "", file + ":v1": "", file + ":v9": `tag "v9"`, file + ".absent": "no such file"} {
+		image, err := OpenImage(t.Context(), "oci-archive:"+name, ImageOptions{Spool: t.TempDir()})
+		if err != nil {
+			if says == "" || !strings.Contains(err.Error(), says) {
+				t.Errorf("%s: expected error %q, got %v", name, says, err)
+			}
+			continue
+		}
+		if says != "" || image.Ref.Digest != want {
+			t.Errorf("%s: expected %s%s, got %s", name, want, says, image.Ref)
+		}
+		if err := image.Close(); err != nil {
+			t.Error(err)
+		}
+	}
+	if _, err := OpenImage(t.Context(), "docker-archive:"+file, ImageOptions{Spool: t.TempDir()}); err == nil || !strings.Contains(err.Error(), "it is an archive of an OCI image layout") {
+		t.Errorf("as a Docker archive: %v", err)
 	}
 }
 

@@ -154,6 +154,9 @@ func Run(ctx context.Context, o Options) (code int, err error) {
 	if err := CreateSandbox(ctx, sb, p); err != nil {
 		return 0, Explain(err, sb)
 	}
+	if len(o.Volumes) > 0 {
+		defer func() { err = errors.Join(err, writeOut(ctx, sb)) }()
+	}
 	if err := attachVolumes(ctx, sb, o, disks); err != nil {
 		return 0, Explain(err, sb)
 	}

@@ -7,7 +7,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/rand"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -17,6 +16,8 @@ import (
 	"slices"
 	"sync"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/coffer-project/coffer/oci"
 )
 
@@ -24,6 +25,8 @@ const (
 	versionFile = "oci-layout"
 	versionJSON = `{"imageLayoutVersion":"1.0.0"}`
 	indexFile   = "index.json"
+	// maxVersion is how long oci-layout may be, in bytes.
+	maxVersion = 4096
 	// annotationRef names a manifest in index.json.
 	annotationRef = "org.opencontainers.image.ref.name"
 )
@@ -74,7 +77,7 @@ func Create(dir string) (*Layout, error) {
 		return nil, fmt.Errorf("image layout: %w", err)
 	}
 	l := &Layout{root: root, index: &oci.Index{SchemaVersion: 2, MediaType: oci.MediaTypeIndex, Manifests: []oci.Descriptor{}}}
-	if err := errors.Join(l.writeFile(versionFile, []byte(versionJSON)), l.writeIndex()); err != nil {
+	if err := errors.Join(l.writeFile(versionFile, []byte(versionJSON)), l.setManifests(l.index.Manifests)); err != nil {
 		_ = root.Close()
 		return nil, fmt.Errorf("image layout %s: %w", dir, err)
 	}
@@ -85,27 +88,36 @@ func Create(dir string) (*Layout, error) {
 func (l *Layout) Close() error { return l.root.Close() }
 
 func (l *Layout) load() error {
-	data, err := l.readFile(versionFile, 4096)
+	data, err := l.readFile(versionFile, maxVersion)
 	if err != nil {
 		return fmt.Errorf("this is no OCI image layout: %w", err)
 	}
-	var version struct {
-		Version string `json:"imageLayoutVersion"`
-	}
-	if err := json.Unmarshal(data, &version); err != nil || version.Version != "1.0.0" {
-		return fmt.Errorf("%s: imageLayoutVersion: expected 1.0.0, got %q", versionFile, version.Version)
+	if err := CheckVersion(data); err != nil {
+		return err
 	}
 	if data, err = l.readFile(indexFile, oci.MaxDocument); err != nil {
 		return err
 	}
-	if l.index, err = oci.ParseIndex(data, oci.MediaTypeIndex); err != nil {
-		return fmt.Errorf("%s: %w", indexFile, err)
+	l.index, err = ParseIndex(data)
+	return err
+}
+
+// open opens a regular file for reading. It does not wait for a pipe's other
+// end.
+func (l *Layout) open(name string) (*os.File, error) {
+	f, err := l.root.OpenFile(name, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, err
 	}
-	return nil
+	if info, err := f.Stat(); err != nil || !info.Mode().IsRegular() {
+		_ = f.Close()
+		return nil, errors.Join(err, fmt.Errorf("%s: expected a regular file", name))
+	}
+	return f, nil
 }
 
 func (l *Layout) readFile(name string, limit int64) ([]byte, error) {
-	f, err := l.root.Open(name)
+	f, err := l.open(name)
 	if err != nil {
 		return nil, err
 	}
@@ -126,9 +138,6 @@ func (l *Layout) Manifests() []oci.Descriptor {
 	defer l.mu.Unlock()
 	return slices.Clone(l.index.Manifests)
 }
-
-// TagOf is the tag of an entry of index.json; empty if it has none.
-func TagOf(d oci.Descriptor) string { return d.Annotations[annotationRef] }
 
 // Resolve implements oci.Fetcher. A reference without tag and digest finds the
 // layout's only manifest, whatever its tag, signatures aside; ref's registry
@@ -162,33 +171,6 @@ func (l *Layout) Resolve(_ context.Context, ref oci.Reference) (oci.Descriptor, 
 	return oci.Descriptor{}, fmt.Errorf("image layout: tag %q: %w", ref.Target(), oci.ErrNotFound)
 }
 
-// describe finds a manifest that is not listed in index.json itself, but by
-// one of its indexes, or nowhere.
-func (l *Layout) describe(digest oci.Digest) (oci.Descriptor, error) {
-	data, err := l.readFile(blobPath(digest), oci.MaxDocument)
-	if errors.Is(err, fs.ErrNotExist) {
-		return oci.Descriptor{}, fmt.Errorf("image layout: manifest %s: %w", digest, oci.ErrNotFound)
-	}
-	if err != nil {
-		return oci.Descriptor{}, err
-	}
-	var doc struct {
-		MediaType string            `json:"mediaType"`
-		Manifests []json.RawMessage `json:"manifests"`
-	}
-	if err := json.Unmarshal(data, &doc); err != nil {
-		return oci.Descriptor{}, fmt.Errorf("image layout: manifest %s: %w", digest, err)
-	}
-	mediaType := doc.MediaType
-	if mediaType == "" {
-		mediaType = oci.MediaTypeManifest
-		if doc.Manifests != nil {
-			mediaType = oci.MediaTypeIndex
-		}
-	}
-	return oci.Descriptor{MediaType: mediaType, Digest: digest, Size: int64(len(data))}, nil
-}
-
 // bare is d without what index.json adds to it.
 func bare(d oci.Descriptor) oci.Descriptor {
 	return oci.Descriptor{MediaType: d.MediaType, Digest: d.Digest, Size: d.Size}
@@ -198,9 +180,22 @@ func isSignature(tag string) bool { return path.Ext(tag) == ".sig" }
 
 func blobPath(d oci.Digest) string { return path.Join("blobs", d.Algorithm(), d.Hex()) }
 
-// Fetch implements oci.Fetcher.
+// Fetch implements oci.Fetcher. A blob of another size than d says is an error
+// before any of it is read; a size of 0 stands for any.
 func (l *Layout) Fetch(ctx context.Context, d oci.Descriptor) (io.ReadCloser, error) {
-	return l.OpenBlob(ctx, d.Digest)
+	f, err := l.OpenBlob(ctx, d.Digest)
+	if err != nil {
+		return nil, err
+	}
+	info, err := f.Stat()
+	if err == nil && d.Size > 0 && info.Size() != d.Size {
+		err = fmt.Errorf("image layout: blob %s: expected %d bytes, got %d", d.Digest, d.Size, info.Size())
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, err
+	}
+	return f, nil
 }
 
 // OpenBlob opens a blob as a file, for reading.
@@ -208,29 +203,26 @@ func (l *Layout) OpenBlob(_ context.Context, digest oci.Digest) (*os.File, error
 	if _, err := oci.ParseDigest(string(digest)); err != nil {
 		return nil, err
 	}
-	f, err := l.root.Open(blobPath(digest))
+	f, err := l.open(blobPath(digest))
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("image layout: blob %s: %w", digest, oci.ErrNotFound)
 	}
 	if err != nil {
-		return nil, err
-	}
-	if fi, err := f.Stat(); err != nil || !fi.Mode().IsRegular() {
-		_ = f.Close()
-		return nil, fmt.Errorf("image layout: blob %s is not a regular file", digest)
+		return nil, fmt.Errorf("image layout: blob %s: %w", digest, err)
 	}
 	return f, nil
 }
 
 // Push implements oci.Pusher. A blob appears under its name only when it is
-// whole and its digest is right.
+// whole and its digest is right. What has that name already is left alone if it
+// is a file of the right size, and replaced otherwise.
 func (l *Layout) Push(ctx context.Context, d oci.Descriptor, content io.Reader) error {
 	r, err := oci.VerifyReader(content, d)
 	if err != nil {
 		return err
 	}
 	name := blobPath(d.Digest)
-	if _, err := l.root.Lstat(name); err == nil {
+	if info, err := l.root.Lstat(name); err == nil && info.Mode().IsRegular() && info.Size() == d.Size {
 		return nil
 	}
 	if err := l.root.MkdirAll(path.Dir(name), 0o755); err != nil {
@@ -250,33 +242,6 @@ func (r contextReader) Read(p []byte) (int, error) {
 		return 0, context.Cause(r.ctx)
 	}
 	return r.Reader.Read(p)
-}
-
-// Tag implements oci.Pusher. Another manifest that had the tag loses it.
-func (l *Layout) Tag(ctx context.Context, d oci.Descriptor, tag string) error {
-	if err := context.Cause(ctx); err != nil {
-		return err
-	}
-	if err := oci.CheckTag(tag); err != nil {
-		return err
-	}
-	if _, err := l.root.Lstat(blobPath(d.Digest)); err != nil {
-		return fmt.Errorf("image layout: tag %s: manifest %s: %w", tag, d.Digest, oci.ErrNotFound)
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	d = bare(d)
-	d.Annotations = map[string]string{annotationRef: tag}
-	l.index.Manifests = append(slices.DeleteFunc(l.index.Manifests, func(e oci.Descriptor) bool { return TagOf(e) == tag }), d)
-	return l.writeIndex()
-}
-
-func (l *Layout) writeIndex() error {
-	data, err := json.Marshal(l.index)
-	if err != nil {
-		return err
-	}
-	return l.writeFile(indexFile, data)
 }
 
 func (l *Layout) writeFile(name string, data []byte) error {

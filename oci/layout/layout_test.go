@@ -113,7 +113,7 @@ func TestOpenErrors(t *testing.T) {
 		want  string
 	}{
 		"no layout":    {nil, "no OCI image layout"},
-		"version":      {map[string]string{"oci-layout": `{"imageLayoutVersion":"2.0.0"}`}, "imageLayoutVersion: expected 1.0.0"},
+		"version":      {map[string]string{"oci-layout": `{"imageLayoutVersion":"2.0.0"}`}, `imageLayoutVersion: expected "1.0.0", got "2.0.0"`},
 		"no index":     {map[string]string{"oci-layout": `{"imageLayoutVersion":"1.0.0"}`}, "index.json"},
 		"broken index": {map[string]string{"oci-layout": `{"imageLayoutVersion":"1.0.0"}`, "index.json": "x"}, "index.json: image index: JSON"},
 	} {

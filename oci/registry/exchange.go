@@ -84,7 +84,7 @@ func (e *statusError) Is(target error) bool {
 // response is an answer whose body is given up when it stands still.
 type response struct {
 	*http.Response
-	body io.ReadCloser
+	body *stallReader
 }
 
 // do makes a request, again if it fails for reasons that may pass. The body of
@@ -128,7 +128,7 @@ func (e *endpoint) retry(ctx context.Context, r request, n int, err error) (time
 		}
 		return 0, false
 	}
-	if errors.Is(err, ErrRefused) || errors.Is(err, errUnauthorized) || errors.Is(err, errStalled) {
+	if errors.Is(err, ErrRefused) || errors.Is(err, errUnauthorized) || errors.Is(err, errStalled) || errors.Is(err, errSlow) {
 		return 0, false
 	}
 	if _, ok := errors.AsType[errTLS](err); ok {

@@ -189,7 +189,7 @@ func TestMirrorBreaksOff(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			repo := open(t, origin.Server, registry.Options{Registries: conf, RootPEMs: []string{rootPEM(m.Server)}, StallTimeout: 200 * time.Millisecond})
+			repo := open(t, origin.Server, registry.Options{Registries: conf, RootPEMs: []string{rootPEM(m.Server)}, StallTimeout: time.Second})
 			if got, err := fetch(t, repo, blobOf(content)); err != nil || !bytes.Equal(got, content) || origin.count() == 0 {
 				t.Errorf("%d bytes, %v", len(got), err)
 			}

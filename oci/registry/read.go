@@ -83,6 +83,7 @@ func (e *endpoint) resolve(ctx context.Context, ref oci.Reference) (oci.Descript
 		return oci.Descriptor{}, err
 	}
 	defer func() { _ = resp.body.Close() }()
+	resp.body.hurry()
 	data, err := io.ReadAll(io.LimitReader(resp.body, oci.MaxDocument+1))
 	if err != nil {
 		return oci.Descriptor{}, err
@@ -177,6 +178,7 @@ func (e *endpoint) manifest(ctx context.Context, d oci.Descriptor) ([]byte, erro
 	if err := lengthAs(resp, d.Size); err != nil {
 		return nil, err
 	}
+	resp.body.hurry()
 	checked, err := oci.VerifyReader(resp.body, d)
 	if err != nil {
 		return nil, err

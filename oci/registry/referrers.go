@@ -70,6 +70,7 @@ func readReferrers(resp *response, artifactType string) ([]oci.Descriptor, error
 	if t := mediaType(resp); t != oci.MediaTypeIndex {
 		return nil, fmt.Errorf("expected media type %s, got %.80q: %w", oci.MediaTypeIndex, t, oci.ErrNotFound)
 	}
+	resp.body.hurry()
 	data, err := io.ReadAll(io.LimitReader(resp.body, oci.MaxDocument+1))
 	if err != nil {
 		return nil, err

@@ -61,7 +61,7 @@ func (c *Client) newTransport(pool *x509.CertPool, wary bool) *http.Transport {
 		ForceAttemptHTTP2:      true,
 		MaxIdleConnsPerHost:    8,
 		IdleConnTimeout:        30 * time.Second,
-		TLSHandshakeTimeout:    min(20*time.Second, c.options.StallTimeout),
+		TLSHandshakeTimeout:    20 * time.Second,
 		ResponseHeaderTimeout:  c.options.StallTimeout,
 		MaxResponseHeaderBytes: 64 << 10,
 		// Layers are compressed already, and digests are of what is sent.

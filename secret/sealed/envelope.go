@@ -44,33 +44,45 @@ func (p *Payload) EncryptData(rand io.Reader, plaintext secret.Bytes, wrap Wrap)
 	if _, err := io.ReadFull(rand, key); err != nil {
 		return secret.Bytes{}, fmt.Errorf("sealed secret: read randomness: %w", err)
 	}
-	block, err := aes.NewCipher(key)
-	if err != nil {
+	held := secret.New(key)
+	if err := p.EncryptDataWith(rand, held, plaintext, wrap); err != nil {
 		return secret.Bytes{}, err
+	}
+	return held, nil
+}
+
+// EncryptDataWith does so with a key that the provider has made.
+func (p *Payload) EncryptDataWith(rand io.Reader, key, plaintext secret.Bytes, wrap Wrap) error {
+	if key.Len() != KeySize {
+		return fmt.Errorf("sealed secret: a data key of %d bytes, expected %d", key.Len(), KeySize)
+	}
+	block, err := aes.NewCipher(key.Expose())
+	if err != nil {
+		return err
 	}
 	iv := make([]byte, gcmNonce)
 	if wrap == A256CTR {
 		iv = make([]byte, aes.BlockSize)
 	}
 	if _, err := io.ReadFull(rand, iv); err != nil {
-		return secret.Bytes{}, fmt.Errorf("sealed secret: read randomness: %w", err)
+		return fmt.Errorf("sealed secret: read randomness: %w", err)
 	}
 	var data []byte
 	switch wrap {
 	case A256GCM:
 		gcm, err := cipher.NewGCM(block)
 		if err != nil {
-			return secret.Bytes{}, err
+			return err
 		}
 		data = gcm.Seal(nil, iv, plaintext.Expose(), nil)
 	case A256CTR:
 		data = make([]byte, plaintext.Len())
 		cipher.NewCTR(block, iv).XORKeyStream(data, plaintext.Expose())
 	default:
-		return secret.Bytes{}, fmt.Errorf("sealed secret: wrap type: expected %s or %s, got %.32q", A256GCM, A256CTR, wrap)
+		return fmt.Errorf("sealed secret: wrap type: expected %s or %s, got %.32q", A256GCM, A256CTR, wrap)
 	}
 	p.Wrap, p.IV, p.EncryptedData = wrap, base64.StdEncoding.EncodeToString(iv), base64.StdEncoding.EncodeToString(data)
-	return secret.New(key), nil
+	return nil
 }
 
 // DecryptData opens the data of an envelope with its key.

@@ -100,7 +100,7 @@ var forbiddenInAgent = map[string]string{
 	"github.com/stretchr/testify":               "test code does not belong into the guest",
 	"os/exec":                                   "its Wait races with the one collector of children",
 	"github.com/containers/ocicrypt":            "its key wrappers link PGP, PKCS#7 and gRPC; oci/crypt decodes what we need",
-	"github.com/google/go-containerregistry":    "the CLI's library; the guest pulls with oras-go",
+	"github.com/google/go-containerregistry":    "the CLI's library; the guest pulls with oci/registry",
 	"github.com/open-policy-agent/opa":          "Rego runs at the trustee only",
 	"modernc.org/sqlite":                        "the guest has no database",
 	"google.golang.org/grpc/internal/transport": "the agent speaks ttrpc, which takes only gRPC's status codes",

@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -25,9 +26,13 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
 	"github.com/coffer-project/coffer/internal/guest/image"
+	"github.com/coffer-project/coffer/internal/guest/kms"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/volume"
+	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/signature"
+	"github.com/coffer-project/coffer/podpolicy"
 	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
 )
@@ -66,6 +71,11 @@ type BrokerConfig struct {
 	// InitData is the raw document, nil for an unsealed pod.
 	InitData []byte
 	Attester tee.Attester
+	// Devices make additional evidence besides what is attached to the guest.
+	Devices []tee.Attester
+	// KeyType and PolicySelector are as in guestconfig.Config.
+	KeyType        kbs.KeyType
+	PolicySelector string
 }
 
 // RegistryConfig says how to reach registries.
@@ -96,6 +106,17 @@ type Options struct {
 	// result closes it.
 	NewBroker  func(BrokerConfig) (datahub.Broker, error)
 	NewFetcher func(RegistryConfig, oci.Reference) (oci.Fetcher, func(), error)
+	// NewService opens the attestation service that gives tokens of the kind
+	// coco_as; Providers are key management services by name. Nil: none.
+	NewService func(url string, a tee.Attester) (datahub.Service, error)
+	Providers  map[string]kms.Provider
+	// NewImagePolicy reads a containers-policy.json with the lookaside
+	// configuration (YAML, may be empty) beside it.
+	NewImagePolicy func(policy, lookaside []byte, c RegistryConfig) (*signature.Policy, error)
+	// ListenREST opens the address of the containers' HTTP interface; nil: there
+	// is none. RESTFeatures are its groups where initdata does not say.
+	ListenREST   func(ctx context.Context) (net.Listener, error)
+	RESTFeatures string
 	// WithoutDeviceRules is for tests on machines that forbid them.
 	WithoutDeviceRules bool
 }
@@ -164,6 +185,11 @@ func (a *Agent) Hello(ctx context.Context, req *agentapi.HelloRequest) (*agentap
 
 // Shutdown implements the protocol.
 func (a *Agent) Shutdown(ctx context.Context, _ *agentapi.ShutdownRequest) (*agentapi.ShutdownResponse, error) {
+	if sb, err := a.theSandbox(); err == nil {
+		if err := sb.guard.Ask(podpolicy.AskShutdown, "", ""); err != nil {
+			return nil, a.fail(ctx, "Shutdown", err)
+		}
+	}
 	a.log.InfoContext(ctx, "the host asks for the end")
 	a.ending.Store(true)
 	a.o.Machine.Shutdown()

@@ -105,6 +105,9 @@ func (a *Agent) create(ctx context.Context, sb *sandbox, c *ctr, req *agentapi.C
 	if err != nil {
 		return err
 	}
+	if err := sb.measurePull(ctx, admission.Image().String(), img); err != nil {
+		return err
+	}
 	passwd, group, err := accounts(img.Root)
 	if err != nil {
 		return failed("image", fmt.Errorf("image %s: %w", img.Digest, err))
@@ -129,6 +132,7 @@ func (a *Agent) create(ctx context.Context, sb *sandbox, c *ctr, req *agentapi.C
 	if err := a.build(ctx, sb, c, config, env, img); err != nil {
 		return err
 	}
+	c.name, c.image = config.Name, string(img.ManifestDigest)
 	c.response = &agentapi.CreateContainerResponse{ManifestDigest: string(img.ManifestDigest)}
 	close(c.created)
 	return nil
@@ -143,7 +147,7 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 	if ref.Digest == "" && sb.guard.Sealed() {
 		return nil, unready("image %s: a sealed pod's image has a digest", ref)
 	}
-	policy, registry, err := sb.imageConfig(ctx)
+	policy, registry, err := sb.imageConfig(ctx, a.o.NewImagePolicy)
 	if err != nil {
 		return nil, err
 	}
@@ -153,8 +157,11 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 	}
 	defer closeFetcher()
 	cached := blobcache.New(fetcher, a.blobs, blobcache.Options{Lied: func(d oci.Digest, err error) { a.lied(ctx, d, err) }})
+	// Layers share keys: each is fetched once.
+	keys := sb.hub.Keyring()
+	defer keys.Close()
 	img, err := sb.images.Pull(ctx, image.Request{
-		Ref: ref, Fetcher: cached, Policy: policy, Keys: sb.hub, Concurrency: sb.image.MaxConcurrentDownloads,
+		Ref: ref, Fetcher: cached, Policy: policy, Keys: keys, Concurrency: sb.guest.Image.MaxConcurrentDownloads,
 		Progress: a.progress(id, string(ref.Digest)),
 	})
 	if err != nil {

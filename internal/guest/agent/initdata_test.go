@@ -95,7 +95,7 @@ func TestInitdataMustBeComplete(t *testing.T) {
 	for name, data := range map[string]map[string]string{
 		"no policy":      {initdata.KeyAA: ""},
 		"bad policy":     {initdata.KeyPodPolicy: `{"apiVersion":"coffer/v1"}`},
-		"Kata's policy":  {initdata.KeyPodPolicy: `{}`, initdata.KeyPolicyRego: "package agent_policy"},
+		"two policies":   {initdata.KeyPodPolicy: `{}`, initdata.KeyPolicyRego: "package agent_policy"},
 		"no JSON at all": {initdata.KeyPodPolicy: "allow everything"},
 	} {
 		raw, err := (&initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA384, Data: data}).Encode()

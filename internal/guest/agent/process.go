@@ -26,11 +26,13 @@ type ctr struct {
 	// Set once it is created, under the turn; read after created is closed.
 	created  chan struct{}
 	response *agentapi.CreateContainerResponse
-	config   container.Config
-	resolved map[string]string // values of secrets by variable
-	c        *container.Container
-	init     *proc
-	stop     context.CancelFunc // ends what watches it
+	// name is the container's in the policy, image the digest of its manifest.
+	name, image string
+	config      container.Config
+	resolved    map[string]string // values of secrets by variable
+	c           *container.Container
+	init        *proc
+	stop        context.CancelFunc // ends what watches it
 
 	mu    sync.Mutex
 	execs map[string]*proc
@@ -289,13 +291,20 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 	}
 	// From here on it must be brought to its end, whatever happens to the call.
 	if p.exec == "" {
-		err := c.c.Start(ctx)
+		err := sb.measureStart(ctx, c.name, c.image)
+		if err == nil {
+			err = c.c.Start(ctx)
+		}
 		if err != nil {
 			_ = c.c.KillAll()
 		}
 		return err
 	}
-	process, err := c.exec(ctx, p)
+	err = sb.measureExec(ctx, c.name, p.config.Args)
+	var process *container.Process
+	if err == nil {
+		process, err = c.exec(ctx, p)
+	}
 	if err != nil {
 		a.end(sb, p, reaper.Status{Code: startFailed, At: a.o.Now()}, "exited")
 		p.stdin.start(nil)
@@ -421,7 +430,10 @@ func (a *Agent) Resize(ctx context.Context, req *agentapi.ResizeRequest) (*agent
 // CloseStdin implements the protocol. While a STDIN stream is open, standard
 // input ends with that stream, so that nothing on its way is lost.
 func (a *Agent) CloseStdin(ctx context.Context, req *agentapi.CloseStdinRequest) (*agentapi.CloseStdinResponse, error) {
-	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	p, _, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskCloseStdin, p.container, p.exec)
+	}
 	if err == nil {
 		err = p.stdin.close()
 	}
@@ -433,7 +445,10 @@ func (a *Agent) CloseStdin(ctx context.Context, req *agentapi.CloseStdinRequest)
 
 // Wait implements the protocol.
 func (a *Agent) Wait(ctx context.Context, req *agentapi.WaitRequest) (*agentapi.WaitResponse, error) {
-	p, _, _, err := a.find(req.GetContainerId(), req.GetExecId())
+	p, _, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskWait, p.container, p.exec)
+	}
 	if err != nil {
 		return nil, a.fail(ctx, "Wait", err)
 	}
@@ -464,8 +479,11 @@ func (a *Agent) Update(ctx context.Context, req *agentapi.UpdateRequest) (*agent
 
 // Stats implements the protocol.
 func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
-	c, _, err := a.lookup(req.GetContainerId())
+	c, sb, err := a.lookup(req.GetContainerId())
 	var s container.Stats
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskStats, c.id, "")
+	}
 	if err == nil {
 		s, err = c.c.Stats()
 	}
@@ -479,6 +497,9 @@ func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentap
 // already is NOT_FOUND, which a host that repeats the call takes as done.
 func (a *Agent) Delete(ctx context.Context, req *agentapi.DeleteRequest) (*agentapi.DeleteResponse, error) {
 	p, c, sb, err := a.find(req.GetContainerId(), req.GetExecId())
+	if err == nil {
+		err = sb.guard.Ask(podpolicy.AskDelete, p.container, p.exec)
+	}
 	if err == nil {
 		err = a.delete(ctx, p, c, sb)
 	}

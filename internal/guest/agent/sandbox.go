@@ -1,13 +1,11 @@
 package agent
 
 import (
-	"bytes"
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 
@@ -19,10 +17,12 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
 	"github.com/coffer-project/coffer/internal/guest/image"
+	"github.com/coffer-project/coffer/internal/guest/measurement"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/podpolicy"
+	"github.com/coffer-project/coffer/tee"
 )
 
 // sandbox is the pod, once it exists. It is not changed, but for the network.
@@ -30,16 +30,21 @@ type sandbox struct {
 	request [sha256.Size]byte
 	// proven: the evidence names the initdata in force. Then the guest
 	// attests before the first container.
-	proven  bool
-	guard   *podpolicy.Guard
-	hub     *datahub.Hub
-	trustee string
-	image   guestconfig.Image
-	config  *podpolicy.SandboxConfig
-	images  *image.Store
-	volumes *volume.Manager
+	proven bool
+	guard  *podpolicy.Guard
+	hub    *datahub.Hub
+	// attester and additional make the pod's evidence.
+	attester   tee.Attester
+	additional []tee.Attester
+	trustee    string
+	guest      guestconfig.Config
+	config     *podpolicy.SandboxConfig
+	images     *image.Store
+	volumes    *volume.Manager
 	// devices are the nodes of raw block volumes, under the agent's lock.
 	devices map[string]string
+	// recorder measures what happens at run time; nil: nothing is measured.
+	recorder *measurement.Recorder
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -90,7 +95,7 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	}
 	sb := &sandbox{request: hash, proven: facts.Sealed(), once: make(chan struct{}, 1), devices: map[string]string{}}
 	sb.once <- struct{}{}
-	broker := BrokerConfig{Attester: a.o.Attestation.Attester()}
+	broker := BrokerConfig{}
 	if raw != nil {
 		if err := sb.readInitdata(raw, &broker); err != nil {
 			return nil, err
@@ -100,7 +105,7 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 		}
 	} else {
 		sb.guard = podpolicy.NewUnsealedGuard()
-		broker.URL, broker.RootPEM = req.GetUnsealedTrustee().GetUrl(), req.GetUnsealedTrustee().GetCaPem()
+		sb.guest.URL, sb.guest.RootPEM = req.GetUnsealedTrustee().GetUrl(), req.GetUnsealedTrustee().GetCaPem()
 	}
 	if err := a.openHub(sb, broker); err != nil {
 		return nil, err
@@ -113,6 +118,9 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	}
 	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
 		return nil, fmt.Errorf("scratch: %w", err)
+	}
+	if err := a.serveREST(ctx, sb, facts); err != nil {
+		return nil, err
 	}
 	a.mu.Lock()
 	a.sandbox = sb
@@ -188,46 +196,20 @@ func (sb *sandbox) readInitdata(raw []byte, broker *BrokerConfig) error {
 	if err != nil {
 		return bad("", "a valid document", err)
 	}
-	if _, ok := doc.Data[initdata.KeyPolicyRego]; ok {
-		return bad(initdata.KeyPolicyRego, "no such entry", errors.New("a policy for Kata's agent, which this guest does not enforce; write "+initdata.KeyPodPolicy))
+	if err := knownEntries(doc); err != nil {
+		return err
 	}
-	// A misspelt cdh.toml would leave its image policy out without a word.
-	for _, name := range slices.Sorted(maps.Keys(doc.Data)) {
-		switch name {
-		case initdata.KeyAA, initdata.KeyCDH, initdata.KeyPodPolicy:
-		default:
-			return bad("data", "entries "+initdata.KeyAA+", "+initdata.KeyCDH+" and "+initdata.KeyPodPolicy, fmt.Errorf("an entry %q, which this guest does not know", clip(name)))
-		}
-	}
-	text, ok := doc.Data[initdata.KeyPodPolicy]
-	if !ok {
-		return bad(initdata.KeyPodPolicy, "a pod policy", errors.New("no such entry"))
-	}
-	policy, err := podpolicy.Parse([]byte(text))
+	guard, err := guardFor(doc)
 	if err != nil {
-		return bad(initdata.KeyPodPolicy, "a valid pod policy", err)
+		return err
 	}
 	config, err := guestconfig.FromDocument(doc)
 	if err != nil {
 		return bad("", "valid aa.toml and cdh.toml", err)
 	}
-	sb.guard = podpolicy.NewGuard(policy)
-	sb.image = config.Image
-	broker.URL, broker.RootPEM, broker.InitData = config.URL, config.RootPEM, raw
-	return nil
-}
-
-// openHub opens the data hub. A pod without a key broker has one that fails.
-func (a *Agent) openHub(sb *sandbox, config BrokerConfig) error {
-	if config.URL == "" {
-		sb.hub = datahub.New(nil)
-		return nil
-	}
-	broker, err := a.o.NewBroker(config)
-	if err != nil {
-		return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: "trustee", Expected: "a key broker that can be asked", Got: clip(err.Error())}
-	}
-	sb.hub, sb.trustee = datahub.New(broker), config.URL
+	sb.guard = guard
+	sb.guest = *config
+	broker.InitData = raw
 	return nil
 }
 
@@ -331,66 +313,6 @@ func (sb *sandbox) under(ctx context.Context, f func() error) error {
 	}
 	defer func() { sb.once <- struct{}{} }()
 	return f()
-}
-
-// imageConfig gets, once, what decides about images: the signature policy and
-// the registries' credentials.
-func (sb *sandbox) imageConfig(ctx context.Context) (*signature.Policy, RegistryConfig, error) {
-	err := sb.under(ctx, func() error {
-		if sb.registry != nil {
-			return nil
-		}
-		policy, err := sb.signaturePolicy(ctx)
-		if err != nil {
-			return fmt.Errorf("image signature policy: %w", err)
-		}
-		registry := RegistryConfig{Image: sb.image, Unsealed: !sb.guard.Sealed()}
-		if uri := sb.image.CredentialsURI; uri != "" {
-			credentials, err := sb.hub.Resource(ctx, uri)
-			if err != nil {
-				return fmt.Errorf("registry credentials: %w", err)
-			}
-			registry.Credentials = credentials
-		}
-		if uri := sb.image.RegistriesURI; uri != "" {
-			text, err := sb.hub.Resource(ctx, uri)
-			if err != nil {
-				return fmt.Errorf("registry configuration: %w", err)
-			}
-			if registry.Image.Registries, err = guestconfig.ParseRegistries(text.Expose()); err != nil {
-				return fmt.Errorf("registry configuration %s: %w", uri, err)
-			}
-		}
-		sb.signature, sb.registry = policy, &registry
-		return nil
-	})
-	if err != nil {
-		return nil, RegistryConfig{}, err
-	}
-	return sb.signature, *sb.registry, nil
-}
-
-// signaturePolicy: without one in initdata, the digest that the pod policy
-// pins is what vouches for an image.
-func (sb *sandbox) signaturePolicy(ctx context.Context) (*signature.Policy, error) {
-	if sb.image.SigstoreConfig != "" || sb.image.SigstoreConfigURI != "" {
-		return nil, errors.New("sigstore_config: this guest reads no lookaside signatures")
-	}
-	text := []byte(sb.image.SecurityPolicy)
-	if uri := sb.image.SecurityPolicyURI; uri != "" {
-		policy, err := sb.hub.Resource(ctx, uri)
-		if err != nil {
-			return nil, err
-		}
-		text = policy.Expose()
-	}
-	if len(bytes.TrimSpace(text)) == 0 {
-		if sb.image.SecurityPolicyURI != "" {
-			return nil, fmt.Errorf("%s is empty", sb.image.SecurityPolicyURI)
-		}
-		return signature.InsecureAcceptAnything(), nil
-	}
-	return signature.ParsePolicy(text)
 }
 
 // requestHash tells a repeated request from another one.

@@ -38,6 +38,9 @@ type Cmdline struct {
 	Development bool
 	// Debug turns the agent's debug messages on.
 	Debug bool
+	// RESTAPI is which groups of the REST API containers may use where initdata
+	// does not say: none, resource, attestation or all; "" is resource.
+	RESTAPI string
 }
 
 // ParseCmdline reads the parameters that start with "coffer." and leaves the
@@ -65,6 +68,13 @@ func ParseCmdline(s string) (Cmdline, error) {
 				c.TEE = t
 			default:
 				return c, fmt.Errorf("kernel command line: coffer.tee: expected auto, tpm, soft, soft-tdx or none, got %q", value)
+			}
+		case "coffer.rest_api":
+			switch value {
+			case "none", "resource", "attestation", "all":
+				c.RESTAPI = value
+			default:
+				return c, fmt.Errorf("kernel command line: coffer.rest_api: expected none, resource, attestation or all, got %q", value)
 			}
 		case "coffer.development", "coffer.debug":
 			if hasValue {

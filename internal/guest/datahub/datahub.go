@@ -121,6 +121,28 @@ func Open(o Options) *Hub {
 	return h
 }
 
+// Connect opens a hub as initdata configures it: with a broker for each trustee
+// that it names, the default one being the one without a name. Of o, what the
+// configuration does not say is taken: service, providers and logger. Without
+// any trustee the hub is one whose requests fail with [ErrNoBroker].
+func Connect(c *guestconfig.Config, o Options, dial func(guestconfig.Trustee) (Broker, error)) (*Hub, error) {
+	o.Credentials, o.Resources, o.Named = c.Credentials, c.Resources, map[string]Broker{}
+	if c.URL != "" {
+		var err error
+		if o.Default, err = dial(guestconfig.Trustee{URL: c.URL, RootPEM: c.RootPEM}); err != nil {
+			return nil, fmt.Errorf("trustee %s: %w", c.URL, err)
+		}
+	}
+	for _, t := range c.Trustees {
+		broker, err := dial(t)
+		if err != nil {
+			return nil, fmt.Errorf("trustee %q: %w", t.Name, err)
+		}
+		o.Named[t.Name] = broker
+	}
+	return Open(o), nil
+}
+
 // Close forgets and wipes what is kept. Requests that come later are answered,
 // and nothing is kept of the answers.
 func (h *Hub) Close() { h.cache.close() }

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/http"
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
+	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/secret"
 )
@@ -108,6 +111,53 @@ func TestSeveralTrustees(t *testing.T) {
 	}
 	if err := only.Attest(t.Context()); !errors.Is(err, ErrNoBroker) {
 		t.Errorf("got %v", err)
+	}
+}
+
+func TestConnect(t *testing.T) {
+	t.Parallel()
+	none := time.Duration(0)
+	config := &guestconfig.Config{
+		URL: "https://first.example", RootPEM: "pem",
+		Trustees:    []guestconfig.Trustee{{Name: "eu", URL: "https://eu.example"}, {Name: "payments", URL: "https://payments.example", RootPEM: "pem2"}},
+		Credentials: []guestconfig.Credential{{Path: guestconfig.CredentialDir + "aws/credential.json", URI: "kbs:///kms/aws/credential"}},
+		Resources:   guestconfig.Resources{Lifetime: &none, MaxEntries: 3, MaxBytes: 4},
+	}
+	asked := map[guestconfig.Trustee]int{}
+	dial := func(tr guestconfig.Trustee) (Broker, error) {
+		asked[tr]++
+		return newBroker(map[string]string{"/a/b/c": tr.URL, "/kms/aws/credential": "key"}), nil
+	}
+	hub, err := Connect(config, Options{}, dial)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for uri, want := range map[string]string{"kbs:///a/b/c": "https://first.example", "kbs://eu/a/b/c": "https://eu.example", "kbs://payments/a/b/c": "https://payments.example"} {
+		fetch(t, hub, uri, want)
+	}
+	want := map[guestconfig.Trustee]int{{URL: "https://first.example", RootPEM: "pem"}: 1, config.Trustees[0]: 1, config.Trustees[1]: 1}
+	if !maps.Equal(asked, want) {
+		t.Errorf("asked %v", asked)
+	}
+	if v, err := hub.credential(t.Context(), "aws/credential.json"); err != nil || string(v.Expose()) != "key" {
+		t.Errorf("got %v", err)
+	}
+	if hub.cache.limits != (limits{0, 3, 4}) {
+		t.Errorf("limits %+v", hub.cache.limits)
+	}
+	if hub, err := Connect(&guestconfig.Config{}, Options{}, dial); err != nil || !errors.Is(hub.Attest(t.Context()), ErrNoBroker) {
+		t.Errorf("got %v", err)
+	}
+	for want, refuse := range map[string]string{`trustee "eu": no`: "eu", "trustee https://first.example: no": ""} {
+		_, err := Connect(config, Options{}, func(tr guestconfig.Trustee) (Broker, error) {
+			if tr.Name == refuse {
+				return nil, errors.New("no")
+			}
+			return dial(tr)
+		})
+		if err == nil || err.Error() != want {
+			t.Errorf("got %v, want %s", err, want)
+		}
 	}
 }
 

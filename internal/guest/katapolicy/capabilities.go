@@ -18,7 +18,7 @@ const allowed = `
 	object.get object.keys object.remove object.union object.subset object.filter union intersection
 	concat contains endswith startswith indexof indexof_n lower upper replace split sprintf substring
 	trim trim_left trim_prefix trim_right trim_space trim_suffix strings.any_prefix_match strings.any_suffix_match strings.count
-	format_int to_number regex.match regex.is_valid regex.split regex.find_n regex.replace re_match glob.match
+	format_int to_number regex.match regex.is_valid regex.split regex.find_n regex.find_all_string_submatch_n regex.replace re_match glob.match
 	is_array is_boolean is_null is_number is_object is_set is_string type_name
 	json.marshal json.unmarshal json.is_valid json.filter json.remove
 	base64.encode base64.decode base64.is_valid base64url.encode base64url.decode hex.encode hex.decode

@@ -50,29 +50,35 @@ func network(c *podpolicy.NetworkConfig) []request {
 func prefix(cidr string) object {
 	p, err := netip.ParsePrefix(cidr)
 	if err != nil {
-		return object{"address": cidr, "mask": "", "family": "v4"}
+		return object{"address": cidr, "mask": "", "family": v4}
 	}
 	return object{"address": p.Addr().String(), "mask": strconv.Itoa(p.Bits()), "family": family(p.Addr())}
 }
 
-func routeFamily(r podpolicy.Route) string {
+func routeFamily(r podpolicy.Route) int {
 	if p, err := netip.ParsePrefix(r.Destination); err == nil {
 		return family(p.Addr())
 	}
 	return addressFamily(r.Gateway)
 }
 
-func addressFamily(s string) string {
+func addressFamily(s string) int {
 	a, err := netip.ParseAddr(s)
 	if err != nil {
-		return "v4" // protobuf's default
+		return v4 // protobuf's default
 	}
 	return family(a)
 }
 
-func family(a netip.Addr) string {
+// IPFamily of types.proto, by number, as the agent gives it to rules.
+const (
+	v4 = 0
+	v6 = 1
+)
+
+func family(a netip.Addr) int {
 	if a.Is4() || a.Is4In6() {
-		return "v4"
+		return v4
 	}
-	return "v6"
+	return v6
 }

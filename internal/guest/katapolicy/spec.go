@@ -27,7 +27,7 @@ func containerInput(q podpolicy.Question) object {
 		"OCI": object{
 			"Version": "1.2.0", "Process": process(c.Terminal, c.User, c.Args, c.Env, c.Cwd, c.Capabilities, c.NoNewPrivileges),
 			"Root":     object{"Path": path.Join("/run/kata-containers", q.Container, "rootfs"), "Readonly": c.ReadOnlyRoot},
-			"Hostname": q.Sandbox.Hostname, "Mounts": mounts(c.Mounts), "Hooks": nil, "Solaris": nil, "Windows": nil,
+			"Hostname": "", "Mounts": mounts(c.Mounts), "Hooks": nil, "Solaris": nil, "Windows": nil,
 			"Annotations": object{
 				"io.kubernetes.cri.container-type": "container", "io.katacontainers.pkg.oci.container_type": "pod_container",
 				"io.kubernetes.cri.container-name": c.Name, "io.kubernetes.cri.image-name": image,
@@ -45,11 +45,9 @@ func linux(c *podpolicy.ContainerConfig, s *podpolicy.SandboxConfig) object {
 		sysctls[name] = value
 	}
 	var namespaces []object
-	for _, t := range []string{"ipc", "uts", "mount", "network", "cgroup"} {
+	// Those that Kata's shim leaves in a container's specification.
+	for _, t := range []string{"ipc", "uts", "mount"} {
 		namespaces = append(namespaces, object{"Type": t, "Path": ""})
-	}
-	if !c.SharePID {
-		namespaces = append(namespaces, object{"Type": "pid", "Path": ""})
 	}
 	var seccomp any
 	if c.Seccomp == podpolicy.SeccompDefault {
@@ -57,8 +55,19 @@ func linux(c *podpolicy.ContainerConfig, s *podpolicy.SandboxConfig) object {
 	}
 	return object{
 		"UIDMappings": []any{}, "GIDMappings": []any{}, "Sysctl": sysctls, "Resources": resources(c.Limits), "CgroupsPath": "", "Namespaces": namespaces,
-		"Devices": []any{}, "Seccomp": seccomp, "RootfsPropagation": "", "MaskedPaths": []string{}, "ReadonlyPaths": []string{}, "MountLabel": "", "IntelRdt": nil,
+		"Devices": []any{}, "Seccomp": seccomp, "RootfsPropagation": "", "MaskedPaths": maskedPaths(), "ReadonlyPaths": readonlyPaths(), "MountLabel": "", "IntelRdt": nil,
 	}
+}
+
+// maskedPaths and readonlyPaths are hidden from, and read-only in, every
+// container that internal/guest/container builds; it hides more.
+func maskedPaths() []string {
+	return []string{"/proc/acpi", "/proc/asound", "/proc/kcore", "/proc/keys", "/proc/latency_stats", "/proc/sched_debug",
+		"/proc/scsi", "/proc/timer_list", "/proc/timer_stats", "/sys/devices/virtual/powercap", "/sys/firmware"}
+}
+
+func readonlyPaths() []string {
+	return []string{"/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"}
 }
 
 // mounts are the container's volumes, beside what every container has.

@@ -7,6 +7,7 @@ package kms
 import (
 	"bytes"
 	"context"
+	"crypto/tls"
 	"fmt"
 	"io"
 	"net/http"
@@ -45,7 +46,7 @@ const (
 )
 
 // Do sends a request and returns the whole answer, whatever its status.
-// Redirects are not followed if client does not follow them (see [NoRedirect]).
+// See [Client] for the client.
 func Do(ctx context.Context, client *http.Client, url string, header http.Header, body []byte) (status int, answer []byte, err error) {
 	ctx, cancel := context.WithTimeout(ctx, Timeout)
 	defer cancel()
@@ -69,6 +70,21 @@ func Do(ctx context.Context, client *http.Client, url string, header http.Header
 	return resp.StatusCode, answer, nil
 }
 
-// NoRedirect is an http.Client's CheckRedirect that follows none: a signed
-// request is for whom it was signed for.
-func NoRedirect(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
+// Client returns a client for [Do]: TLS as conf says, or by the system's roots
+// where it is nil, no redirects (a signed request is for whom it was signed
+// for), no proxies, no compression.
+func Client(conf *tls.Config) *http.Client {
+	if conf == nil {
+		conf = &tls.Config{MinVersion: tls.VersionTLS12}
+	}
+	return &http.Client{
+		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		Transport: &http.Transport{
+			TLSClientConfig:        conf,
+			TLSHandshakeTimeout:    Timeout,
+			IdleConnTimeout:        Timeout,
+			MaxResponseHeaderBytes: 64 << 10,
+			DisableCompression:     true,
+		},
+	}
+}

@@ -77,11 +77,12 @@ type Recorder struct {
 	log      []byte
 	workload int
 	broken   error
+	once     map[[sha256.Size]byte]bool // events of Once
 }
 
 // New returns a recorder that extends a register, or (nil) only keeps the log.
 func New(register Register) *Recorder {
-	r := &Recorder{register: register, turn: make(chan struct{}, 1)}
+	r := &Recorder{register: register, turn: make(chan struct{}, 1), once: map[[sha256.Size]byte]bool{}}
 	r.turn <- struct{}{}
 	return r
 }
@@ -100,6 +101,25 @@ func (r *Recorder) Log() []byte {
 // spaces, and no part has a line break (see [eventlog.NewRuntimeEvent]).
 func (r *Recorder) Record(ctx context.Context, domain, operation, content string) error {
 	return r.record(ctx, domain, operation, content, false)
+}
+
+// Once records an event of the guest's own, unless it has recorded the same
+// before: what is started again and again is measured once.
+func (r *Recorder) Once(ctx context.Context, domain, operation, content string) error {
+	id := sha256.Sum256([]byte(domain + "\n" + operation + "\n" + content))
+	r.mu.Lock()
+	known := r.once[id]
+	r.mu.Unlock()
+	if known {
+		return nil
+	}
+	if err := r.record(ctx, domain, operation, content, false); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.once[id] = true
+	return nil
 }
 
 // RecordForWorkload records an event that a workload reports.

@@ -12,6 +12,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -22,13 +23,19 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
+	"github.com/coffer-project/coffer/internal/guest/kms"
+	"github.com/coffer-project/coffer/internal/guest/kms/aliyunkms"
+	"github.com/coffer-project/coffer/internal/guest/kms/awskms"
 	"github.com/coffer-project/coffer/internal/guest/machine"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
+	"github.com/coffer-project/coffer/internal/guest/restapi"
 	"github.com/coffer-project/coffer/internal/guest/serial"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/oci/registry"
+	"github.com/coffer-project/coffer/oci/signature"
+	"github.com/coffer-project/coffer/oci/signature/lookaside"
 	"github.com/coffer-project/coffer/tee"
 	"github.com/coffer-project/coffer/tee/azure/azureattest"
 	"github.com/coffer-project/coffer/tee/platform"
@@ -93,6 +100,10 @@ func build(p parts) (*agent.Agent, error) {
 			return newBroker(c, attached, p.log)
 		},
 		NewFetcher: newFetcher,
+		NewService: newService, Providers: map[string]kms.Provider{
+			"aws": awskms.New(awskms.Options{}), "aliyun": aliyunkms.New(aliyunkms.Options{}),
+		},
+		NewImagePolicy: newImagePolicy, ListenREST: restapi.Listen, RESTFeatures: p.cmdline.RESTAPI,
 	})
 }
 
@@ -158,28 +169,37 @@ func (w *wholePort) Close() error { return errors.Join(w.Conn.Close(), w.port.Cl
 
 func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) (datahub.Broker, error) {
 	return kbs.NewClient(kbs.ClientOptions{
-		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: attached, InitData: c.InitData,
-		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader,
+		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: slices.Concat(attached, c.Devices), InitData: c.InitData,
+		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader, KeyType: c.KeyType, PolicySelector: c.PolicySelector,
 	})
 }
 
-func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
-	proxy, err := c.Image.Proxy.Func()
+// newService opens an attestation service, which is known by its URL only: what it
+// signs is for others to check.
+func newService(url string, a tee.Attester) (datahub.Service, error) {
+	return kbs.NewService(kbs.ServiceOptions{URL: url, Attester: a, UserAgent: "coffer-agent/" + Version})
+}
+
+// newImagePolicy reads an image policy, with signatures of simple signing where
+// the lookaside configuration and registries have them.
+func newImagePolicy(policy, sigstore []byte, c agent.RegistryConfig) (*signature.Policy, error) {
+	client, err := newRegistry(c, oci.Reference{})
 	if err != nil {
-		return nil, nil, fmt.Errorf("image_pull_proxy: %w", err)
+		return nil, err
 	}
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
-	if c.Credentials.Len() > 0 {
-		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
-		if err != nil {
-			return nil, nil, fmt.Errorf("registry credentials: %w", err)
-		}
-		o.Credentials = credentials
+	places, err := lookaside.ParseConfig(sigstore)
+	if err != nil {
+		return nil, err
 	}
-	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
-		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)
+	store, err := lookaside.New(lookaside.Options{Config: places, Client: client.HTTP(), Registry: client})
+	if err != nil {
+		return nil, err
 	}
-	client, err := registry.New(o)
+	return signature.ParsePolicy(policy, append(keylessOption(), signature.WithLookaside(store))...)
+}
+
+func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {
+	client, err := newRegistry(c, ref)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -189,4 +209,24 @@ func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(),
 		return nil, nil, err
 	}
 	return repository, client.Close, nil
+}
+
+// newRegistry opens registries as initdata says. ref is what is to be read.
+func newRegistry(c agent.RegistryConfig, ref oci.Reference) (*registry.Client, error) {
+	proxy, err := c.Image.Proxy.Func()
+	if err != nil {
+		return nil, fmt.Errorf("image_pull_proxy: %w", err)
+	}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
+	if c.Credentials.Len() > 0 {
+		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
+		if err != nil {
+			return nil, fmt.Errorf("registry credentials: %w", err)
+		}
+		o.Credentials = credentials
+	}
+	if host, _, err := net.SplitHostPort(ref.Registry); err == nil && host == HostName && c.Unsealed {
+		o.PlainHTTP = append(o.PlainHTTP, ref.Registry)
+	}
+	return registry.New(o)
 }

@@ -95,6 +95,11 @@ func onDisk(disk Disk, name string, size uint64, path string) error {
 	if err != nil {
 		return err
 	}
+	return bind(source, path)
+}
+
+// bind mounts a directory once more.
+func bind(source, path string) error {
 	if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
 		return fmt.Errorf("bind: %w", err)
 	}
@@ -149,15 +154,7 @@ func (m *Manager) Files(name string) error {
 // Mounted makes a volume of a file system that is mounted at source. One that
 // exists is left alone.
 func (m *Manager) Mounted(name, source string) error {
-	_, _, err := m.root(name, func(path string) error {
-		if err := unix.Mount(source, path, "", unix.MS_BIND, ""); err != nil {
-			return fmt.Errorf("bind: %w", err)
-		}
-		if err := unix.Mount("", path, "", unix.MS_BIND|unix.MS_REMOUNT|ephemeralFlags, ""); err != nil {
-			return errors.Join(fmt.Errorf("bind: %w", err), unix.Unmount(path, unix.MNT_DETACH))
-		}
-		return nil
-	})
+	_, _, err := m.root(name, func(path string) error { return bind(source, path) })
 	return err
 }
 
@@ -198,12 +195,20 @@ func (m *Manager) root(name string, prepare func(path string) error) (root *os.F
 	if err := prepare(path); err != nil {
 		return nil, false, fmt.Errorf("volume %s: %w", name, err)
 	}
-	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
+	if root, err = openRoot(path); err != nil {
 		return nil, false, fmt.Errorf("volume %s: %w", name, err)
 	}
-	m.roots[name] = os.NewFile(uintptr(fd), path)
-	return m.roots[name], true, nil
+	m.roots[name] = root
+	return root, true, nil
+}
+
+// openRoot opens a volume's root directory to find things beneath it.
+func openRoot(path string) (*os.File, error) {
+	fd, err := unix.Open(path, unix.O_PATH|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), path), nil
 }
 
 // Directory is a directory of a volume, ready to be mounted into a container.

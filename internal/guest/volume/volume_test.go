@@ -225,6 +225,88 @@ func TestOpenFollowsNoLinks(t *testing.T) {
 	}
 }
 
+// fakeDisk makes directories and remembers how large they may be.
+type fakeDisk struct {
+	dir   string
+	sizes map[string]uint64
+}
+
+func (d fakeDisk) Directory(name string, size uint64) (string, error) {
+	d.sizes[name] = size
+	path := filepath.Join(d.dir, name)
+	return path, os.Mkdir(path, 0o700)
+}
+
+func TestMedia(t *testing.T) {
+	env.Need(t)
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = m.Close() })
+	disk := fakeDisk{t.TempDir(), map[string]uint64{}}
+	var memory unix.Sysinfo_t
+	if err := unix.Sysinfo(&memory); err != nil {
+		t.Fatal(err)
+	}
+	half := memory.Totalram * uint64(memory.Unit) / 2
+	group := uint32(1234)
+	use := func(name string, e volume.Ephemeral) (fs unix.Statfs_t, st unix.Stat_t) {
+		t.Helper()
+		path := filepath.Join(dir, name)
+		if err := errors.Join(m.Ephemeral(name, e), unix.Statfs(path, &fs), unix.Stat(path, &st)); err != nil {
+			t.Fatal(err)
+		}
+		return fs, st
+	}
+	size := func(fs unix.Statfs_t) uint64 { return fs.Blocks * uint64(fs.Bsize) }
+	// No tmpfs is without a size.
+	for name, tc := range map[string]struct{ ask, want uint64 }{
+		"none": {0, half}, "small": {1 << 20, 1 << 20}, "huge": {1 << 60, half},
+	} {
+		fs, st := use(name, volume.Ephemeral{Bytes: tc.ask})
+		if fs.Type != unix.TMPFS_MAGIC || size(fs) > tc.want+4096 || size(fs)+1<<20 < tc.want || st.Mode&0o7777 != 0o777 {
+			t.Errorf("%s: type %#x, %d bytes, want %d, mode %o", name, fs.Type, size(fs), tc.want, st.Mode)
+		}
+	}
+	m.UseDisk(disk)
+	if fs, _ := use("memory", volume.Ephemeral{Memory: true, Bytes: 2 << 20}); fs.Type != unix.TMPFS_MAGIC || size(fs) != 2<<20 {
+		t.Errorf("a volume of memory: type %#x", fs.Type)
+	}
+	fs, st := use("disk", volume.Ephemeral{Bytes: 3 << 20, Group: &group})
+	if disk.sizes["disk"] != 3<<20 || len(disk.sizes) != 1 || st.Mode&0o7777 != 0o2777 || st.Gid != group || fs.Flags&(unix.ST_NOSUID|unix.ST_NODEV) != unix.ST_NOSUID|unix.ST_NODEV {
+		t.Errorf("a volume of the disk: %v, mode %o, group %d, flags %#x", disk.sizes, st.Mode, st.Gid, fs.Flags)
+	}
+	// The file system of a block volume is a volume like the others.
+	block := t.TempDir()
+	if err := m.Mounted("block", block); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Symlink("/", filepath.Join(block, "evil")); err != nil {
+		t.Fatal(err)
+	}
+	if d, err := m.Open("block", "evil/etc", true); err == nil {
+		t.Errorf("a link was followed to %s", d.Path())
+	}
+	d, err := m.Open("block", "a/b", true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := d.Close(); err != nil {
+		t.Error(err)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
+	}
+	if mounts, err := os.ReadFile("/proc/self/mounts"); err != nil || strings.Contains(string(mounts), dir) {
+		t.Errorf("left mounted:\n%s", mounts)
+	}
+	if _, err := m.Open("block", "", false); err == nil {
+		t.Error("a closed volume is open")
+	}
+}
+
 func TestNames(t *testing.T) {
 	t.Parallel()
 	m, err := volume.NewManager(t.TempDir())

@@ -14,8 +14,8 @@ import (
 )
 
 // patience is how long a guest may take nothing of what it asked for, or send
-// nothing of what it offered. An emulated one may be slow.
-const patience = 2 * time.Minute
+// nothing of what it offered: a layer waits until those below it are unpacked.
+const patience = time.Hour
 
 // Serve answers a guest on one stream of kind BLOBS, until the stream or ctx
 // ends. It closes conn.

@@ -31,7 +31,8 @@ const fastInput = 16
 // not part of it: a lookup is made with the bits that are left, and while it
 // waits for memory the refill, which leaves those bits as they are, is done.
 // For the same reason only the lowest six bits of the bit count are kept right:
-// entries are subtracted from it as they are.
+// entries are subtracted from it as they are. It is one function, without calls,
+// since a call would move all of it from registers to memory and back.
 func (d *decoder) fast() error {
 	if d.inEnd-d.inPos < fastInput {
 		return nil

@@ -28,7 +28,8 @@ const (
 // CRC-32 and length of every member are checked, with the header's CRC where
 // there is one; a header has no reserved flags set, and name and comment of at
 // most 64 KiB. Behind the last member there may be zeros until the end of the
-// source, as padding of tapes leaves them, and nothing else.
+// source, as padding of tapes leaves them, and nothing else. (compress/gzip
+// ignores reserved flags, and refuses zeros and names of 512 bytes.)
 //
 // Errors are those of [Reader]. Since checks come last, nothing that was read
 // is known to be right before io.EOF.
@@ -37,6 +38,7 @@ type GzipReader struct {
 	crc  uint32 // of the member's content until now
 	size uint32 // of it, modulo 2³²
 	err  error
+	head headerReader
 }
 
 // NewGzipReader decodes the file r, of which it reads the first header. A
@@ -58,22 +60,13 @@ func (z *GzipReader) Reset(r io.Reader) error {
 }
 
 // Read implements io.Reader.
-func (z *GzipReader) Read(p []byte) (int, error) {
-	if len(p) == 0 {
-		return 0, nil
-	}
-	b, err := z.next()
-	if err != nil {
-		return 0, err
-	}
-	n := copy(p, b)
-	z.d.handOut(n)
-	return n, nil
-}
+func (z *GzipReader) Read(p []byte) (int, error) { return read(p, z) }
 
 // WriteTo implements io.WriterTo: it decodes all that is left into w, in
 // pieces of up to 256 KiB that w must not keep.
-func (z *GzipReader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, &z.d, z.next) }
+func (z *GzipReader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, z) }
+
+func (z *GzipReader) handOut(n int) { z.d.handOut(n) }
 
 // next returns decoded bytes, at least one, or an error.
 func (z *GzipReader) next() ([]byte, error) {
@@ -136,7 +129,8 @@ func (z *GzipReader) padding() error {
 
 // header reads a header (RFC 1952, 2.3).
 func (z *GzipReader) header() error {
-	h := headerReader{d: &z.d}
+	h := &z.head
+	h.d, h.crc = &z.d, 0
 	b, err := h.read(10)
 	if err != nil {
 		return err

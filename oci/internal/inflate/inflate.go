@@ -9,7 +9,7 @@
 // careful loop (careful.go) elsewhere. Both use the tables of table.go.
 //
 // Input is not trusted. Every count, code and distance is checked, and what a
-// stream can cost is fixed: a reader occupies about 370 KiB, whatever it reads,
+// stream can cost is fixed: a reader occupies about 350 KiB, whatever it reads,
 // and allocates nothing while it does. How much comes out is for the caller to
 // bound; DEFLATE yields at most 1032 bytes for one of input.
 //
@@ -26,9 +26,8 @@ import (
 // CorruptError says that the input is no valid stream. What was decoded before
 // has been handed out.
 type CorruptError struct {
-	// Offset is about where in the compressed input it was found, in bytes from
-	// the beginning: not before the offending field, and less than 600 bytes
-	// behind.
+	// Offset is how many bytes of input were decoded when it was found. What is
+	// wrong ends there, or contains that byte.
 	Offset int64
 	// Problem names the field, and what was expected and found.
 	Problem string
@@ -64,28 +63,37 @@ func NewReader(r io.Reader) *Reader {
 func (z *Reader) Reset(r io.Reader) { z.d.reset(r) }
 
 // Read implements io.Reader.
-func (z *Reader) Read(p []byte) (int, error) {
+func (z *Reader) Read(p []byte) (int, error) { return read(p, &z.d) }
+
+// WriteTo implements io.WriterTo: it decodes all that is left into w, in
+// pieces of up to 256 KiB that w must not keep.
+func (z *Reader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, &z.d) }
+
+// source is what decoded bytes are handed out of.
+type source interface {
+	// next returns bytes, at least one, or an error.
+	next() ([]byte, error)
+	// handOut marks the first n of them as taken.
+	handOut(n int)
+}
+
+func read(p []byte, from source) (int, error) {
 	if len(p) == 0 {
 		return 0, nil
 	}
-	b, err := z.d.next()
+	b, err := from.next()
 	if err != nil {
 		return 0, err
 	}
 	n := copy(p, b)
-	z.d.handOut(n)
+	from.handOut(n)
 	return n, nil
 }
 
-// WriteTo implements io.WriterTo: it decodes all that is left into w, in
-// pieces of up to 256 KiB that w must not keep.
-func (z *Reader) WriteTo(w io.Writer) (int64, error) { return writeTo(w, &z.d, z.d.next) }
-
-// writeTo hands out to w what next yields.
-func writeTo(w io.Writer, d *decoder, next func() ([]byte, error)) (int64, error) {
+func writeTo(w io.Writer, from source) (int64, error) {
 	var total int64
 	for {
-		b, err := next()
+		b, err := from.next()
 		if err == io.EOF {
 			return total, nil
 		}
@@ -96,7 +104,7 @@ func writeTo(w io.Writer, d *decoder, next func() ([]byte, error)) (int64, error
 		if n < 0 || n > len(b) {
 			return total, fmt.Errorf("inflate: Write returned %d of %d bytes", n, len(b))
 		}
-		d.handOut(n)
+		from.handOut(n)
 		total += int64(n)
 		if err == nil && n < len(b) {
 			err = io.ErrShortWrite

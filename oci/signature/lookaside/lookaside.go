@@ -29,8 +29,9 @@ const MaxSignatures = 64
 // Registry asks a registry by HTTP, with the credentials for it.
 type Registry interface {
 	// Get sends GET for a path of the API, such as /v2/, to the registry of
-	// ref. The caller closes the response's body. Any status is a response.
-	Get(ctx context.Context, ref oci.Reference, path string) (*http.Response, error)
+	// ref. The caller closes the body. A status other than 2xx is an error, 404
+	// one that wraps oci.ErrNotFound.
+	Get(ctx context.Context, ref oci.Reference, path string) (http.Header, io.ReadCloser, error)
 }
 
 // Options say where signatures may be.
@@ -166,27 +167,23 @@ type signatureList struct {
 
 // kept asks a registry that says it keeps signatures.
 func (s *Store) kept(ctx context.Context, ref oci.Reference, digest oci.Digest) ([][]byte, error) {
-	resp, err := s.o.Registry.Get(ctx, ref, "/v2/")
+	header, body, err := s.o.Registry.Get(ctx, ref, "/v2/")
 	if err != nil {
 		return nil, err
 	}
-	_ = resp.Body.Close()
-	if resp.Header.Get(extensionHeader) != "1" {
+	_ = body.Close()
+	if header.Get(extensionHeader) != "1" {
 		return nil, nil
 	}
-	resp, err = s.o.Registry.Get(ctx, ref, "/extensions/v2/"+ref.Repository+"/signatures/"+string(digest))
+	_, body, err = s.o.Registry.Get(ctx, ref, "/extensions/v2/"+ref.Repository+"/signatures/"+string(digest))
+	if errors.Is(err, oci.ErrNotFound) {
+		return nil, nil
+	}
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	switch resp.StatusCode {
-	case http.StatusOK:
-	case http.StatusNotFound:
-		return nil, nil
-	default:
-		return nil, fmt.Errorf("expected status 200 or 404, got %s", resp.Status)
-	}
-	data, err := bounded(resp.Body, maxList)
+	defer func() { _ = body.Close() }()
+	data, err := bounded(body, maxList)
 	if err != nil {
 		return nil, err
 	}
@@ -201,29 +198,4 @@ func (s *Store) kept(ctx context.Context, ref oci.Reference, digest oci.Digest) 
 		}
 	}
 	return out, nil
-}
-
-// Anonymous is a Registry without credentials: client asks the registry's host
-// over HTTPS, or over HTTP if plain says so of it.
-func Anonymous(client *http.Client, plain func(host string) bool) Registry {
-	return anonymous{client, plain}
-}
-
-type anonymous struct {
-	client *http.Client
-	plain  func(string) bool
-}
-
-// Get implements Registry.
-func (a anonymous) Get(ctx context.Context, ref oci.Reference, path string) (*http.Response, error) {
-	scheme := "https"
-	if a.plain != nil && a.plain(ref.Registry) {
-		scheme = "http"
-	}
-	u := url.URL{Scheme: scheme, Host: ref.Host(), Path: path}
-	req, err := http.NewRequestWithContext(ctx, http.MethodGet, u.String(), nil)
-	if err != nil {
-		return nil, err
-	}
-	return a.client.Do(req)
 }

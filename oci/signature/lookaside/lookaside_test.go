@@ -11,8 +11,10 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/oci"
+	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/oci/signature/lookaside"
 	"github.com/coffer-project/coffer/oci/signature/openpgp"
@@ -172,9 +174,9 @@ func TestHTTP(t *testing.T) {
 		name, isPlace := strings.CutPrefix(r.URL.Path, "/base/three"+prefix)
 		switch {
 		case isPlace && (name == "signature-1" || name == "signature-2" || name == "signature-3"):
-			fmt.Fprint(w, name)
+			_, _ = fmt.Fprint(w, name)
 		case strings.HasPrefix(r.URL.Path, "/base/many"+prefix):
-			fmt.Fprint(w, "x")
+			_, _ = fmt.Fprint(w, "x")
 		case strings.HasPrefix(r.URL.Path, "/base/large"+prefix):
 			_, _ = w.Write(make([]byte, openpgp.MaxMessage+1))
 		case strings.HasPrefix(r.URL.Path, "/base/broken"+prefix):
@@ -227,7 +229,7 @@ func TestExtension(t *testing.T) {
 		"broken":      {"1", `{"signatures":[{}`, 200, 0, "JSON"},
 		"duplicate":   {"1", `{"signatures":[],"signatures":[` + one + `]}`, 200, 0, "twice"},
 		"large":       {"1", strings.Repeat("x", 5<<20), 200, 0, "more than"},
-		"error":       {"1", "", 500, 0, "got 500"},
+		"error":       {"1", "", 500, 0, "HTTP status 500"},
 	} {
 		h := http.NewServeMux()
 		h.HandleFunc("GET /v2/", func(w http.ResponseWriter, _ *http.Request) {
@@ -235,11 +237,15 @@ func TestExtension(t *testing.T) {
 		})
 		h.HandleFunc("GET /extensions/v2/shop/web/signatures/"+string(digest), func(w http.ResponseWriter, _ *http.Request) {
 			w.WriteHeader(tt.status)
-			fmt.Fprint(w, tt.body)
+			_, _ = fmt.Fprint(w, tt.body)
 		})
 		server := httptest.NewServer(h)
 		address := strings.TrimPrefix(server.URL, "http://")
-		s, err := lookaside.New(lookaside.Options{Registry: lookaside.Anonymous(server.Client(), func(host string) bool { return host == address })})
+		client, err := registry.New(registry.Options{PlainHTTP: []string{address}, Sleep: func(context.Context, time.Duration) error { return nil }})
+		if err != nil {
+			t.Fatal(err)
+		}
+		s, err := lookaside.New(lookaside.Options{Registry: client})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -250,6 +256,7 @@ func TestExtension(t *testing.T) {
 		if tt.n == 1 && len(got) == 1 && string(got[0]) != "signed" {
 			t.Errorf("%s: %q", name, got)
 		}
+		client.Close()
 		server.Close()
 	}
 }

@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 )
 
@@ -142,7 +143,7 @@ func (b *keyBlock) signers() ([]*signer, error) {
 	if err != nil {
 		return nil, err
 	}
-	self := selfSignatures{key: primary}
+	self := selfSignatures{key: primary, revoked: revokes(parts, sigKeyRevocation, 0)}
 	self.direct(parts[0])
 	for _, c := range parts[1:] {
 		if c.tag == tagUserID {
@@ -150,6 +151,8 @@ func (b *keyBlock) signers() ([]*signer, error) {
 		}
 	}
 	main := self.signer()
+	// One that stands elsewhere could be of any subkey.
+	noSubkeys := self.revoked || revokes(parts, sigSubkeyRevocation, tagPublicSubkey)
 	out := []*signer{main}
 	for _, c := range parts[1:] {
 		if c.tag != tagPublicSubkey {
@@ -162,7 +165,7 @@ func (b *keyBlock) signers() ([]*signer, error) {
 		if err != nil {
 			continue // most often an encryption key, which has no signatures to verify
 		}
-		out = append(out, subkey(main, key, self.revoked, c))
+		out = append(out, subkey(main, key, noSubkeys, c))
 	}
 	return out, nil
 }
@@ -182,6 +185,14 @@ func isRevocation(body []byte, kind byte) bool {
 	}
 }
 
+// revokes says whether there is a revocation of that kind anywhere but with
+// components of type except.
+func revokes(parts []component, kind, except byte) bool {
+	return slices.ContainsFunc(parts, func(c component) bool {
+		return c.tag != except && slices.ContainsFunc(c.signatures, func(body []byte) bool { return isRevocation(body, kind) })
+	})
+}
+
 // selfSignatures are the primary key's statements about itself.
 type selfSignatures struct {
 	key     *publicKey
@@ -193,9 +204,6 @@ type selfSignatures struct {
 
 func (s *selfSignatures) direct(c component) {
 	for _, body := range c.signatures {
-		if isRevocation(body, sigKeyRevocation) {
-			s.revoked = true
-		}
 		if sig := s.own(body, sigDirectKey, sigDirectKey, s.key.hashed); sig != nil && newer(sig, s.onKey) {
 			s.onKey = sig
 		}
@@ -278,7 +286,7 @@ func subkey(main *signer, key *publicKey, revoked bool, c component) *signer {
 	var binding *signature
 	var problem error
 	for _, body := range c.signatures {
-		if isRevocation(body, sigSubkeyRevocation) || isRevocation(body, sigKeyRevocation) {
+		if isRevocation(body, sigSubkeyRevocation) {
 			revoked = true
 		}
 		if len(body) < 2 || body[1] != sigSubkeyBinding {

@@ -99,7 +99,7 @@ func newLength(data []byte) (n uint32, partial bool, rest []byte, err error) {
 // oldPacket is nextPacket for the older format (RFC 9580 section 4.2.2).
 func oldPacket(data []byte) (p packet, rest []byte, err error) {
 	p.tag = data[0] >> 2 & 0x0f
-	size := 0
+	var size int
 	switch data[0] & 3 {
 	case 0:
 		size = 1

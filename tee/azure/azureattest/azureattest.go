@@ -132,6 +132,16 @@ func New(o Options) (*Attester, error) {
 	return a, nil
 }
 
+// ReadPCR reads a register of the SHA-256 bank, in turn with evidence.
+func (a *Attester) ReadPCR(ctx context.Context, pcr int) ([]byte, error) {
+	return tpmattest.Take(ctx, a.turn, func() ([]byte, error) { return tpmattest.ReadPCR(a.tpm, pcr) })
+}
+
+// ExtendPCR extends one by a digest of 32 bytes, in turn with evidence.
+func (a *Attester) ExtendPCR(ctx context.Context, pcr int, digest []byte) error {
+	return tpmattest.Extend(ctx, a.turn, a.tpm, pcr, digest)
+}
+
 // TEE implements [tee.Attester].
 func (a *Attester) TEE() tee.Name { return a.name }
 

@@ -28,6 +28,9 @@ func NewTDX(open func(context.Context) (io.ReadWriteCloser, error)) *TDXAttester
 // follow the host's in the evidence. It must be called before the attester is used.
 func (a *TDXAttester) SetRuntimeLog(log func() []byte) { a.runtimeLog = log }
 
+// HasRTMR is true: the software TEE lets RTMR 3 be extended.
+func (*TDXAttester) HasRTMR() bool { return true }
+
 // ReadRTMR3 reads the register.
 func (a *TDXAttester) ReadRTMR3(ctx context.Context) ([]byte, error) { return a.rtmr3(ctx, nil) }
 

@@ -83,6 +83,18 @@ func fill(pcrs *tpm.PCRs, asked uint32, r *tpm2.PCRReadResponse) (uint32, error)
 	return got, nil
 }
 
+// ReadPCR reads one register of the SHA-256 bank.
+func ReadPCR(t transport.TPM, register int) ([]byte, error) {
+	if register < 0 || register >= tpm.PCRCount {
+		return nil, fmt.Errorf("tpmattest: register: expected 0 to %d, got %d", tpm.PCRCount-1, register)
+	}
+	pcrs, err := ReadPCRs(t)
+	if err != nil {
+		return nil, err
+	}
+	return pcrs[register][:], nil
+}
+
 // ExtendPCR extends a register of the SHA-256 bank.
 func ExtendPCR(t transport.TPM, register int, digest [32]byte) error {
 	if register < 0 || register >= tpm.PCRCount {

@@ -135,6 +135,27 @@ func (a *Attester) BindInitData(ctx context.Context, digest []byte) error {
 	return err
 }
 
+// ReadPCR reads a register of the SHA-256 bank, in turn with evidence.
+func (a *Attester) ReadPCR(ctx context.Context, pcr int) ([]byte, error) {
+	return Take(ctx, a.turn, func() ([]byte, error) { return ReadPCR(a.o.TPM, pcr) })
+}
+
+// ExtendPCR is the function of that name, in turn with evidence. The digest has 32
+// bytes.
+func (a *Attester) ExtendPCR(ctx context.Context, pcr int, digest []byte) error {
+	return Extend(ctx, a.turn, a.o.TPM, pcr, digest)
+}
+
+// Extend is [ExtendPCR] when the caller's turn has come.
+func Extend(ctx context.Context, turn *Turn, t transport.TPM, pcr int, digest []byte) error {
+	if len(digest) != 32 {
+		return fmt.Errorf("tpmattest: digest: expected 32 bytes, got %d", len(digest))
+	}
+	value := [32]byte(digest)
+	_, err := Take(ctx, turn, func() (struct{}, error) { return struct{}{}, ExtendPCR(t, pcr, value) })
+	return err
+}
+
 // Turn lets one caller at a time use a TPM.
 type Turn struct{ busy chan struct{} }
 

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"time"
 )
 
@@ -32,7 +33,7 @@ func (b *bench) startContainerd(ctx context.Context) (*containerd, error) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return nil, err
 	}
-	c := &containerd{ctr: ctr, socket: filepath.Join(dir, "c.sock"), version: version(ctx, program, "--version")}
+	c := &containerd{ctr: ctr, socket: filepath.Join(dir, "c.sock"), version: strings.ReplaceAll(version(ctx, program, "--version"), "github.com/containerd/containerd/v2 ", "")}
 	config := fmt.Sprintf("version = 3\nroot = %q\nstate = %q\ndisabled_plugins = [\"io.containerd.cri.v1.images\", \"io.containerd.cri.v1.runtime\", \"io.containerd.grpc.v1.cri\"]\n[grpc]\naddress = %q\n",
 		filepath.Join(dir, "root"), filepath.Join(dir, "state"), c.socket)
 	file := filepath.Join(dir, "config.toml")

@@ -16,6 +16,7 @@ import (
 	"runtime"
 	"strings"
 
+	fastgzip "github.com/klauspost/compress/gzip"
 	"github.com/klauspost/compress/zstd"
 
 	"github.com/coffer-project/coffer/oci"
@@ -30,6 +31,7 @@ type shape struct {
 	files  int   // of a layer
 	bytes  int64 // of a layer's files
 	format oci.LayerFormat
+	window int // of zstd, in bytes; 0: the encoder's own
 }
 
 // seed makes every run's input the same.
@@ -39,18 +41,22 @@ const seed = 5
 // do: words of a small vocabulary, and one part in eight that does not compress.
 type content struct {
 	rand  *mrand.Rand
-	words [4096]string
+	words [1 << 14]string // the frequent ones often
 }
 
 func newContent(n uint64) *content {
 	c := &content{rand: mrand.New(mrand.NewPCG(seed, n))}
 	const letters = "etaoinshrdlucmfwypvbgkjqxz_/.-ETAOIN0123456789"
-	for i := range c.words {
+	var vocabulary [4096]string
+	for i := range vocabulary {
 		var b strings.Builder
 		for range 3 + c.rand.IntN(9) {
 			b.WriteByte(letters[int(float64(len(letters))*math.Pow(c.rand.Float64(), 1.5))])
 		}
-		c.words[i] = b.String() + " "
+		vocabulary[i] = b.String() + " "
+	}
+	for i := range c.words {
+		c.words[i] = vocabulary[int(float64(len(vocabulary))*math.Pow(c.rand.Float64(), 3))]
 	}
 	return c
 }
@@ -65,8 +71,12 @@ func (c *content) fill(b *bytes.Buffer, n int64) {
 			}
 			continue
 		}
-		for range 16 { // a line; few words are frequent
-			b.WriteString(c.words[int(float64(len(c.words))*math.Pow(c.rand.Float64(), 3))])
+		for range 4 { // a line
+			x := c.rand.Uint64()
+			for range 4 {
+				b.WriteString(c.words[x%uint64(len(c.words))])
+				x >>= 16
+			}
 		}
 		b.WriteByte('\n')
 	}
@@ -126,7 +136,7 @@ func (s shape) store(dir string, index int) (_ oci.Descriptor, diffID oci.Digest
 		}
 	}()
 	plain := sha256.New()
-	to, finish, err := compressor(f, s.format.Compression)
+	to, finish, err := s.compressor(f)
 	if err != nil {
 		return oci.Descriptor{}, "", "", err
 	}
@@ -153,13 +163,24 @@ func (s shape) store(dir string, index int) (_ oci.Descriptor, diffID oci.Digest
 	return d, oci.FromHash(plain), f.Name(), nil
 }
 
-func compressor(w io.Writer, c oci.Compression) (io.Writer, func() error, error) {
-	switch c {
+func (s shape) compressor(w io.Writer) (io.Writer, func() error, error) {
+	switch s.format.Compression {
 	case oci.Gzip: // as docker and buildah do it
+		if s.bytes > imageBytes { // what matters of large ones is their size
+			z, err := fastgzip.NewWriterLevel(w, fastgzip.BestSpeed)
+			if err != nil {
+				return nil, nil, err
+			}
+			return z, z.Close, nil
+		}
 		z := gzip.NewWriter(w)
 		return z, z.Close, nil
 	case oci.Zstd:
-		z, err := zstd.NewWriter(w)
+		var options []zstd.EOption
+		if s.window > 0 {
+			options = append(options, zstd.WithWindowSize(s.window))
+		}
+		z, err := zstd.NewWriter(w, options...)
 		if err != nil {
 			return nil, nil, err
 		}

@@ -98,7 +98,8 @@ type step struct {
 }
 
 func steps() []step {
-	return []step{{"pull", (*bench).pulls}, {"memory", (*bench).memory}, {"decrypt", (*bench).decrypt}}
+	return []step{{"pull", (*bench).pulls}, {"memory", (*bench).memory}, {"decrypt", (*bench).decrypt}, {"cache", (*bench).cache},
+		{"policy", (*bench).policy}, {"agent", (*bench).agentMemory}}
 }
 
 func stepNames() []string {

@@ -65,7 +65,9 @@ func (b *bench) compare(name string, target float64, peer string, theirs, ours [
 func (b *bench) absolute(name, peer string, costs []cost) {
 	b.report.Add(name+"/wall", median(each(costs, wall)), "s", peer)
 	b.report.Add(name+"/cpu", median(each(costs, cpu)), "s", peer)
-	b.report.Add(name+"/peak", slices.Max(each(costs, peak)), "MiB", peer)
+	if most := slices.Max(each(costs, peak)); most > 0 {
+		b.report.Add(name+"/peak", most, "MiB", peer)
+	}
 }
 
 func wall(c cost) float64 { return c.wall }

@@ -7,6 +7,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"github.com/coffer-project/coffer/oci"
@@ -80,12 +81,24 @@ func (im *images) tag(name string) string { return im.address + "/" + repository
 
 // ours pulls with this program.
 func (b *bench) ours(im *images, name string) contender {
-	return contender{"ours", func(ctx context.Context) (cost, error) {
-		dest := b.path("ours")
-		ref := im.address + "/" + repository + "@" + string(im.digests[name])
-		c, err := command(ctx, nil, b.self, "pull", "-ref", ref, "-dest", dest)
+	return contender{"ours", func(ctx context.Context) (cost, error) { return b.pull(ctx, im, name) }}
+}
+
+// pull pulls in a process of its own, which tells its peak itself: that of the
+// usage would include this process's until exec.
+func (b *bench) pull(ctx context.Context, im *images, name string, args ...string) (cost, error) {
+	dest, peak := b.path("ours"), b.path("peak")
+	ref := im.address + "/" + repository + "@" + string(im.digests[name])
+	c, err := command(ctx, nil, b.self, append([]string{"pull", "-ref", ref, "-dest", dest, "-peak", peak}, args...)...)
+	if err != nil {
 		return c, errors.Join(err, os.RemoveAll(dest))
-	}}
+	}
+	text, err := os.ReadFile(peak)
+	if err != nil {
+		return c, err
+	}
+	c.peak, err = strconv.ParseFloat(string(text), 64)
+	return c, errors.Join(err, os.RemoveAll(dest))
 }
 
 // script is a contender in shell, which unpacks below $DIR.
@@ -211,8 +224,9 @@ func (b *bench) memory(ctx context.Context) (err error) {
 		{name: "gzip-300mb", layers: 1, files: 200, bytes: 300e6, format: gz},
 		{name: "gzip-1gb", layers: 1, files: 200, bytes: 1e9, format: gz},
 		{name: "zstd-1gb", layers: 1, files: 200, bytes: 1e9, format: zstd},
+		{name: "zstd-window-32mib", layers: 1, files: 200, bytes: 200e6, format: zstd, window: 32 << 20},
 		{name: "gzip-encrypted-1gb", layers: 1, files: 200, bytes: 1e9, format: sealed},
-		{name: "gzip-encrypted-four-300mb", layers: 4, files: 200, bytes: 300e6, format: sealed},
+		{name: "gzip-encrypted-four-100mb", layers: 4, files: 200, bytes: 100e6, format: sealed},
 	}
 	for _, s := range shapes {
 		if err := b.memoryOf(ctx, s); err != nil {
@@ -244,9 +258,9 @@ func (b *bench) memoryOf(ctx context.Context, s shape) (err error) {
 func version(ctx context.Context, name string, args ...string) string {
 	out, err := exec.CommandContext(ctx, name, args...).CombinedOutput()
 	if err != nil {
-		return name
+		return filepath.Base(name)
 	}
 	line, _, _ := strings.Cut(strings.TrimSpace(string(out)), "\n")
 	words := strings.Fields(line)
-	return filepath.Base(strings.Join(words[:min(3, len(words))], " "))
+	return strings.Join(words[:min(5, len(words))], " ")
 }

@@ -170,16 +170,7 @@ func (p *Provider) client(ctx context.Context, get func(context.Context, string)
 	if !roots.AppendCertsFromPEM(ca.Expose()) {
 		return nil, fmt.Errorf("credential %s: holds no certificate in PEM", name)
 	}
-	return &http.Client{
-		CheckRedirect: kms.NoRedirect,
-		Transport: &http.Transport{
-			TLSClientConfig:        &tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Time: p.o.Now},
-			TLSHandshakeTimeout:    kms.Timeout,
-			MaxResponseHeaderBytes: 64 << 10,
-			DisableCompression:     true,
-			DisableKeepAlives:      true,
-		},
-	}, nil
+	return kms.Client(&tls.Config{MinVersion: tls.VersionTLS12, RootCAs: roots, Time: p.o.Now}), nil
 }
 
 // find returns a copy of a string or bytes field, the last one as protobuf has

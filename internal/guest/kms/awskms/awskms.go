@@ -38,8 +38,8 @@ const (
 
 // Options configure a [Provider].
 type Options struct {
-	// Client sends requests; nil: one with the system's roots. It must not
-	// follow redirects.
+	// Client sends requests; nil: kms.Client with the system's roots. It must
+	// not follow redirects.
 	Client *http.Client
 	// Endpoint returns a service's base URL in a region; nil: Amazon's.
 	Endpoint func(service, region string) string
@@ -55,7 +55,7 @@ var _ kms.Provider = (*Provider)(nil)
 // New returns a provider. It opens no connection.
 func New(o Options) *Provider {
 	if o.Client == nil {
-		o.Client = &http.Client{CheckRedirect: kms.NoRedirect}
+		o.Client = kms.Client(nil)
 	}
 	if o.Endpoint == nil {
 		o.Endpoint = endpoint

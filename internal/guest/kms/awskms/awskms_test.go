@@ -122,9 +122,7 @@ func provider(t *testing.T, f *fake) *Provider {
 	f.t = t
 	srv := httptest.NewServer(f)
 	t.Cleanup(srv.Close)
-	client := srv.Client()
-	client.CheckRedirect = kms.NoRedirect
-	return New(Options{Client: client, Now: suiteTime, Endpoint: func(string, string) string { return srv.URL }})
+	return New(Options{Now: suiteTime, Endpoint: func(string, string) string { return srv.URL }})
 }
 
 func TestSecret(t *testing.T) {

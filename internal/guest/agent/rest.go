@@ -1,0 +1,90 @@
+package agent
+
+import (
+	"bytes"
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+
+	"github.com/coffer-project/coffer/internal/guest/attestation"
+	"github.com/coffer-project/coffer/internal/guest/measurement"
+	"github.com/coffer-project/coffer/internal/guest/restapi"
+	"github.com/coffer-project/coffer/tee"
+)
+
+// serveREST begins to serve the containers' HTTP interface, for the life of the
+// machine.
+func (a *Agent) serveREST(ctx context.Context, sb *sandbox, facts attestation.Facts) error {
+	if a.o.ListenREST == nil {
+		return nil
+	}
+	features, err := restapi.ParseFeatures(cmp.Or(string(sb.guest.REST), a.o.RESTFeatures))
+	if err != nil {
+		return err
+	}
+	if features == (restapi.Features{}) {
+		return nil
+	}
+	o := restapi.Options{
+		Version: a.o.Build, Features: features, Hub: sb.hub, Evidencer: evidencer{sb}, Recorder: recorder{sb.recorder}, TEE: string(facts.TEE), Logger: a.log,
+	}
+	for _, d := range sb.additional {
+		if d.TEE() != tee.RuntimeLog {
+			o.Devices = append(o.Devices, string(d.TEE()))
+		}
+	}
+	server, err := restapi.New(o)
+	if err != nil {
+		return err
+	}
+	l, err := a.o.ListenREST(ctx)
+	if err != nil {
+		return err
+	}
+	life := context.WithoutCancel(ctx)
+	go func() {
+		if err := server.Serve(life, l); err != nil {
+			a.log.WarnContext(life, "the containers' HTTP interface ends", "error", err)
+		}
+	}()
+	return nil
+}
+
+// evidencer makes evidence for a workload, over data of its choice. It is the same
+// environment that attests for the pod.
+type evidencer struct{ sb *sandbox }
+
+// Evidence implements [restapi.Evidencer].
+func (e evidencer) Evidence(ctx context.Context, runtimeData []byte) ([]byte, error) {
+	return e.sb.attester.Evidence(ctx, runtimeData)
+}
+
+// AdditionalEvidence implements [restapi.Evidencer].
+func (e evidencer) AdditionalEvidence(ctx context.Context, runtimeData []byte) ([]byte, error) {
+	all := map[tee.Name]json.RawMessage{}
+	for _, d := range e.sb.additional {
+		evidence, err := d.Evidence(ctx, runtimeData)
+		if err != nil {
+			return nil, fmt.Errorf("%s evidence: %w", d.TEE(), err)
+		}
+		if len(bytes.TrimSpace(evidence)) > 0 {
+			all[d.TEE()] = evidence
+		}
+	}
+	if len(all) == 0 {
+		return nil, nil
+	}
+	return json.Marshal(all)
+}
+
+// recorder measures what workloads report.
+type recorder struct{ r *measurement.Recorder }
+
+// Record implements [restapi.Recorder].
+func (r recorder) Record(ctx context.Context, domain, operation, content string) error {
+	if r.r == nil {
+		return restapi.ErrNotEnabled
+	}
+	return r.r.RecordForWorkload(ctx, domain, operation, content)
+}
