@@ -47,7 +47,7 @@ func (g *generator) container(field string, c *corev1.Container, role podpolicy.
 	}
 	img, err := g.images.image(g.ctx, c.Image)
 	if err != nil {
-		g.bad(field+".image", "", "%s", err)
+		g.bad(field+".image", "is the reference right, and does the registry want credentials?", "%s", err)
 		return
 	}
 	g.used[c.Image] = img
