@@ -32,6 +32,7 @@ type runFlags struct {
 	user       string
 	scratch    string
 	volumes    []string
+	services   serviceFlags
 }
 
 func (r *runFlags) add(c *cobra.Command) {
@@ -53,6 +54,7 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.StringVar(&r.initdata, "initdata", "", "initdata file as its owner registered it, instead of --policy")
 	f.StringVar(&r.o.TrusteeURL, "trustee", "", "the trustee's URL as the guest reaches it (default: an embedded trustee)")
 	f.StringVar(&r.trusteeCA, "trustee-ca", "", "PEM file with the certificates that vouch for the trustee")
+	r.services.add(c)
 	f.StringVar(&r.o.State, "state", run.DefaultState(), "state directory: software TEE, embedded trustee")
 	f.StringVar(&r.image, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guest demands")
 	f.StringVar(&r.o.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guest uses")
@@ -132,6 +134,9 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 		if o.Image.Registries, err = registries.Parse(data); err != nil {
 			return o, usagef("--registries-conf %s: %w", r.registries, err)
 		}
+	}
+	if o.Services, err = r.services.read(); err != nil {
+		return o, err
 	}
 	if r.noCache {
 		o.BlobCache = ""
