@@ -7,8 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
-	"path/filepath"
 	"strings"
+	"syscall"
 
 	"github.com/spf13/cobra"
 
@@ -161,28 +161,26 @@ func readKeyFiles(flags []string) (map[string]secret.Bytes, error) {
 }
 
 // readKeyPath reads the file of a key.
-func readKeyPath(name string) ([]byte, error) {
-	root, err := os.OpenRoot(filepath.Dir(name))
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = root.Close() }()
-	return readKeyBelow(root, filepath.Base(name))
+func readKeyPath(name string) ([]byte, error) { return readKeyWith(os.OpenFile, name) }
+
+// readKeyBelow reads the file of a key that must not lead out of root.
+func readKeyBelow(root *os.Root, name string) ([]byte, error) {
+	return readKeyWith(root.OpenFile, name)
 }
 
-func readKeyBelow(root *os.Root, name string) ([]byte, error) {
-	info, err := root.Stat(name)
-	if err != nil {
-		return nil, err
-	}
-	if !info.Mode().IsRegular() || info.Size() != crypt.KeySize {
-		return nil, fmt.Errorf("%s: expected a file of %d bytes, got %s of %d", name, crypt.KeySize, info.Mode(), info.Size())
-	}
-	f, err := root.Open(name)
+func readKeyWith(open func(string, int, os.FileMode) (*os.File, error), name string) ([]byte, error) {
+	f, err := open(name, os.O_RDONLY|syscall.O_NONBLOCK, 0) // a pipe must not stand still
 	if err != nil {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, err
+	}
+	if !info.Mode().IsRegular() || info.Size() != crypt.KeySize {
+		return nil, fmt.Errorf("%s: expected a file of %d bytes, got one of %d (%s)", name, crypt.KeySize, info.Size(), info.Mode())
+	}
 	key := make([]byte, crypt.KeySize)
 	if _, err := io.ReadFull(f, key); err != nil {
 		return nil, fmt.Errorf("%s: %w", name, err)

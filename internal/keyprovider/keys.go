@@ -67,7 +67,7 @@ func (p *Provider) key(ctx context.Context, a params) (string, secret.Bytes, err
 func (p *Provider) register(ctx context.Context, uri kbs.ResourceURI, key secret.Bytes, madeUp bool) error {
 	if madeUp {
 		have, err := p.o.Registrar.ResourceVersions(ctx, uri)
-		if refused, ok := errors.AsType[*kbs.StatusError](err); err != nil && (!ok || refused.Code != http.StatusNotFound) {
+		if refused, ok := errors.AsType[*kbs.StatusError](err); err != nil && (!ok || refused.Status != http.StatusNotFound) {
 			return fmt.Errorf("ask the trustee for %s: %w", uri, err)
 		}
 		if len(have) > 0 {
