@@ -4,7 +4,6 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 
@@ -284,17 +283,9 @@ func readPolicyKeys(flags []string) (keyFiles, error) {
 
 // readPolicyFile reads a policy, or a file that one names.
 func readPolicyFile(flag, path string) ([]byte, error) {
-	f, err := os.Open(path)
+	data, err := readSmall(path, maxPolicyFile)
 	if err != nil {
 		return nil, usagef("%s: %w", flag, err)
-	}
-	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, maxPolicyFile+1))
-	if err != nil {
-		return nil, usagef("%s: %w", flag, err)
-	}
-	if len(data) > maxPolicyFile {
-		return nil, usagef("%s %s: expected at most %d bytes", flag, path, maxPolicyFile)
 	}
 	return data, nil
 }
