@@ -55,8 +55,8 @@ func openLayer(ctx context.Context, f oci.Fetcher, l oci.Descriptor, c oci.Compr
 	if err != nil {
 		return nil, nil, errors.Join(err, rc.Close())
 	}
-	r, check = checkDiffID(contextReader{ctx, verified}, c, diffID)
-	return r, func() error { return errors.Join(check(), rc.Close()) }, nil
+	r, compare := checkDiffID(contextReader{ctx, verified}, c, diffID)
+	return r, func() error { return errors.Join(compare(), rc.Close()) }, nil
 }
 
 // checkDiffID passes a compressed layer through and, on another goroutine,
