@@ -9,8 +9,11 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "Protect images: encrypt and sign", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(a.imageProtectCommand())
+	c := &cobra.Command{Use: "image", Short: "Encrypt, decrypt, sign, verify, inspect and copy images", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.AddCommand(
+		a.imageProtectCommand(), a.imageEncryptCommand(), a.imageDecryptCommand(), a.imageSignCommand(),
+		a.imageVerifyCommand(), a.imageInspectCommand(), a.imageCopyCommand(),
+	)
 	return c
 }
 
