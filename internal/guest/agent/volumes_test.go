@@ -3,6 +3,7 @@ package agent_test
 import (
 	"archive/tar"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -151,5 +152,28 @@ func TestAVolumeWhoseKeyIsDenied(t *testing.T) {
 	refused(t, err, agent.RuleTrustee)
 	if entries, err := os.ReadDir(w.disks.dir); err != nil || len(entries) != 0 {
 		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func TestTheScratchDiskIsNoVolume(t *testing.T) {
+	w := newWorld(t, make([]byte, 32))
+	w.broker.resources["kbs:///shop/db/disk-key"] = "the volume's key, of 32 bytes...."
+	gz, digest := w.initdata(func(p *podpolicy.Policy) {
+		p.Volumes = map[string]podpolicy.Volume{"db": {Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/db/disk-key", Filesystem: "ext4"}}
+		p.Containers[0].Mounts = []podpolicy.Mount{{Path: "/data", Volume: "db"}}
+	})
+	w.attester.initData = digest
+	h := w.connect()
+	must[*agentapi.CreateSandboxResponse](t)(h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod", PodName: "web", Initdata: gz, ScratchDisk: "scratch0"}))
+	_, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "db", Disk: "scratch0"})
+	if r := refused(t, err, podpolicy.RuleVolumeAttach); r.GetPath() != "disk" || r.GetGot() != `"scratch0"` || !strings.Contains(r.GetExpected(), "scratch") {
+		t.Errorf("refusal %v", r)
+	}
+	if w.broker.attested != 0 {
+		t.Error("a key was asked for")
+	}
+	// The volume is still free to be attached.
+	if _, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "db", Disk: "disk1"}); err != nil {
+		t.Error(err)
 	}
 }
