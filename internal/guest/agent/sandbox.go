@@ -41,6 +41,9 @@ type sandbox struct {
 	config     *podpolicy.SandboxConfig
 	images     *image.Store
 	volumes    *volume.Manager
+	// scratch is the serial number of the disk that the pod keeps for itself, or
+	// empty.
+	scratch string
 	// devices are the nodes of raw block volumes, under the agent's lock.
 	devices map[string]string
 	// recorder measures what happens at run time; nil: nothing is measured.
@@ -116,7 +119,8 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
 	}
-	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
+	sb.scratch = req.GetScratchDisk()
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, sb.scratch); err != nil {
 		return nil, fmt.Errorf("scratch: %w", err)
 	}
 	if err := a.serveREST(ctx, sb, facts); err != nil {

@@ -113,7 +113,7 @@ func (m *Manager) replace(name string, o *options, fill func(*tree) error, commi
 	}
 	if err == nil {
 		err = commit(func() error {
-			if err := publish(root, next, t.top()); err != nil {
+			if err := publish(root, next, t.top(), func(version string) { m.retire(root, name, version) }); err != nil {
 				return err
 			}
 			published = true

@@ -37,6 +37,7 @@ type Manager struct {
 	mu    sync.Mutex
 	disk  Disk                // nil without one
 	roots map[string]*os.File // O_PATH, by volume
+	kept  map[string]bool     // versions of files volumes that containers have directories of
 
 	puts atomic.Uint64 // how many archives have come, to name their places
 }
@@ -46,7 +47,7 @@ func NewManager(dir string) (*Manager, error) {
 	if err := os.MkdirAll(filepath.Join(dir, mountsDir), 0o711); err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
-	return &Manager{dir: dir, roots: map[string]*os.File{}}, nil
+	return &Manager{dir: dir, roots: map[string]*os.File{}, kept: map[string]bool{}}, nil
 }
 
 // UseDisk has ephemeral volumes that are made from now on lie on a disk, but for
@@ -211,10 +212,11 @@ func openRoot(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Directory is a directory of a volume, ready to be mounted into a container.
+// Directory is a directory of a volume, or a file of one of files, ready to be
+// mounted into a container.
 type Directory struct{ path string }
 
-// Path leads to exactly this directory, whatever containers do to names on the
+// Path leads to exactly this directory or file, whatever containers do to names on the
 // way to it, until it is closed. Mounts made from it stay.
 func (d *Directory) Path() string { return d.path }
 
@@ -249,17 +251,31 @@ func (m *Manager) Open(name, subPath string, makeDirs bool) (*Directory, error) 
 		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
 	}
 	defer unix.Close(fd) //nolint:errcheck // O_PATH
-	// A bind mount of our own pins the directory that was found: a runtime in
-	// another mount namespace can be given a path, but no descriptor.
 	path, err := os.MkdirTemp(filepath.Join(m.dir, mountsDir), "")
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", name, err)
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), path, "", unix.MS_BIND, ""); err != nil {
-		_ = os.Remove(path)
-		return nil, fmt.Errorf("volume %s: %s: bind: %w", name, subPath, err)
+	d, err := pin(fd, path, 0)
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
 	}
-	return &Directory{path}, nil
+	return d, nil
+}
+
+// pin mounts what was found at a place of our own, which it removes again when
+// that fails: a runtime in another mount namespace can be given a path, but no
+// descriptor.
+func pin(fd int, place string, flags uintptr) (*Directory, error) {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), place, "", unix.MS_BIND, ""); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind: %w", err), os.Remove(place))
+	}
+	d := &Directory{place}
+	if flags != 0 { // a bind mount has flags of its own, which a first call does not take
+		if err := unix.Mount("", place, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+			return nil, errors.Join(fmt.Errorf("bind: %w", err), d.Close())
+		}
+	}
+	return d, nil
 }
 
 func openBeneath(dir int, path string) (int, error) {
