@@ -39,6 +39,8 @@ type Manager struct {
 	roots map[string]*os.File // O_PATH, by volume
 
 	puts atomic.Uint64 // how many archives have come, to name their places
+
+	publishing sync.Mutex // held while files take effect
 }
 
 // NewManager keeps volumes below dir.

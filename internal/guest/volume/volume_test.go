@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -419,3 +420,34 @@ type exhausting struct {
 }
 
 func (e *exhausting) Commit(publish func() error) error { e.exhaust(); return publish() }
+
+// Containers of one volume that are created at the same time each make it.
+func TestMakeAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				files := []volume.File{{Name: "key", Mode: 0o400, Content: []byte("secret")}, {Name: "b", Mode: 0o400, Content: []byte("too")}}
+				if err := m.Make("keys", volume.WithFiles(files...)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if diff := cmp.Diff(map[string]string{"key": "secret", "b": "too"}, content(t, filepath.Join(dir, "keys"))); diff != "" {
+		t.Error(diff)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 4 { // two names, the link, and one directory
+		t.Errorf("left behind: %v", entries)
+	}
+}
