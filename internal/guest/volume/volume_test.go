@@ -451,3 +451,36 @@ func TestMakeAtOnce(t *testing.T) {
 		t.Errorf("left behind: %v", entries)
 	}
 }
+
+// An ephemeral volume is for everyone before anyone may mount it.
+func TestEphemeralAtOnce(t *testing.T) {
+	env.Need(t)
+	dir := guesttest.Tmpfs(t)
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	group := uint32(4711)
+	for i := range 100 {
+		name := fmt.Sprintf("shared%d", i)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if err := m.Ephemeral(name, volume.Ephemeral{Bytes: 4096, Group: &group}); err != nil {
+					t.Error(err)
+					return
+				}
+				var st unix.Stat_t
+				if err := unix.Stat(filepath.Join(dir, name), &st); err != nil || st.Gid != group || st.Mode&unix.S_ISGID == 0 {
+					t.Errorf("%s: group %d, mode %o, %v", name, st.Gid, st.Mode, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}
