@@ -48,6 +48,8 @@ type sandbox struct {
 	devices map[string]string
 	// recorder measures what happens at run time; nil: nothing is measured.
 	recorder *measurement.Recorder
+	// restPort is that of the containers' HTTP interface; 0: there is none.
+	restPort uint32
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -119,13 +121,19 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
 	}
-	sb.scratch = req.GetScratchDisk()
-	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, sb.scratch); err != nil {
-		return nil, fmt.Errorf("scratch: %w", err)
-	}
-	if err := a.serveREST(ctx, sb, facts); err != nil {
+	rest, err := a.openREST(ctx, sb, facts)
+	if err != nil {
 		return nil, err
 	}
+	// The last that can fail, since it is done once: another try with another disk
+	// must find nothing of this one.
+	sb.scratch = req.GetScratchDisk()
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, sb.scratch); err != nil {
+		rest.close()
+		return nil, fmt.Errorf("scratch: %w", err)
+	}
+	sb.restPort = rest.port()
+	rest.serve(ctx, a.log)
 	a.mu.Lock()
 	a.sandbox = sb
 	a.mu.Unlock()
