@@ -3,7 +3,7 @@
 // report themselves.
 //
 // Each event is an entry of an attestation agent's log (AAEL, see tee/eventlog).
-// Where the environment has a register for the run time (RTMR 3 of TDX, PCR 17 of
+// Where the environment has a register for the run time (RTMR 3 of TDX, PCR 15 of
 // a TPM), the entry's digest extends it first, so that nobody can take an event
 // back. Where it has none (SEV-SNP), the log goes into the evidence, which is
 // bound to it: then the guest's word counts, which the launch measurement vouches
