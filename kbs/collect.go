@@ -26,10 +26,25 @@ func sortDevices(devices []tee.Attester) ([]tee.Attester, error) {
 	return out, nil
 }
 
+// holder is an attester whose evidence must be of one moment with that of its
+// devices: a log, and the register that stands behind it. Between Hold and its
+// release nothing changes; evidence is made with the context that Hold returns.
+type holder interface {
+	Hold(ctx context.Context) (held context.Context, release func(), err error)
+}
+
 // collect makes all evidence that answers a challenge. The order is part of
 // the protocol: the devices' evidence first, because the primary evidence is
 // bound to the very string that carries it.
 func (c *Client) collect(ctx context.Context, challenge *Challenge, key *TEEKey) (*Attestation, error) {
+	if h, ok := c.attester.(holder); ok {
+		held, release, err := h.Hold(ctx)
+		if err != nil {
+			return nil, err
+		}
+		defer release()
+		ctx = held
+	}
 	a := &Attestation{Version: ProtocolVersion, InitData: c.initData, Nonce: challenge.Nonce, TEEKey: key.Public()}
 	additional, err := c.additional(ctx, challenge, a)
 	if err != nil {

@@ -251,8 +251,25 @@ type attester struct {
 	r *Recorder
 }
 
+// heldKey marks a context under which a recorder is held already.
+type heldKey struct{ r *Recorder }
+
+// Hold keeps the log and the register as they are until release is called:
+// evidence of both, made with the context held, is of one moment.
+func (a *attester) Hold(ctx context.Context) (held context.Context, release func(), err error) {
+	select {
+	case <-a.r.turn:
+		return context.WithValue(ctx, heldKey{a.r}, true), func() { a.r.turn <- struct{}{} }, nil
+	case <-ctx.Done():
+		return nil, nil, context.Cause(ctx)
+	}
+}
+
 // Evidence implements [tee.Attester].
 func (a *attester) Evidence(ctx context.Context, reportData []byte) (evidence json.RawMessage, err error) {
+	if ctx.Value(heldKey{a.r}) != nil {
+		return a.Attester.Evidence(ctx, reportData)
+	}
 	err = a.r.alone(ctx, func() error {
 		evidence, err = a.Attester.Evidence(ctx, reportData)
 		return err

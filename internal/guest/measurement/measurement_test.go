@@ -188,3 +188,38 @@ func TestWorkloadsDoNotLookLikeTheGuest(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+// TestLogAndQuoteAreOfOneMoment: an event that comes while evidence is collected is
+// in neither the log nor the register of that evidence.
+func TestLogAndQuoteAreOfOneMoment(t *testing.T) {
+	t.Parallel()
+	reg := &rtmr{}
+	r := measurement.New(reg)
+	a := r.Attester(quoting{look: func() {}})
+	h, ok := a.(interface {
+		Hold(ctx context.Context) (context.Context, func(), error)
+	})
+	if !ok {
+		t.Fatal("the attester cannot be held")
+	}
+	held, release, err := h.Hold(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	recorded := make(chan error, 1)
+	go func() { recorded <- r.Record(t.Context(), "d", "o", "c") }()
+	if _, err := r.Device(nil).Evidence(held, nil); err != nil {
+		t.Error(err)
+	}
+	if _, err := a.Evidence(held, nil); err != nil {
+		t.Error(err)
+	}
+	if len(r.Log()) != 0 {
+		t.Error("an event was recorded while the recorder was held")
+	}
+	release()
+	if err := <-recorded; err != nil {
+		t.Error(err)
+	}
+	check(t, r.Log(), reg, 1)
+}
