@@ -7,7 +7,6 @@ import (
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/pem"
-	"testing"
 
 	protobundle "github.com/sigstore/protobuf-specs/gen/pb-go/bundle/v1"
 	protocommon "github.com/sigstore/protobuf-specs/gen/pb-go/common/v1"
@@ -19,6 +18,13 @@ import (
 	"google.golang.org/protobuf/encoding/protojson"
 )
 
+// TB is what of a testing.TB is used.
+type TB interface {
+	Helper()
+	Fatal(args ...any)
+	Fatalf(format string, args ...any)
+}
+
 // Sigstore is a virtual Fulcio and Rekor, and what a policy pins of it.
 type Sigstore struct {
 	*ca.VirtualSigstore
@@ -28,7 +34,7 @@ type Sigstore struct {
 }
 
 // New makes one, with keys of its own.
-func New(t testing.TB) *Sigstore {
+func New(t TB) *Sigstore {
 	t.Helper()
 	v, err := ca.NewVirtualSigstore()
 	if err != nil {
@@ -55,7 +61,7 @@ func New(t testing.TB) *Sigstore {
 }
 
 // Entry is the log entry of a virtual signature, with what the log signed.
-func (s *Sigstore) Entry(t testing.TB, e *ca.TestEntity, kind string) *protorekor.TransparencyLogEntry {
+func (s *Sigstore) Entry(t TB, e *ca.TestEntity, kind string) *protorekor.TransparencyLogEntry {
 	t.Helper()
 	entries, err := e.TlogEntries()
 	if err != nil {
@@ -77,7 +83,7 @@ func (s *Sigstore) Entry(t testing.TB, e *ca.TestEntity, kind string) *protoreko
 }
 
 // BundleOf writes a virtual signature as a bundle.
-func (s *Sigstore) BundleOf(t testing.TB, e *ca.TestEntity) []byte {
+func (s *Sigstore) BundleOf(t TB, e *ca.TestEntity) []byte {
 	t.Helper()
 	v, err := e.VerificationContent()
 	if err != nil {
