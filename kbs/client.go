@@ -181,6 +181,17 @@ func (c *Client) HeldToken() string {
 // Errors are *StatusError where the broker refused: 403 with a reason, 404
 // for a resource that is not there.
 func (c *Client) Resource(ctx context.Context, uri ResourceURI) (secret.Bytes, error) {
+	return c.resource(ctx, http.MethodGet, uri, nil)
+}
+
+// Ask sends a body to a plugin (POST) and decrypts its answer, as
+// [Client.Resource] does. What is asked may be asked more than once where an
+// exchange breaks off, so it must change nothing at the broker's.
+func (c *Client) Ask(ctx context.Context, uri ResourceURI, body []byte) (secret.Bytes, error) {
+	return c.resource(ctx, http.MethodPost, uri, body)
+}
+
+func (c *Client) resource(ctx context.Context, method string, uri ResourceURI, body []byte) (secret.Bytes, error) {
 	if uri.IsZero() {
 		return secret.Bytes{}, errors.New("kbs: resource URI is empty")
 	}
@@ -188,13 +199,13 @@ func (c *Client) Resource(ctx context.Context, uri ResourceURI) (secret.Bytes, e
 	if err != nil {
 		return secret.Bytes{}, err
 	}
-	value, err := c.fetch(ctx, s, uri)
+	value, err := c.fetch(ctx, s, method, uri, body)
 	if se, ok := errors.AsType[*StatusError](err); ok && se.Status == http.StatusUnauthorized {
 		c.log.DebugContext(ctx, "token refused, attesting again", "resource", uri.String(), "detail", se.Info.Detail)
 		if s, err = c.attest(ctx, s); err != nil {
 			return secret.Bytes{}, err
 		}
-		value, err = c.fetch(ctx, s, uri)
+		value, err = c.fetch(ctx, s, method, uri, body)
 	}
 	if err != nil {
 		return secret.Bytes{}, fmt.Errorf("kbs: resource %s: %w", uri, err)
@@ -267,13 +278,18 @@ func (c *Client) lead(ctx context.Context, f *flight) {
 }
 
 // fetch gets a resource with a session's token and opens it with its key.
-func (c *Client) fetch(ctx context.Context, s *session, uri ResourceURI) (secret.Bytes, error) {
+func (c *Client) fetch(ctx context.Context, s *session, method string, uri ResourceURI, ask []byte) (secret.Bytes, error) {
+	header := http.Header{"Authorization": {"Bearer " + s.token}, "Accept": {"application/json"}}
+	if ask != nil {
+		header.Set("Content-Type", "application/json")
+	}
 	var value secret.Bytes
 	err := c.retry(ctx, func() error {
 		body, _, err := c.do(ctx, brokerhttp.Request{
-			Method:   http.MethodGet,
+			Method:   method,
 			Path:     uri.RequestPath(),
-			Header:   http.Header{"Authorization": {"Bearer " + s.token}, "Accept": {"application/json"}},
+			Header:   header,
+			Body:     ask,
 			MaxBytes: MaxResponseBytes,
 		})
 		if err != nil {

@@ -15,10 +15,12 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/appraisal"
 	"github.com/coffer-project/coffer/internal/trustee/audit"
 	"github.com/coffer-project/coffer/internal/trustee/broker"
+	"github.com/coffer-project/coffer/internal/trustee/config"
 	"github.com/coffer-project/coffer/internal/trustee/evaluation"
 	"github.com/coffer-project/coffer/internal/trustee/identity"
 	"github.com/coffer-project/coffer/internal/trustee/listener"
 	"github.com/coffer-project/coffer/internal/trustee/plugin"
+	"github.com/coffer-project/coffer/internal/trustee/plugin/keyless"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/pki"
 	"github.com/coffer-project/coffer/internal/trustee/plugin/resources"
 	"github.com/coffer-project/coffer/internal/trustee/ratelimit"
@@ -30,6 +32,7 @@ import (
 	"github.com/coffer-project/coffer/internal/trustee/token"
 	"github.com/coffer-project/coffer/internal/trustee/tracing"
 	"github.com/coffer-project/coffer/kbs"
+	sigstore "github.com/coffer-project/coffer/oci/signature/keyless"
 	"github.com/coffer-project/coffer/tee"
 )
 
@@ -203,7 +206,32 @@ func (t *Trustee) openPlugins(backend resource.Backend) (*plugin.Registry, error
 		}
 		all = append(all, p)
 	}
+	if c := &t.o.Config.Plugins.Keyless; c.Enabled {
+		p, err := openKeyless(c)
+		if err != nil {
+			return nil, err
+		}
+		all = append(all, p)
+	}
 	return plugin.New(all...)
+}
+
+func openKeyless(c *config.Keyless) (*keyless.Plugin, error) {
+	o := keyless.Options{Verifier: sigstore.New()}
+	for _, list := range []struct {
+		key   string
+		files []string
+		to    *[][]byte
+	}{{"authorities", c.Authorities, &o.Authorities}, {"logs", c.Logs, &o.Logs}} {
+		for _, file := range list.files {
+			text, err := identity.ReadFile(file)
+			if err != nil {
+				return nil, fmt.Errorf("plugins.keyless.%s: %w", list.key, err)
+			}
+			*list.to = append(*list.to, text)
+		}
+	}
+	return keyless.New(o)
 }
 
 // listen opens the listeners last: what answers is complete.

@@ -58,7 +58,7 @@ func Check(ctx context.Context, o Options) error {
 		_, err = identity.ReadPEM(c.TLS.Root)
 		note("tls.root", err)
 	}
-	if c.Plugins.PKI.Enabled {
+	if c.Plugins.PKI.Enabled || c.Plugins.Keyless.Enabled {
 		_, err := t.openPlugins(nil)
 		note("plugins", err)
 	}

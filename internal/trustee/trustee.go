@@ -129,7 +129,7 @@ func New(ctx context.Context, o Options) (_ *Trustee, err error) {
 		return nil, fmt.Errorf("trustee: %w", err)
 	}
 	t := &Trustee{o: o, started: o.Now()}
-	t.metrics = metrics.New(metrics.Options{Version: o.Build, Plugins: []string{"pki"}, Now: o.Now, Logger: o.Logger})
+	t.metrics = metrics.New(metrics.Options{Version: o.Build, Plugins: []string{"keyless", "pki"}, Now: o.Now, Logger: o.Logger})
 	t.close = sync.OnceValue(t.shut)
 	defer func() {
 		if err != nil {

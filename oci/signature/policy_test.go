@@ -47,7 +47,7 @@ func TestRequirements(t *testing.T) {
 		"rekor twice":        {`{"type":"sigstoreSigned","keyData":"` + key + `","rekorPublicKeyPath":"kbs:///a/b/c","rekorPublicKeyData":"` + key + `"}`, "expected at most one"},
 		"rekor bad":          {`{"type":"sigstoreSigned","keyData":"` + key + `","rekorPublicKeyData":"eA=="}`, "rekorPublicKeyData: public key"},
 		"key and fulcio":     {`{"type":"sigstoreSigned","keyData":"` + key + `","fulcio":{}}`, "expected exactly one of them"},
-		"fulcio":             {`{"type":"sigstoreSigned","fulcio":{"caData":"` + ca + `","oidcIssuer":"https://i","subjectEmail":"a@b"},"rekorPublicKeyData":"` + key + `"}`, "built without keyless verification (build tag keyless)"},
+		"fulcio":             {`{"type":"sigstoreSigned","fulcio":{"caData":"` + ca + `","oidcIssuer":"https://i","subjectEmail":"a@b"},"rekorPublicKeyData":"` + key + `"}`, "nothing here verifies keyless signatures: name a trustee in initdata whose plugin keyless is on"},
 		"fulcio no ca":       {`{"type":"sigstoreSigned","fulcio":{"oidcIssuer":"https://i","subjectEmail":"a@b"},"rekorPublicKeyData":"` + key + `"}`, "fulcio.caPath, fulcio.caData"},
 		"fulcio no issuer":   {`{"type":"sigstoreSigned","fulcio":{"caData":"` + ca + `","subjectEmail":"a@b"},"rekorPublicKeyData":"` + key + `"}`, "fulcio.oidcIssuer: missing"},
 		"fulcio no email":    {`{"type":"sigstoreSigned","fulcio":{"caData":"` + ca + `","oidcIssuer":"https://i"},"rekorPublicKeyData":"` + key + `"}`, "fulcio.subjectEmail: missing"},

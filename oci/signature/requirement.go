@@ -268,7 +268,7 @@ func (r *requirement) checkFulcio(o *options) error {
 	case r.rekor.empty():
 		return errors.New("rekorPublicKeyPath, rekorPublicKeyData: missing: without a log nothing says that the certificate was used while it was valid")
 	case o.keyless == nil:
-		return errors.New("fulcio: this program was built without keyless verification (build tag keyless); sign with a key and use keyPath or keyData")
+		return errors.New("fulcio: nothing here verifies keyless signatures: name a trustee in initdata whose plugin keyless is on (plugins.keyless.enabled), or use a guest that was built with the tag keyless, or sign with a key and use keyPath or keyData")
 	}
 	for _, data := range f.ca.data {
 		if _, err := parseCertificates(data); err != nil {

@@ -167,7 +167,7 @@ func (c *claim) logged(k *PublicKey, logs []*PublicKey) error {
 // and checks its answer: the signature has to verify under the key.
 func (v *verifier) keylessAuthor(ctx context.Context, r *requirement) (author, string, error) {
 	if v.options.keyless == nil {
-		return nil, "", errors.New("this program was built without keyless verification")
+		return nil, "", errors.New("nothing here verifies keyless signatures")
 	}
 	ca, err := r.Fulcio.ca.load(ctx, v.keys)
 	if err != nil {

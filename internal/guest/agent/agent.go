@@ -86,6 +86,9 @@ type RegistryConfig struct {
 	Image guestconfig.Image
 	// Unsealed: no owner's policy is in force.
 	Unsealed bool
+	// AskTrustee sends a body to a plugin of the pod's default trustee, by a URI
+	// kbs+plugin:///…, and returns the answer; nil: there is no trustee.
+	AskTrustee func(ctx context.Context, uri string, body []byte) (secret.Bytes, error)
 }
 
 // Options are what an agent works with. All but Marks are required.

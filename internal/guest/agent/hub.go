@@ -61,6 +61,9 @@ func (sb *sandbox) imageConfig(ctx context.Context, read func(policy, lookaside 
 		}
 		image := &sb.guest.Image
 		registry := RegistryConfig{Image: *image, Unsealed: !sb.guard.Sealed()}
+		if sb.trustee != "" {
+			registry.AskTrustee = sb.hub.Ask
+		}
 		if uri := image.CredentialsURI; uri != "" {
 			credentials, err := sb.hub.Resource(ctx, uri)
 			if err != nil {

@@ -40,6 +40,11 @@ type Tokener interface {
 	Token(ctx context.Context) (kbs.Token, error)
 }
 
+// Asker is a broker whose plugins can be asked, see [kbs.Client].
+type Asker interface {
+	Ask(ctx context.Context, uri kbs.ResourceURI, body []byte) (secret.Bytes, error)
+}
+
 // Service gives tokens of the kind coco_as, see [kbs.Service].
 type Service interface {
 	Token(ctx context.Context) (string, error)
@@ -207,6 +212,26 @@ func (h *Hub) Resource(ctx context.Context, uri string) (secret.Bytes, error) {
 		return secret.Bytes{}, fmt.Errorf("resource %s: %w", u, err)
 	}
 	return value, nil
+}
+
+// Ask sends a body to a trustee's plugin, kbs+plugin://…, and returns the answer,
+// of which nothing is kept.
+func (h *Hub) Ask(ctx context.Context, uri string, body []byte) (secret.Bytes, error) {
+	u, err := kbs.ParseResourceURI(uri)
+	if err != nil {
+		return secret.Bytes{}, err
+	}
+	broker, err := h.broker(u)
+	if err != nil {
+		return secret.Bytes{}, fmt.Errorf("%s: %w", u, err)
+	}
+	asker, ok := broker.(Asker)
+	if !ok {
+		return secret.Bytes{}, fmt.Errorf("%s: this key broker answers no questions", u)
+	}
+	answer, err := asker.Ask(ctx, u, body)
+	h.judge(u.Trustee(), err)
+	return answer, err
 }
 
 // Key fetches a key by its resource URI: a layer key, or the public key of a

@@ -176,7 +176,8 @@ func newService(url string, a tee.Attester) (datahub.Service, error) {
 }
 
 // newImagePolicy reads an image policy, with signatures of simple signing where
-// the lookaside configuration and registries have them.
+// the lookaside configuration and registries have them. Keyless ones are
+// verified here or by the pod's trustee.
 func newImagePolicy(policy, sigstore []byte, c agent.RegistryConfig) (*signature.Policy, error) {
 	client, err := newRegistry(c, oci.Reference{})
 	if err != nil {
@@ -190,7 +191,7 @@ func newImagePolicy(policy, sigstore []byte, c agent.RegistryConfig) (*signature
 	if err != nil {
 		return nil, err
 	}
-	return signature.ParsePolicy(policy, append(keylessOption(), signature.WithLookaside(store))...)
+	return signature.ParsePolicy(policy, append(keylessOption(c), signature.WithLookaside(store))...)
 }
 
 func newFetcher(c agent.RegistryConfig, ref oci.Reference) (oci.Fetcher, func(), error) {

@@ -97,7 +97,8 @@ type Options struct {
 	SessionTimeout time.Duration
 	// MaxBody bounds an attestation, in bytes.
 	MaxBody int
-	// MaxPluginBody bounds a guest's request to a plugin, in bytes; 0: 64 KiB.
+	// MaxPluginBody bounds a guest's request to a plugin that is not a
+	// [plugin.Sized], in bytes; 0: 64 KiB.
 	MaxPluginBody int
 	// AllowSimulated is written into every record.
 	AllowSimulated bool

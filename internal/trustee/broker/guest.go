@@ -45,7 +45,11 @@ func (b *Broker) guest(w http.ResponseWriter, r *http.Request) *problem.Error {
 	if e != nil {
 		return e
 	}
-	body, e := problem.Body(w, r, b.o.MaxPluginBody)
+	limit := b.o.MaxPluginBody
+	if s, ok := p.(plugin.Sized); ok {
+		limit = s.MaxBody()
+	}
+	body, e := problem.Body(w, r, limit)
 	if e != nil {
 		return e
 	}

@@ -55,7 +55,18 @@ type OIDC struct {
 
 // Plugins configures the resources that are made, not stored.
 type Plugins struct {
-	PKI PKI `toml:"pki"`
+	PKI     PKI     `toml:"pki"`
+	Keyless Keyless `toml:"keyless"`
+}
+
+// Keyless verifies keyless image signatures for attested pods.
+type Keyless struct {
+	Enabled bool `toml:"enabled"`
+	// Authorities are PEM files with the certificates that pods' policies may
+	// trust; none: those that they name.
+	Authorities []string `toml:"authorities"`
+	// Logs are PEM files with public keys of transparency logs, likewise.
+	Logs []string `toml:"logs"`
 }
 
 // PKI issues certificates to attested pods.

@@ -71,6 +71,8 @@ enabled = true
 [plugins.pki.roles.web]
 usages = ["code-signing"]
 lifetime = "48h"
+[plugins.keyless]
+root = "x"
 [[token.trusted]]
 issuer = "coffer-trustee"
 [[reference_values.signer]]
@@ -82,7 +84,7 @@ name = "builder"
 	for _, want := range []string{"listen: expected", "unknown: unknown key", "log.level", "both or neither", "session.timeout", "limits.body: expected 65536 to 67108864, got 1",
 		"limits.surprise: unknown key", "tee.snp.id_key_digests", "tee.cca.trust_anchors", "collateral.tcb_update", "collateral.intel_pcs", "minimum_tcb", "attestation.selectors.x",
 		"proxy.trusted: expected networks", "admin.key[0].roles: expected one of admin, policy-author", "admin.key[0].tenant", "admin.oidc[0].issuer: expected an https URL",
-		"admin.oidc[0].roles", "storage.kek.pkcs11.module", "storage.kek.pkcs11.key_label", "resources.vault.address", "webhook[0].url", "webhook[0].events", "plugins.pki.roles.web.usages",
+		"admin.oidc[0].roles", "storage.kek.pkcs11.module", "storage.kek.pkcs11.key_label", "resources.vault.address", "webhook[0].url", "webhook[0].events", "plugins.pki.roles.web.usages", "plugins.keyless.root: unknown key",
 		"plugins.pki.roles.web.lifetime", "token.trusted[0].issuer: expected another issuer", "token.trusted[0].jwks and", "reference_values.signer[0].keys and"} {
 		if !strings.Contains(err.Error(), want) {
 			t.Errorf("%v\nlacks %q", err, want)

@@ -84,7 +84,7 @@ func (c *Config) resolve(dir string) {
 		&c.Resources.PKCS11.Module, &c.Resources.PKCS11.PINFile,
 	}
 	paths = append(paths, c.teePaths()...)
-	for _, list := range [][]string{c.Admin.PublicKeys} {
+	for _, list := range [][]string{c.Admin.PublicKeys, c.Plugins.Keyless.Authorities, c.Plugins.Keyless.Logs} {
 		for i := range list {
 			paths = append(paths, &list[i])
 		}

@@ -88,6 +88,12 @@ type Checker interface {
 	Check(r Request) *problem.Error
 }
 
+// Sized is what a [Plugin] implements whose requests may be larger than others'.
+type Sized interface {
+	// MaxBody bounds a guest's request, in bytes. It always says the same.
+	MaxBody() int
+}
+
 // reserved are first path segments that the trustee itself answers.
 func reserved() []string {
 	return []string{"auth", "attest", "attestation-policy", "resource-policy", "reference-value"}

@@ -20,6 +20,7 @@ import (
 	"github.com/coffer-project/coffer/oci/layout"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/oci/signature/keyless"
+	"github.com/coffer-project/coffer/oci/signature/keyless/keylesstest"
 )
 
 const (
@@ -38,30 +39,30 @@ func check(t *testing.T, name string, p *signature.Policy, s signature.Subject, 
 // Bundles of a virtual sigstore.
 func TestBundles(t *testing.T) {
 	t.Parallel()
-	s, other := newSigstore(t), newSigstore(t)
+	s, other := keylesstest.New(t), keylesstest.New(t)
 	ref, subject := image(t)
 	now := time.Now().Add(5 * time.Minute)
-	attest := func(v *sigstore, who, by string, statement []byte, at time.Time) *layout.Layout {
+	attest := func(v *keylesstest.Sigstore, who, by string, statement []byte, at time.Time) *layout.Layout {
 		e, err := v.AttestAtTime(who, by, statement, at, true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		return putBundle(t, ref, v.bundleOf(t, e))
+		return putBundle(t, ref, v.BundleOf(t, e))
 	}
-	mixed := &sigstore{authority: s.authority, log: other.log}
+	mixed := &keylesstest.Sigstore{Authority: s.Authority, Log: other.Log}
 	good := statementFor(digest)
 	for name, tt := range map[string]struct {
 		store  *layout.Layout
 		policy *signature.Policy
 		want   string
 	}{
-		"good":              {attest(s, email, issuer, good, now), s.policy(t, email), ""},
-		"another person":    {attest(s, "mallory@example.com", issuer, good, now), s.policy(t, email), "keyless:"},
-		"another issuer":    {attest(s, email, "https://evil.example.com", good, now), s.policy(t, email), "keyless:"},
-		"another authority": {attest(other, email, issuer, good, now), s.policy(t, email), "keyless:"},
-		"another log":       {attest(s, email, issuer, good, now), mixed.policy(t, email), "keyless:"},
-		"another image":     {attest(s, email, issuer, statementFor(oci.FromBytes([]byte("x"))), now), s.policy(t, email), "for another image"},
-		"attestation":       {attest(s, email, issuer, []byte(strings.Replace(string(good), "cosign/sign", "cosign/else", 1)), now), s.policy(t, email), "predicateType"},
+		"good":              {attest(s, email, issuer, good, now), policy(t, s, email), ""},
+		"another person":    {attest(s, "mallory@example.com", issuer, good, now), policy(t, s, email), "keyless:"},
+		"another issuer":    {attest(s, email, "https://evil.example.com", good, now), policy(t, s, email), "keyless:"},
+		"another authority": {attest(other, email, issuer, good, now), policy(t, s, email), "keyless:"},
+		"another log":       {attest(s, email, issuer, good, now), policy(t, mixed, email), "keyless:"},
+		"another image":     {attest(s, email, issuer, statementFor(oci.FromBytes([]byte("x"))), now), policy(t, s, email), "for another image"},
+		"attestation":       {attest(s, email, issuer, []byte(strings.Replace(string(good), "cosign/sign", "cosign/else", 1)), now), policy(t, s, email), "predicateType"},
 	} {
 		check(t, name, tt.policy, subject, tt.store, tt.want)
 	}
@@ -69,7 +70,7 @@ func TestBundles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	changed := s.bundleOf(t, e)
+	changed := s.BundleOf(t, e)
 	other2, err := s.AttestAtTime(email, issuer, good, now, true)
 	if err != nil {
 		t.Fatal(err)
@@ -78,33 +79,33 @@ func TestBundles(t *testing.T) {
 	if err := json.Unmarshal(changed, &a); err != nil {
 		t.Fatal(err)
 	}
-	if err := json.Unmarshal(s.bundleOf(t, other2), &b); err != nil {
+	if err := json.Unmarshal(s.BundleOf(t, other2), &b); err != nil {
 		t.Fatal(err)
 	}
 	a["verificationMaterial"] = b["verificationMaterial"]
 	swapped, _ := json.Marshal(a)
-	check(t, "another's material", s.policy(t, email), subject, putBundle(t, ref, swapped), "keyless:")
+	check(t, "another's material", policy(t, s, email), subject, putBundle(t, ref, swapped), "keyless:")
 }
 
 // TestAttackExpiredCertificate: the certificate had expired, or was not valid
 // yet, when the log took the signature in.
 func TestAttackExpiredCertificate(t *testing.T) {
 	t.Parallel()
-	s := newSigstore(t)
+	s := keylesstest.New(t)
 	ref, subject := image(t)
 	for name, at := range map[string]time.Duration{"later": 24 * time.Hour, "earlier": -24 * time.Hour} {
 		e, err := s.AttestAtTime(email, issuer, statementFor(digest), time.Now().Add(at), true)
 		if err != nil {
 			t.Fatal(err)
 		}
-		check(t, name, s.policy(t, email), subject, putBundle(t, ref, s.bundleOf(t, e)), "keyless:")
+		check(t, name, policy(t, s, email), subject, putBundle(t, ref, s.BundleOf(t, e)), "keyless:")
 	}
 }
 
 // The older form: certificate, chain and log entry in annotations.
 func TestAnnotations(t *testing.T) {
 	t.Parallel()
-	s := newSigstore(t)
+	s := keylesstest.New(t)
 	ref, subject := image(t)
 	payload := []byte(`{"critical":{"identity":{"docker-reference":"reg.example/shop/web"},"image":{"docker-manifest-digest":"` + string(digest) + `"},"type":"cosign container image signature"},"optional":null}`)
 	e, err := s.SignAtTime(email, issuer, payload, time.Now().Add(5*time.Minute))
@@ -113,7 +114,7 @@ func TestAnnotations(t *testing.T) {
 	}
 	v, _ := e.VerificationContent()
 	content, _ := e.SignatureContent()
-	entry := s.entry(t, e, "hashedrekord")
+	entry := s.Entry(t, e, "hashedrekord")
 	bundle, err := json.Marshal(map[string]any{
 		"SignedEntryTimestamp": entry.GetInclusionPromise().GetSignedEntryTimestamp(),
 		"Payload": map[string]any{"body": entry.GetCanonicalizedBody(), "integratedTime": entry.GetIntegratedTime(), "logIndex": entry.GetLogIndex(),
@@ -125,11 +126,11 @@ func TestAnnotations(t *testing.T) {
 	good := map[string]string{
 		"dev.cosignproject.cosign/signature": base64.StdEncoding.EncodeToString(content.Signature()),
 		"dev.sigstore.cosign/certificate":    string(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: v.Certificate().Raw})),
-		"dev.sigstore.cosign/chain":          s.authority,
+		"dev.sigstore.cosign/chain":          s.Authority,
 		"dev.sigstore.cosign/bundle":         string(bundle),
 	}
-	blocks := strings.SplitAfter(s.authority, "-----END CERTIFICATE-----\n")
-	rootOnly := &sigstore{authority: blocks[len(blocks)-2], log: s.log}
+	blocks := strings.SplitAfter(s.Authority, "-----END CERTIFICATE-----\n")
+	rootOnly := &keylesstest.Sigstore{Authority: blocks[len(blocks)-2], Log: s.Log}
 	without := func(name string) map[string]string {
 		out := map[string]string{}
 		for k, v := range good {
@@ -145,14 +146,14 @@ func TestAnnotations(t *testing.T) {
 		policy      *signature.Policy
 		want        string
 	}{
-		"good":           {good, payload, s.policy(t, email), ""},
-		"root pinned":    {good, payload, rootOnly.policy(t, email), ""},
-		"no chain":       {without("dev.sigstore.cosign/chain"), payload, rootOnly.policy(t, email), "keyless:"},
-		"chain pinned":   {without("dev.sigstore.cosign/chain"), payload, s.policy(t, email), ""},
-		"no certificate": {without("dev.sigstore.cosign/certificate"), payload, s.policy(t, email), ""},
-		"no log":         {without("dev.sigstore.cosign/bundle"), payload, s.policy(t, email), "no entry of a transparency log"},
-		"other payload":  {good, []byte(strings.Replace(string(payload), "shop/web", "shop/db", 1)), s.policy(t, email), "keyless:"},
-		"another person": {good, payload, s.policy(t, "root@example.com"), "keyless:"},
+		"good":           {good, payload, policy(t, s, email), ""},
+		"root pinned":    {good, payload, policy(t, rootOnly, email), ""},
+		"no chain":       {without("dev.sigstore.cosign/chain"), payload, policy(t, rootOnly, email), "keyless:"},
+		"chain pinned":   {without("dev.sigstore.cosign/chain"), payload, policy(t, s, email), ""},
+		"no certificate": {without("dev.sigstore.cosign/certificate"), payload, policy(t, s, email), ""},
+		"no log":         {without("dev.sigstore.cosign/bundle"), payload, policy(t, s, email), "no entry of a transparency log"},
+		"other payload":  {good, []byte(strings.Replace(string(payload), "shop/web", "shop/db", 1)), policy(t, s, email), "keyless:"},
+		"another person": {good, payload, policy(t, s, "root@example.com"), "keyless:"},
 	} {
 		if name == "no certificate" {
 			tt.want = "keyless:" // the chain's first certificate is then the leaf, which is the authority's
@@ -167,7 +168,7 @@ func TestAnnotations(t *testing.T) {
 // certificate's key pinned: kinds dsse 0.0.1 and hashedrekord 0.0.2.
 func TestPinnedKeyWithRealEntries(t *testing.T) {
 	t.Parallel()
-	s, other := newSigstore(t), newSigstore(t)
+	s, other := keylesstest.New(t), keylesstest.New(t)
 	ref, subject := image(t)
 	one, err := s.AttestAtTime(email, issuer, statementFor(digest), time.Now().Add(5*time.Minute), true)
 	if err != nil {
@@ -180,8 +181,8 @@ func TestPinnedKeyWithRealEntries(t *testing.T) {
 	for name, e := range map[string]*ca.TestEntity{"dsse 0.0.1": one, "hashedrekord 0.0.2": two} {
 		v, _ := e.VerificationContent()
 		key := pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: v.Certificate().RawSubjectPublicKeyInfo})
-		store := putBundle(t, ref, s.bundleOf(t, e))
-		for who, tt := range map[string]struct{ log, want string }{"its log": {s.log, ""}, "another log": {other.log, "is in no transparency log that the policy names"}} {
+		store := putBundle(t, ref, s.BundleOf(t, e))
+		for who, tt := range map[string]struct{ log, want string }{"its log": {s.Log, ""}, "another log": {other.Log, "is in no transparency log that the policy names"}} {
 			p := parse(t, fmt.Sprintf(`{"type":"sigstoreSigned","keyData":%q,"rekorPublicKeyData":%q}`, b64(string(key)), b64(tt.log)))
 			check(t, name+", "+who, p, subject, store, tt.want)
 		}
@@ -204,7 +205,7 @@ func TestPublished(t *testing.T) {
 	in := signature.KeylessSignature{Bundle: read("intoto-bundle-v0.1.json"), ArtifactSHA256: make([]byte, 32)}
 	good := signature.KeylessTrust{CACertificates: read("fulcio-public-good.pem"), OIDCIssuer: issuer, SubjectEmail: email, LogKeys: [][]byte{read("rekor-public-good.pem")}}
 	otherCA, otherLog := good, good
-	otherCA.CACertificates = []byte(newSigstore(t).authority)
+	otherCA.CACertificates = []byte(keylesstest.New(t).Authority)
 	otherLog.LogKeys = [][]byte{read("rekor-scaffolding.pem")}
 	for want, trust := range map[string]signature.KeylessTrust{"artifact digest": good, "leaf certificate": otherCA, "log entries": otherLog} {
 		_, err := keyless.New().Verify(t.Context(), in, trust)
@@ -217,14 +218,14 @@ func TestPublished(t *testing.T) {
 // What a policy could give that is no trust at all.
 func TestBadTrust(t *testing.T) {
 	t.Parallel()
-	s := newSigstore(t)
+	s := keylesstest.New(t)
 	e, err := s.AttestAtTime(email, issuer, statementFor(digest), time.Now().Add(5*time.Minute), true)
 	if err != nil {
 		t.Fatal(err)
 	}
 	sum := sha256.Sum256([]byte("image"))
-	good := signature.KeylessTrust{CACertificates: []byte(s.authority), OIDCIssuer: issuer, SubjectEmail: email, LogKeys: [][]byte{[]byte(s.log)}}
-	in := signature.KeylessSignature{Bundle: s.bundleOf(t, e), ArtifactSHA256: sum[:]}
+	good := signature.KeylessTrust{CACertificates: []byte(s.Authority), OIDCIssuer: issuer, SubjectEmail: email, LogKeys: [][]byte{[]byte(s.Log)}}
+	in := signature.KeylessSignature{Bundle: s.BundleOf(t, e), ArtifactSHA256: sum[:]}
 	if _, err := keyless.New().Verify(t.Context(), in, good); err != nil {
 		t.Fatal(err)
 	}
