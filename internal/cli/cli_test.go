@@ -64,7 +64,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
 		"waitfor": waitfor,
-		"flip": flip, "cut": cut, "join": join, "verdict": isVerdict, "mksoft": mksoft,
+		"flip":    flip, "cut": cut, "join": join, "verdict": isVerdict, "mksoft": mksoft,
 		"mkfirmware": mkfirmware, "mkkernel": mkkernel, "mkkey384": mkkey384, "mksigstruct": mksigstruct,
 	}
 }

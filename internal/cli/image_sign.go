@@ -184,6 +184,7 @@ func (a *app) imageVerify(w *imageWork, f *imageVerifyFlags, name string) error 
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", name, err)
 	}
+	ref.Digest = top.Digest // as guests name images
 	subject := signature.Subject{Ref: ref, Digests: []oci.Digest{top.Digest}}
 	if chosen.Digest != top.Digest {
 		subject.Digests = append(subject.Digests, chosen.Digest)
