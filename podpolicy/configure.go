@@ -59,6 +59,7 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 	}
 	config.Mounts = resolveMounts(p, c)
 	i.phase, i.config, i.stopSignal = phaseConfigured, config, stopSignal(img.StopSignal)
+	i.proposal, i.given = ContainerProposal{}, nil // it has been decided
 	next := s.withInstance(id, i)
 	next.slots = slots
 	return config.clone(), next, nil

@@ -26,7 +26,7 @@ type Flags struct {
 	// Env is added to the image's environment, literally.
 	Env map[string]string
 	// Secrets are variables whose values are sealed secrets (sealed.…) or
-	// KBS URIs (kbs:///…).
+	// KBS URIs (kbs:///…, or kbs://TRUSTEE/…).
 	Secrets map[string]string
 	// User as numbers; nil takes the image's.
 	User *User
@@ -85,11 +85,11 @@ func FromImage(src Source, f Flags) (*Policy, error) {
 		switch {
 		case strings.HasPrefix(v, "sealed."):
 			c.Env[k] = EnvValue{Sealed: v}
-		case strings.HasPrefix(v, "kbs:///"):
+		case strings.HasPrefix(v, "kbs://"):
 			c.Env[k] = EnvValue{Resource: v}
 		default:
 			// The value is not quoted: it may be the secret itself.
-			return nil, fmt.Errorf("secret variable %s: expected kbs:///REPOSITORY/TYPE/TAG or a sealed secret (sealed.…)", quote(k))
+			return nil, fmt.Errorf("secret variable %s: expected kbs:///REPOSITORY/TYPE/TAG, kbs://TRUSTEE/REPOSITORY/TYPE/TAG or a sealed secret (sealed.…)", quote(k))
 		}
 	}
 	p := &Policy{

@@ -13,7 +13,6 @@ import (
 
 	"github.com/spf13/cobra"
 
-	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/internal/run"
 	"github.com/coffer-project/coffer/kbs"
@@ -29,8 +28,7 @@ type prepareFlags struct {
 	inPlace      bool
 	initdata     run.InitdataOptions
 	trusteeCA    string
-	named        []string
-	namedCA      []string
+	services     serviceFlags
 	imagePolicy  string
 	sigstore     string
 	guest        run.GuestOptions
@@ -66,8 +64,7 @@ themselves are put there by "coffer trustee secret set".`,
 	f.BoolVar(&p.inPlace, "in-place", false, "write the prepared manifests to the files themselves")
 	f.StringVar(&p.initdata.TrusteeURL, "trustee", "", "the trustee's URL as the guests reach it")
 	f.StringVar(&p.trusteeCA, "trustee-ca", "", "PEM file with the certificates that vouch for the trustee")
-	f.StringArrayVar(&p.named, "named-trustee", nil, "NAME=URL of a further trustee, for kbs://NAME/REPOSITORY/TYPE/TAG (repeatable)")
-	f.StringArrayVar(&p.namedCA, "named-trustee-ca", nil, "NAME=FILE with the certificates that vouch for a further trustee (repeatable)")
+	p.services.add(c)
 	f.StringVar(&p.imagePolicy, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guests demand")
 	f.StringVar(&p.initdata.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guests use")
 	f.StringVar(&p.sigstore, "sigstore-config", "", "registries.d file, or kbs:/// URI of one: where signatures lie that no registry has")
@@ -120,7 +117,8 @@ func (p *prepareFlags) check(a *app, c *cobra.Command, names []string) (err erro
 	if p.initdata.SigstoreConfig, err = a.fileOrURI("--sigstore-config", p.sigstore); err != nil {
 		return err
 	}
-	return p.trustees()
+	p.initdata.GuestServices, err = p.services.read()
+	return err
 }
 
 const maxPEM = 1 << 20
@@ -135,36 +133,6 @@ func (a *app) fileOrURI(flag, name string) (string, error) {
 		return "", usagef("%s: %w", flag, err)
 	}
 	return string(data), nil
-}
-
-// trustees reads the further ones.
-func (p *prepareFlags) trustees() error {
-	urls, err := keyValues("--named-trustee", p.named)
-	if err != nil {
-		return err
-	}
-	files, err := keyValues("--named-trustee-ca", p.namedCA)
-	if err != nil {
-		return err
-	}
-	for _, kv := range p.named {
-		name, url, _ := strings.Cut(kv, "=")
-		t := guestconfig.Trustee{Name: name, URL: url}
-		if file, ok := files[name]; ok {
-			data, err := readSmall(file, maxPEM)
-			if err != nil {
-				return usagef("--named-trustee-ca: %w", err)
-			}
-			t.RootPEM = string(data)
-		}
-		p.initdata.Trustees = append(p.initdata.Trustees, t)
-	}
-	for name := range files {
-		if _, ok := urls[name]; !ok {
-			return usagef("--named-trustee-ca %s: expected --named-trustee %s=URL with it", name, name)
-		}
-	}
-	return nil
 }
 
 func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
@@ -201,7 +169,8 @@ func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
 // trusts are theirs where none are named: a guest has no roots of its own.
 func (p *prepareFlags) guestRegistry() error {
 	p.initdata.PlainHTTP, p.initdata.RegistryRoots, p.initdata.Registries = p.registry.PlainHTTP, p.registry.RootPEMs, p.registry.Registries
-	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
+	p.initdata.HostRoots = p.registry.HostRootPEMs
+	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.HostRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
 		return nil
 	}
 	var err error

@@ -49,6 +49,8 @@ type Options struct {
 	// ImagePolicy and Credentials as in InitdataOptions.
 	ImagePolicy, Credentials string
 	Unsealed                 bool
+	// Services go into generated initdata.
+	Services GuestServices
 	// Scratch is the size in bytes of a disk for images and for what containers
 	// write; 0 keeps them in the machine's memory.
 	Scratch int64
@@ -105,6 +107,9 @@ func (o Options) Check() error {
 	}
 	if o.Unsealed && (o.Policy != nil || o.Initdata != nil) {
 		errs = append(errs, errors.New("--unsealed runs without a policy: leave out --policy and --initdata"))
+	}
+	if (!o.sealed() || o.Initdata != nil) && (len(o.Services.Trustees) > 0 || o.Services.REST != "" || o.Services.EventLog) {
+		errs = append(errs, errors.New("--named-trustee, --rest-api and --event-log are for initdata that is written here: leave out --initdata, --unsealed and --tee none"))
 	}
 	if o.Unsealed && len(o.Flags.Secrets) > 0 {
 		errs = append(errs, errors.New("--secret-env: an unsealed pod is given no secret; leave out --unsealed"))
@@ -212,7 +217,7 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	options := InitdataOptions{
 		Policy: p.Policy, TrusteeURL: p.TrusteeURL, TrusteeCA: p.TrusteeCA, ImagePolicy: o.ImagePolicy,
 		Credentials: o.Credentials, RegistryRoots: p.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
-		Registries: o.Image.Registries,
+		Registries: o.Image.Registries, HostRoots: o.Image.HostRootPEMs, GuestServices: o.Services,
 	}
 	if p.Initdata, err = NewInitdata(options); err != nil {
 		return err
@@ -224,7 +229,9 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
-	return Bind(ctx, p.Trustee.Admin, p.Initdata, resources, "coffer run "+o.ImageName)
+	// What other trustees have, they give out by rules of their own.
+	own := slices.DeleteFunc(resources, func(r kbs.ResourceURI) bool { return r.Trustee() != "" })
+	return Bind(ctx, p.Trustee.Admin, p.Initdata, own, "coffer run "+o.ImageName)
 }
 
 // Bind registers initdata for resources.

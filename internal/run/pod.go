@@ -15,6 +15,7 @@ import (
 	"github.com/coffer-project/coffer/oci/registries"
 	"github.com/coffer-project/coffer/oci/registry"
 	"github.com/coffer-project/coffer/podpolicy"
+	"github.com/coffer-project/coffer/secret/sealed"
 )
 
 // InitdataOptions are what a pod's initdata is made of.
@@ -31,17 +32,30 @@ type InitdataOptions struct {
 	Credentials string
 	// RegistryRoots are PEM certificates the guest trusts for registries.
 	RegistryRoots []string
+	// HostRoots are the PEM certificates for single registries, host[:port].
+	HostRoots map[string]string
 	// PlainHTTP lists registries the guest may ask without TLS.
 	PlainHTTP []string
 	// Registries is a registry configuration for the guest; nil for none.
 	Registries *registries.Config
-	// Trustees are further ones, which URIs name: kbs://NAME/….
-	Trustees []guestconfig.Trustee
+	GuestServices
 	// Proxy is how the guest reaches registries.
 	Proxy registry.Proxy
 	// SigstoreConfig is a registries.d document for the guest, or the kbs:///
 	// URI of one: where signatures lie that no registry has.
 	SigstoreConfig string
+}
+
+// GuestServices are what the guest does besides running the containers.
+type GuestServices struct {
+	// Trustees are further ones, which URIs name: kbs://NAME/….
+	Trustees []guestconfig.Trustee
+	// REST is which groups of the REST API the containers may use; empty leaves
+	// it to the guest.
+	REST guestconfig.Features
+	// EventLog has what happens in the guest measured: images, containers,
+	// commands.
+	EventLog bool
 }
 
 // Initdata is a document with its digest.
@@ -56,9 +70,16 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	if _, err := podpolicy.Parse(o.Policy); err != nil {
 		return nil, err
 	}
-	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA), Trustees: o.Trustees}
+	config := guestconfig.Config{URL: o.TrusteeURL, RootPEM: string(o.TrusteeCA), Trustees: o.Trustees, REST: o.REST}
+	config.EventLog.Enabled = o.EventLog
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
+	for host, cert := range o.HostRoots {
+		if config.Image.HostRoots == nil {
+			config.Image.HostRoots = map[string]string{}
+		}
+		config.Image.HostRoots[guestLocation(host)] = cert
+	}
 	config.Image.Registries = o.guestRegistries()
 	config.Image.Proxy = o.Proxy
 	if strings.HasPrefix(o.SigstoreConfig, "kbs:///") {
@@ -187,10 +208,10 @@ func Resources(policy *podpolicy.Policy, o InitdataOptions, layerKeys []string) 
 }
 
 // sealedNames are the KBS resources that a sealed secret needs: the key that
-// its header names for checking it, and the one it stands for if it is of type
-// vault. What is not understood is left to the guest, which refuses it by name.
-func sealedNames(sealed string) []string {
-	parts := strings.Split(strings.TrimPrefix(sealed, "sealed."), ".")
+// its header names for checking it, and the one that a vault stands for or that
+// an envelope's key is wrapped with. What is not understood is left to the guest, which refuses it by name.
+func sealedNames(text string) []string {
+	parts := strings.Split(strings.TrimPrefix(text, "sealed."), ".")
 	if len(parts) != 3 {
 		return nil
 	}
@@ -198,8 +219,10 @@ func sealedNames(sealed string) []string {
 		KID string `json:"kid"`
 	}
 	var payload struct {
-		Type string `json:"type"`
-		Name string `json:"name"`
+		Type     sealed.Type `json:"type"`
+		Provider string      `json:"provider"`
+		Name     string      `json:"name"`
+		KeyID    string      `json:"key_id"`
 	}
 	for i, v := range []any{&header, &payload} {
 		raw, err := base64.RawURLEncoding.DecodeString(parts[i])
@@ -207,12 +230,17 @@ func sealedNames(sealed string) []string {
 			return nil
 		}
 	}
-	var names []string
-	if strings.HasPrefix(header.KID, "kbs:///") {
-		names = append(names, header.KID)
+	needed := []string{header.KID}
+	if payload.Provider == sealed.KBS {
+		switch payload.Type {
+		case sealed.Vault:
+			needed = append(needed, payload.Name)
+		case sealed.Envelope:
+			needed = append(needed, payload.KeyID)
+		}
 	}
-	if payload.Type == "vault" && strings.HasPrefix(payload.Name, "kbs:///") {
-		names = append(names, payload.Name)
-	}
-	return names
+	return slices.DeleteFunc(needed, func(name string) bool {
+		_, err := kbs.ParseResourceURI(name)
+		return err != nil || !strings.HasPrefix(name, "kbs://")
+	})
 }

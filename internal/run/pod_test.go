@@ -9,6 +9,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/initdata/guestconfig"
 	"github.com/coffer-project/coffer/internal/cli/hint"
 	"github.com/coffer-project/coffer/kbs"
 	"github.com/coffer-project/coffer/kbs/admin"
@@ -69,6 +70,27 @@ func TestInitdataDeterministic(t *testing.T) {
 		if !strings.Contains(doc.Data[initdata.KeyCDH], want) {
 			t.Errorf("cdh.toml does not name %s:\n%s", want, doc.Data[initdata.KeyCDH])
 		}
+	}
+}
+
+func TestInitdataServices(t *testing.T) {
+	t.Parallel()
+	id, err := NewInitdata(InitdataOptions{Policy: canonical(t, testPolicy(t, podpolicy.Flags{})), TrusteeURL: "https://trustee.example", GuestServices: GuestServices{
+		Trustees: []guestconfig.Trustee{{Name: "payments", URL: "https://payments.example"}}, REST: guestconfig.FeaturesAll, EventLog: true,
+	}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	doc, err := initdata.Parse(id.Raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	config, err := guestconfig.FromDocument(doc)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !config.EventLog.Enabled || config.REST != guestconfig.FeaturesAll || len(config.Trustees) != 1 || config.Trustees[0].Name != "payments" {
+		t.Errorf("the guest reads %+v", config)
 	}
 }
 
@@ -208,9 +230,11 @@ func TestSealedNames(t *testing.T) {
 		sealed string
 		want   []string
 	}{
-		"vault":            {seal(`{"alg":"ES256","kid":"kbs:///shop/sign/key"}`, `{"type":"vault","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/sign/key", "kbs:///shop/db/a"}},
-		"key in the guest": {seal(`{"alg":"ES256","kid":"local"}`, `{"type":"vault","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/db/a"}},
-		"envelope":         {seal(`{"kid":"kbs:///shop/sign/key"}`, `{"type":"envelope","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/sign/key"}},
+		"vault":            {seal(`{"alg":"ES256","kid":"kbs:///shop/sign/key"}`, `{"type":"vault","provider":"kbs","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/sign/key", "kbs:///shop/db/a"}},
+		"key in the guest": {seal(`{"alg":"ES256","kid":"local"}`, `{"type":"vault","provider":"kbs","name":"kbs:///shop/db/a"}`), []string{"kbs:///shop/db/a"}},
+		"envelope":         {seal(`{"kid":"kbs:///shop/sign/key"}`, `{"type":"envelope","provider":"kbs","key_id":"kbs:///shop/sign/kek"}`), []string{"kbs:///shop/sign/key", "kbs:///shop/sign/kek"}},
+		"another trustee":  {seal(`{"kid":"kbs://other/shop/sign/key"}`, `{"type":"vault","provider":"kbs","name":"kbs://other/shop/db/a"}`), []string{"kbs://other/shop/sign/key", "kbs://other/shop/db/a"}},
+		"a service":        {seal(`{"kid":"kbs:///shop/sign/key"}`, `{"type":"envelope","provider":"aws","key_id":"kbs:///shop/sign/kek"}`), []string{"kbs:///shop/sign/key"}},
 		"not JSON":         {seal(`x`, `{}`), nil},
 		"too few parts":    {"sealed.a.b", nil},
 		"none":             {"", nil},

@@ -23,9 +23,6 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/boot"
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/datahub"
-	"github.com/coffer-project/coffer/internal/guest/kms"
-	"github.com/coffer-project/coffer/internal/guest/kms/aliyunkms"
-	"github.com/coffer-project/coffer/internal/guest/kms/awskms"
 	"github.com/coffer-project/coffer/internal/guest/machine"
 	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
@@ -100,9 +97,7 @@ func build(p parts) (*agent.Agent, error) {
 			return newBroker(c, attached, p.log)
 		},
 		NewFetcher: newFetcher,
-		NewService: newService, Providers: map[string]kms.Provider{
-			"aws": awskms.New(awskms.Options{}), "aliyun": aliyunkms.New(aliyunkms.Options{}),
-		},
+		NewService: newService, Providers: providers(),
 		NewImagePolicy: newImagePolicy, ListenREST: restapi.Listen, RESTFeatures: p.cmdline.RESTAPI,
 	})
 }
@@ -217,7 +212,7 @@ func newRegistry(c agent.RegistryConfig, ref oci.Reference) (*registry.Client, e
 	if err != nil {
 		return nil, fmt.Errorf("image_pull_proxy: %w", err)
 	}
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, HostRootPEMs: c.Image.HostRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
 	if c.Credentials.Len() > 0 {
 		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
 		if err != nil {
