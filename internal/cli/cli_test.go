@@ -64,7 +64,7 @@ func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
 		"waitfor": waitfor,
-		"flip": flip, "cut": cut, "join": join, "verdict": isVerdict, "mksoft": mksoft,
+		"flip":    flip, "cut": cut, "join": join, "verdict": isVerdict, "mksoft": mksoft,
 		"mkfirmware": mkfirmware, "mkkernel": mkkernel, "mkkey384": mkkey384, "mksigstruct": mksigstruct,
 	}
 }
@@ -185,7 +185,9 @@ func waitfor(ts *testscript.TestScript, _ bool, args []string) {
 	if len(args) != 1 {
 		ts.Fatalf("usage: waitfor FILE")
 	}
-	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for deadline := time.Now().Add(time.Minute); ; <-tick.C {
 		if info, err := os.Stat(ts.MkAbs(args[0])); err == nil && info.Size() > 0 {
 			return
 		}

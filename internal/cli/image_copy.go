@@ -40,7 +40,7 @@ refuses an image with encrypted layers, which it cannot hold.`,
 			return a.withImages(c, &f, func(w *imageWork) error {
 				r, err := w.transfer(args[0], args[1], func(src *run.Source, dst *imagetool.Destination) (*imagetool.Result, error) {
 					if dst.Lossy() {
-						w.ui.Status("%s keeps neither digest nor signatures", args[1])
+						_, _ = fmt.Fprintf(a.env.Stderr, "coffer: %s keeps neither digest nor signatures\n", clean(args[1]))
 					}
 					return imagetool.Copy(w.ctx, src, src.Ref, dst, w.tool)
 				})

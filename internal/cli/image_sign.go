@@ -137,6 +137,10 @@ authority and the log that it pins (nothing is fetched for that), and simple
 signing (signedBy), whose signatures are found as --registries-d says. Keys are
 named by path, or by kbs:// URI with --policy-key.
 
+An image named by a tag needs a signature that names its repository, which sigstore
+bundles do not; for one named by its digest, as guests name images, any signature of
+it does.
+
 IMAGE is ` + sourceHelp + `.`,
 		Example: `  coffer image verify registry.example/shop/app:v1 --key cosign.pub
   coffer image verify oci:./app:v1 --policy policy.json --identity registry.example/shop/app:v1`,
@@ -183,6 +187,11 @@ func (a *app) imageVerify(w *imageWork, f *imageVerifyFlags, name string) error 
 	chosen, _, err := build.Inspect(w.ctx, src, src.Ref.WithDigest(top.Digest), platform)
 	if err != nil {
 		return fmt.Errorf("verify %s: %w", name, err)
+	}
+	// With a digest in its name no signature need name the repository, so it has
+	// to be the image's.
+	if ref.Digest != "" && ref.Digest != top.Digest && ref.Digest != chosen.Digest {
+		return fmt.Errorf("--identity: expected the digest %s, which %s has, got %s", top.Digest, name, ref.Digest)
 	}
 	subject := signature.Subject{Ref: ref, Digests: []oci.Digest{top.Digest}}
 	if chosen.Digest != top.Digest {

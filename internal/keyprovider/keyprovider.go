@@ -139,13 +139,13 @@ func (p *Provider) Wrap(ctx context.Context, message []byte) ([]byte, error) {
 
 func (p *Provider) wrap(ctx context.Context, a params, private []byte) ([]byte, error) {
 	if a.sample {
-		return p.wrapSample(private)
+		return p.wrapSample(ctx, private)
 	}
 	id, key, err := p.key(ctx, a)
 	if err != nil {
 		return nil, err
 	}
-	p.o.Logger.Info("a layer's key is wrapped", "key", id, "algorithm", a.algorithm)
+	p.o.Logger.InfoContext(ctx, "a layer's key is wrapped", "key", id, "algorithm", a.algorithm)
 	if a.algorithm == crypt.WrapGCM {
 		return encrypt.Wrap(private, encrypt.Recipient{KID: id, Key: key}, p.o.Rand)
 	}
@@ -162,11 +162,11 @@ func (p *Provider) wrap(ctx context.Context, a params, private []byte) ([]byte, 
 }
 
 // wrapSample wraps the way of sample=true, which hides nothing from anybody.
-func (p *Provider) wrapSample(private []byte) ([]byte, error) {
+func (p *Provider) wrapSample(ctx context.Context, private []byte) ([]byte, error) {
 	if !p.o.AllowSample {
 		return nil, errors.New("parameters: sample=true: everybody knows that key, so the image would be readable to all; it is allowed only if the key provider was started so")
 	}
-	p.o.Logger.Warn("a layer's key is wrapped under the sample key, which everybody knows")
+	p.o.Logger.WarnContext(ctx, "a layer's key is wrapped under the sample key, which everybody knows")
 	key, err := hex.DecodeString(sampleKey)
 	if err != nil {
 		return nil, err
@@ -181,7 +181,7 @@ func (zeros) Read(b []byte) (int, error) { clear(b); return len(b), nil }
 
 // Unwrap answers one message of the operation keyunwrap, both in the protocol's
 // JSON.
-func (p *Provider) Unwrap(_ context.Context, message []byte) ([]byte, error) {
+func (p *Provider) Unwrap(ctx context.Context, message []byte) ([]byte, error) {
 	in, err := parseInput(message, opUnwrap)
 	if err != nil {
 		return nil, err
@@ -212,7 +212,7 @@ func (p *Provider) Unwrap(_ context.Context, message []byte) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
-	p.o.Logger.Info("a layer's key is unwrapped", "key", id)
+	p.o.Logger.InfoContext(ctx, "a layer's key is unwrapped", "key", id)
 	return json.Marshal(output{Unwrap: unwrapResults{OptsData: plain.Expose()}})
 }
 

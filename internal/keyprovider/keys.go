@@ -77,7 +77,7 @@ func (p *Provider) register(ctx context.Context, uri kbs.ResourceURI, key secret
 	if err := p.o.Registrar.SetResource(ctx, uri, key); err != nil {
 		return fmt.Errorf("put %s into the trustee: %w", uri, err)
 	}
-	p.o.Logger.Info("a key was put into the trustee", "key", uri)
+	p.o.Logger.InfoContext(ctx, "a key was put into the trustee", "key", uri)
 	return nil
 }
 

@@ -36,7 +36,7 @@ func (s service) UnWrapKey(ctx context.Context, in *pb.KeyProviderKeyWrapProtoco
 func (s service) answer(ctx context.Context, in *pb.KeyProviderKeyWrapProtocolInput, what string, f func(context.Context, []byte) ([]byte, error)) (*pb.KeyProviderKeyWrapProtocolOutput, error) {
 	out, err := f(ctx, in.GetKeyProviderKeyWrapProtocolInput())
 	if err != nil {
-		s.p.o.Logger.Warn("a key was not "+what+"ped", "error", err)
+		s.p.o.Logger.WarnContext(ctx, "a request was refused", "operation", what, "error", err)
 		return nil, status.Errorf(codes.InvalidArgument, "%v", err)
 	}
 	return &pb.KeyProviderKeyWrapProtocolOutput{KeyProviderKeyWrapProtocolOutput: out}, nil
