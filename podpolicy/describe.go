@@ -125,6 +125,9 @@ func describeVolumeFacts(name string, v Volume) Section {
 }
 
 func (n *notes) files(v Volume) {
+	if len(v.Pinned)+len(v.Sealed)+len(v.Resources) == 0 && v.Host == nil {
+		n.add(FactFixed, "kind", "An empty directory that nobody writes.")
+	}
 	for _, name := range slices.Sorted(maps.Keys(v.Pinned)) {
 		n.add(FactFixed, keyPath("pinned", name), "File %s has the content %s.", name, v.Pinned[name])
 	}

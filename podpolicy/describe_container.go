@@ -128,11 +128,16 @@ func (n *notes) rights(c *Container) {
 
 func (n *notes) mount(p *Policy, m Mount) {
 	what := "volume " + m.Volume
-	if m.SubPath != "" {
+	v := p.Volumes[m.Volume]
+	switch {
+	case m.SubPath == "":
+	case v.Kind == VolumeFiles:
+		what = m.SubPath + " of " + what + ", as it is when the container is created"
+	default:
 		what = "directory " + m.SubPath + " of " + what
 	}
 	kind := FactFixed
-	if v := p.Volumes[m.Volume]; v.Host != nil {
+	if v.Host != nil {
 		kind = FactOpen
 	}
 	n.add(kind, keyPath("mounts", m.Path), "At %s is %s%s.", m.Path, what, readOnly(m.ReadOnly))

@@ -23,8 +23,12 @@ func (v *validator) mounts(at string, mounts []Mount) {
 		if !ok {
 			v.bad(p+".volume", "no volume has the name %s", quote(m.Volume))
 		}
-		if m.SubPath != "" && (!isCleanAbsolute("/"+m.SubPath) || vol.Kind == VolumeFiles) {
-			v.bad(p+".subPath", "expected a clean relative path in an ephemeral or block volume, got %s", quote(m.SubPath))
+		switch {
+		case m.SubPath == "":
+		case !isCleanAbsolute("/" + m.SubPath):
+			v.bad(p+".subPath", "expected a clean relative path in the volume, got %s", quote(m.SubPath))
+		case vol.Kind == VolumeFiles && !vol.Holds(m.SubPath):
+			v.bad(p+".subPath", "expected a file that volume %s names, or a directory of such files, got %s", quote(m.Volume), quote(m.SubPath))
 		}
 		if vol.Kind == VolumeBlock && vol.Filesystem == "" {
 			v.bad(p+".volume", "%s has no filesystem: say \"filesystem\": \"ext4\", or give it as a device", quote(m.Volume))

@@ -61,9 +61,6 @@ func (v *validator) foreign(path string, vol Volume) {
 }
 
 func (v *validator) files(path string, vol Volume) {
-	if len(vol.Pinned)+len(vol.Sealed)+len(vol.Resources) == 0 && vol.Host == nil {
-		v.bad(path, "a files volume has at least one of pinned, host, sealed and resources")
-	}
 	names := &fileNames{v: v, seen: map[string]bool{}}
 	v.fileMap(path+".pinned", vol.Pinned, names, func(s string) error {
 		if !isSHA256(s) {

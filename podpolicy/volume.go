@@ -3,10 +3,28 @@ package podpolicy
 import (
 	"maps"
 	"slices"
+	"strings"
 )
 
 // fromHost reports whether a files volume has files that come by PutFiles.
 func fromHost(v Volume) bool { return len(v.Pinned) > 0 || v.Host != nil }
+
+// Holds reports whether a files volume has a file of this name, or files in a
+// directory of this name: what [Mount.SubPath] may be.
+func (v Volume) Holds(subPath string) bool {
+	if v.Kind != VolumeFiles || checkFileName(subPath) != nil {
+		return false
+	}
+	is := func(name string) bool { return name == subPath || strings.HasPrefix(name, subPath+"/") }
+	for _, files := range []map[string]string{v.Pinned, v.Sealed, v.Resources} {
+		for name := range files {
+			if is(name) {
+				return true
+			}
+		}
+	}
+	return v.Host != nil && (v.Host.any || slices.ContainsFunc(v.Host.Names, is))
+}
 
 // describeVolume spells a volume out.
 func describeVolume(p *Policy, s *state, name string) (VolumeConfig, *Refusal) {

@@ -69,6 +69,7 @@ func parseCoffer(t *table, c *Config) {
 		e.done()
 		c.Trustees = append(c.Trustees, x)
 	}
+	c.Image.HostRoots = t.hostRoots("registry")
 	res := t.sub("resources")
 	if s, ok := take1[string](res, "lifetime", `a duration such as "1m30s"`); ok {
 		if d, err := time.ParseDuration(s); err != nil || d < 0 || d > maxLifetime {

@@ -30,6 +30,7 @@ func wholeConfig() Config {
 	c.EventLog = EventLog{Enabled: true, PCR: 12}
 	c.REST = FeaturesAll
 	c.Image.CredentialsURI = "kbs://eu-1/default/credential/main"
+	c.Image.HostRoots = map[string]string{"registry.example:5000": testCert(), "10.0.0.1": testCert()}
 	return c
 }
 
@@ -49,6 +50,7 @@ func TestData(t *testing.T) {
 	}
 	coffer := "[[trustee]]\nname = \"payments\"\nurl = \"https://payments.example\"\ncert = '''\n" + testCert() + "'''\n\n" +
 		"[[trustee]]\nname = \"eu-1\"\nurl = \"https://eu.example/tenants/acme\"\n\n" +
+		"[[registry]]\nhost = \"10.0.0.1\"\ncert = '''\n" + testCert() + "'''\n\n[[registry]]\nhost = \"registry.example:5000\"\ncert = '''\n" + testCert() + "'''\n\n" +
 		"[resources]\nlifetime = \"1m30s\"\nmax_entries = 10\nmax_bytes = 1048576\n\n[rest_api]\nfeatures = \"all\"\n"
 	if diff := cmp.Diff(coffer, data[initdata.KeyCoffer]); diff != "" {
 		t.Error(diff)
@@ -80,6 +82,13 @@ func TestCofferRefuses(t *testing.T) {
 		"cert":            {trustee + "cert = 'x'\n", "", "trustee.cert: kbs: root certificates"},
 		"twice":           {trustee + trustee, "", `trustee.name: "a" occurs twice`},
 		"many":            {strings.Repeat(trustee, 17), "", "trustee: has 17 entries, the limit is 16"},
+		"registry host":   {"[[registry]]\nhost = 'https://r.example'\ncert = '''" + testCert() + "'''\n", "", "registry.host: expected HOST[:PORT]"},
+		"registry label":  {"[[registry]]\nhost = 'r'\ncert = '''" + testCert() + "'''\n", "", "registry.host: expected HOST[:PORT]"},
+		"registry cert":   {"[[registry]]\nhost = 'r.example'\n", "", "registry.cert: is missing"},
+		"registry PEM":    {"[[registry]]\nhost = 'r.example'\ncert = 'x'\n", "", "registry.cert: kbs: root certificates"},
+		"registry twice":  {strings.Repeat("[[registry]]\nhost = 'r.example'\ncert = '''"+testCert()+"'''\n", 2), "", `registry.host: "r.example" occurs twice`},
+		"registry more":   {strings.Repeat("[[registry]]\n", 65), "", "registry: has 65 entries"},
+		"registry key":    {"[[registry]]\nx = 1\n", "", "registry.x: unknown key"},
 		"no array":        {"trustee = 'a'\n", "", "trustee: expected an array of tables"},
 		"lifetime":        {"[resources]\nlifetime = 'a while'\n", "", "resources.lifetime: expected a duration"},
 		"long lifetime":   {"[resources]\nlifetime = '25h'\n", "", "resources.lifetime: expected a duration"},

@@ -3,7 +3,9 @@ package guestconfig
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
+	"slices"
 	"strings"
 	"unicode/utf8"
 
@@ -108,6 +110,11 @@ func (c Config) writeCoffer(b *strings.Builder) {
 		entry(b, "url", t.URL)
 		text(b, "cert", t.RootPEM)
 	}
+	for _, host := range slices.Sorted(maps.Keys(c.Image.HostRoots)) {
+		section(b, "[[registry]]")
+		entry(b, "host", host)
+		text(b, "cert", c.Image.HostRoots[host])
+	}
 	if r := c.Resources; r != (Resources{}) {
 		section(b, "[resources]")
 		if r.Lifetime != nil {
@@ -137,7 +144,7 @@ func section(b *strings.Builder, name string) {
 }
 
 func (i Image) write(b *strings.Builder) {
-	if reflect.DeepEqual(i, Image{}) {
+	if i.HostRoots = nil; reflect.DeepEqual(i, Image{}) {
 		return
 	}
 	if b.Len() > 0 {
@@ -193,6 +200,14 @@ func (c Config) normal() Config {
 	}
 	if c.Image.Registries != nil && reflect.DeepEqual(*c.Image.Registries, registries.Config{}) {
 		c.Image.Registries = nil
+	}
+	hosts := c.Image.HostRoots
+	c.Image.HostRoots = nil
+	for host, cert := range hosts {
+		if c.Image.HostRoots == nil {
+			c.Image.HostRoots = map[string]string{}
+		}
+		c.Image.HostRoots[host] = trimPEM(cert)
 	}
 	c.ServiceURL = strings.TrimRight(c.ServiceURL, "/")
 	if len(c.Credentials) == 0 {

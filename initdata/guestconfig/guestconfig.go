@@ -90,6 +90,9 @@ type Image struct {
 	// SigstoreConfigURI a kbs:/// resource that holds one. At most one is set.
 	SigstoreConfig    string
 	SigstoreConfigURI string
+	// HostRoots are PEM certificates for single registries, HOST[:PORT]: there,
+	// nothing else is trusted. They are the [[registry]] tables of coffer.toml.
+	HostRoots map[string]string
 	// Registries are mirrors, insecure and blocked registries; RegistriesURI is
 	// a kbs:/// resource with the same as a document of its own, to be read
 	// with [ParseRegistries]. At most one is set.

@@ -73,6 +73,38 @@ func (t *table) proxy(key string) registry.Proxy {
 	return p
 }
 
+// maxHostRoots bounds the [[registry]] tables of coffer.toml.
+const maxHostRoots = 64
+
+// hostRoots reads the [[registry]] tables of coffer.toml.
+func (t *table) hostRoots(key string) map[string]string {
+	entries := t.tables(key)
+	if n := len(entries); n > maxHostRoots {
+		t.r.fail(t.where(key), "has %d entries, the limit is %d", n, maxHostRoots)
+		return nil
+	}
+	var out map[string]string
+	for _, e := range entries {
+		host, cert := e.str("host"), e.pem("cert")
+		ref, err := oci.ParseReference(host + "/x")
+		if err != nil || ref.Registry != host {
+			e.r.fail(e.where("host"), "expected HOST[:PORT] of a registry, got %q", clip(host))
+		}
+		if cert == "" {
+			e.r.fail(e.where("cert"), "is missing")
+		}
+		if _, twice := out[host]; twice {
+			e.r.fail(e.where("host"), "%q occurs twice", clip(host))
+		}
+		e.done()
+		if out == nil {
+			out = map[string]string{}
+		}
+		out[host] = cert
+	}
+	return out
+}
+
 // either refuses a value that is given twice, here and as a resource.
 func (t *table) either(key string, here, resource bool) {
 	if here && resource {

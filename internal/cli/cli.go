@@ -153,6 +153,7 @@ func (a *app) rootCommand() *cobra.Command {
 		a.demoCommand(),
 		a.guestCommand(),
 		a.imageCommand(),
+		a.keyproviderCommand(),
 		a.cacheCommand(),
 		a.policyCommand(),
 		a.prepareCommand(),

@@ -63,6 +63,7 @@ func TestScripts(t *testing.T) {
 func scriptCommands() map[string]func(*testscript.TestScript, bool, []string) {
 	return map[string]func(*testscript.TestScript, bool, []string){
 		"exits": exits, "mkimage": mkimage, "mkguest": mkguest, "mkkey": mkkey, "mkbytes": mkbytes, "mkregistry": mkregistry, "mkcollateral": mkcollateral, "empty": empty, "json": isJSON, "mktrustee": mktrustee, "asks": asks, "lacks": lacks, "recordid": recordid, "digest": digest, "edit": edit, "unhex": unhex,
+		"waitfor": waitfor,
 		"flip": flip, "cut": cut, "join": join, "verdict": isVerdict, "mksoft": mksoft,
 		"mkfirmware": mkfirmware, "mkkernel": mkkernel, "mkkey384": mkkey384, "mksigstruct": mksigstruct,
 	}
@@ -175,6 +176,22 @@ func empty(ts *testscript.TestScript, _ bool, args []string) {
 	ts.Check(err)
 	for _, e := range entries {
 		ts.Fatalf("left %s", e.Name())
+	}
+}
+
+// waitfor waits until a program in the background has written a file:
+// waitfor FILE.
+func waitfor(ts *testscript.TestScript, _ bool, args []string) {
+	if len(args) != 1 {
+		ts.Fatalf("usage: waitfor FILE")
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(10 * time.Millisecond) {
+		if info, err := os.Stat(ts.MkAbs(args[0])); err == nil && info.Size() > 0 {
+			return
+		}
+		if time.Now().After(deadline) {
+			ts.Fatalf("%s was not written", args[0])
+		}
 	}
 }
 

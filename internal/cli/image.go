@@ -9,8 +9,11 @@ import (
 )
 
 func (a *app) imageCommand() *cobra.Command {
-	c := &cobra.Command{Use: "image", Short: "Protect images: encrypt and sign", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
-	c.AddCommand(a.imageProtectCommand())
+	c := &cobra.Command{Use: "image", Short: "Encrypt, decrypt, sign, verify, inspect and copy images", Args: args(cobra.NoArgs), RunE: func(c *cobra.Command, _ []string) error { return c.Help() }}
+	c.AddCommand(
+		a.imageProtectCommand(), a.imageEncryptCommand(), a.imageDecryptCommand(), a.imageSignCommand(),
+		a.imageVerifyCommand(), a.imageInspectCommand(), a.imageCopyCommand(),
+	)
 	return c
 }
 
@@ -37,7 +40,7 @@ DESTINATION is a registry's reference with a tag, or oci:DIR:TAG.`,
 			ctx, stop := notifyInterrupt(c.Context())
 			defer stop()
 			var err error
-			if o.Registry.RootPEMs, err = readFiles("--registry-ca", rootCA); err != nil {
+			if o.Registry.RootPEMs, o.Registry.HostRootPEMs, err = registryCAs(rootCA); err != nil {
 				return err
 			}
 			if o.KeyURI == "" && o.SignKeyFile == "" {
@@ -73,7 +76,7 @@ DESTINATION is a registry's reference with a tag, or oci:DIR:TAG.`,
 	f.StringVar(&o.KeyFile, "key-file", "", "file with the key's 32 bytes")
 	f.StringVar(&o.SignKeyFile, "sign-key", "", "PEM file with the private key to sign with (ECDSA, Ed25519 or RSA)")
 	f.StringVar(&o.Registry.AuthFile, "authfile", "", "docker auth.json with the registry's credentials")
-	f.StringArrayVar(&rootCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
+	f.StringArrayVar(&rootCA, "registry-ca", nil, "[HOST[:PORT]=]FILE: PEM certificates to trust for registries; with HOST for that one, which then trusts no other (repeatable)")
 	f.StringArrayVar(&o.Registry.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
 	client.add(c)
 	return c

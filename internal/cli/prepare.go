@@ -169,7 +169,8 @@ func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
 // trusts are theirs where none are named: a guest has no roots of its own.
 func (p *prepareFlags) guestRegistry() error {
 	p.initdata.PlainHTTP, p.initdata.RegistryRoots, p.initdata.Registries = p.registry.PlainHTTP, p.registry.RootPEMs, p.registry.Registries
-	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
+	p.initdata.HostRoots = p.registry.HostRootPEMs
+	if len(p.initdata.RegistryRoots) > 0 || len(p.initdata.HostRoots) > 0 || len(p.initdata.PlainHTTP) > 0 {
 		return nil
 	}
 	var err error

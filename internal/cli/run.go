@@ -59,7 +59,7 @@ func (r *runFlags) add(c *cobra.Command) {
 	f.StringVar(&r.image, "image-policy", "", "containers-policy.json file, or kbs:/// URI of one: which signatures the guest demands")
 	f.StringVar(&r.o.Credentials, "credentials", "", "kbs:/// URI of the docker auth.json that the guest uses")
 	f.StringVar(&r.o.Image.AuthFile, "authfile", "", "docker auth.json with which this program asks the registry")
-	f.StringArrayVar(&r.registryCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
+	f.StringArrayVar(&r.registryCA, "registry-ca", nil, "[HOST[:PORT]=]FILE: PEM certificates to trust for registries; with HOST for that one, which then trusts no other (repeatable)")
 	f.StringArrayVar(&r.o.Image.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
 	f.StringVar(&r.registries, "registries-conf", "", "containers-registries.conf file: mirrors, insecure and blocked registries, short names; for this program and, but for the short names, for the guest")
 	f.StringVar(&r.o.BlobCache, "blob-cache", run.DefaultBlobCache(), "directory of the cache from which guests get image blobs that another has fetched")
@@ -123,7 +123,7 @@ func (r *runFlags) options(a *app, positional []string) (run.Options, error) {
 			return o, usagef("--trustee-ca: %w", err)
 		}
 	}
-	if o.Image.RootPEMs, err = readFiles("--registry-ca", r.registryCA); err != nil {
+	if o.Image.RootPEMs, o.Image.HostRootPEMs, err = registryCAs(r.registryCA); err != nil {
 		return o, err
 	}
 	if r.registries != "" {
@@ -270,6 +270,29 @@ func parseUser(s string) (*podpolicy.User, error) {
 		return &podpolicy.User{UID: uint32(u), GID: uint32(g)}, nil
 	}
 	return nil, usagef("--user: expected UID or UID:GID as numbers, got %q", s)
+}
+
+// registryCAs reads the values of --registry-ca: FILE or HOST[:PORT]=FILE.
+func registryCAs(values []string) (roots []string, hosts map[string]string, err error) {
+	for _, v := range values {
+		host, file, forHost := strings.Cut(v, "=")
+		if !forHost {
+			file = v
+		}
+		text, err := readFiles("--registry-ca", []string{file})
+		if err != nil {
+			return nil, nil, err
+		}
+		if !forHost {
+			roots = append(roots, text...)
+			continue
+		}
+		if hosts == nil {
+			hosts = map[string]string{}
+		}
+		hosts[host] += text[0]
+	}
+	return roots, hosts, nil
 }
 
 func readFiles(flag string, paths []string) ([]string, error) {

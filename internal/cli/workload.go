@@ -42,7 +42,7 @@ func (w *workloadFlags) add(c *cobra.Command) {
 	f.BoolVar(&w.o.Ephemeral, "ephemeral", false, "take ephemeral containers")
 	f.StringArrayVar(&w.images, "image", nil, "REFERENCE=oci:DIR[:TAG] or REFERENCE=docker-archive:FILE: where an image lies that the registry does not have yet (repeatable)")
 	f.StringVar(&w.registry.AuthFile, "authfile", "", "docker auth.json with which this program asks registries")
-	f.StringArrayVar(&w.registryCA, "registry-ca", nil, "PEM file with certificates to trust for registries (repeatable)")
+	f.StringArrayVar(&w.registryCA, "registry-ca", nil, "[HOST[:PORT]=]FILE: PEM certificates to trust for registries; with HOST for that one, which then trusts no other (repeatable)")
 	f.StringVar(&w.registries, "registries-conf", "", "containers-registries.conf file: mirrors, insecure and blocked registries")
 	f.StringArrayVar(&w.registry.PlainHTTP, "plain-http", nil, "registry host[:port] to use without TLS (repeatable)")
 }
@@ -93,7 +93,7 @@ func (w *workloadFlags) options(a *app) (local map[string]string, err error) {
 			return nil, usagef("--registries-conf %s: %w", w.registries, err)
 		}
 	}
-	w.registry.RootPEMs, err = readFiles("--registry-ca", w.registryCA)
+	w.registry.RootPEMs, w.registry.HostRootPEMs, err = registryCAs(w.registryCA)
 	return local, err
 }
 

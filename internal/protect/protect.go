@@ -58,7 +58,7 @@ type Result struct {
 // Image protects one image. The key is in the trustee before anything that
 // needs it is pushed.
 func Image(ctx context.Context, o Options) (*Result, error) {
-	signer, err := readSigner(o.SignKeyFile)
+	signer, err := ReadSigner("--sign-key", o.SignKeyFile)
 	if err != nil {
 		return nil, err
 	}
@@ -176,21 +176,22 @@ func openDestination(name string, o run.ImageOptions) (*destination, error) {
 	return &destination{repository, ref, false, func() error { client.Close(); return nil }}, nil
 }
 
-// readSigner reads an unencrypted private key: PKCS#8, SEC 1 or PKCS#1.
-func readSigner(path string) (crypto.Signer, error) {
+// ReadSigner reads an unencrypted private key in PEM, PKCS#8, SEC 1 or PKCS#1,
+// from the file that flag named. Without a path there is no key.
+func ReadSigner(flag, path string) (crypto.Signer, error) {
 	if path == "" {
 		return nil, nil //nolint:nilnil // no key is asked for
 	}
 	data, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("--sign-key: %w", err)
+		return nil, fmt.Errorf("%s: %w", flag, err)
 	}
 	block, _ := pem.Decode(data)
 	if block == nil {
-		return nil, fmt.Errorf("--sign-key %s: expected a PEM block, found none", path)
+		return nil, fmt.Errorf("%s %s: expected a PEM block, found none", flag, path)
 	}
 	if strings.Contains(block.Type, "ENCRYPTED") {
-		return nil, fmt.Errorf("--sign-key %s: the key is encrypted (%s); expected an unencrypted PKCS#8, EC or RSA key", path, block.Type)
+		return nil, fmt.Errorf("%s %s: the key is encrypted (%s); expected an unencrypted PKCS#8, EC or RSA key", flag, path, block.Type)
 	}
 	if key, err := x509.ParsePKCS8PrivateKey(block.Bytes); err == nil {
 		if signer, ok := key.(crypto.Signer); ok {
@@ -203,5 +204,5 @@ func readSigner(path string) (crypto.Signer, error) {
 	if key, err := x509.ParsePKCS1PrivateKey(block.Bytes); err == nil {
 		return key, nil
 	}
-	return nil, errors.New("--sign-key " + path + ": expected an ECDSA, Ed25519 or RSA private key")
+	return nil, errors.New(flag + " " + path + ": expected an ECDSA, Ed25519 or RSA private key")
 }

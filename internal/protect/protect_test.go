@@ -101,7 +101,7 @@ func TestReadSigner(t *testing.T) {
 		"SEC 1":          {writePEM(t, "EC PRIVATE KEY", sec1, err), ec},
 		"PKCS#1":         {writePEM(t, "RSA PRIVATE KEY", x509.MarshalPKCS1PrivateKey(rsaKey), nil), rsaKey},
 	} {
-		signer, err := readSigner(test.file)
+		signer, err := ReadSigner("--sign-key", test.file)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 			continue
@@ -110,7 +110,7 @@ func TestReadSigner(t *testing.T) {
 			t.Errorf("%s: another key", name)
 		}
 	}
-	if signer, err := readSigner(""); signer != nil || err != nil {
+	if signer, err := ReadSigner("--sign-key", ""); signer != nil || err != nil {
 		t.Errorf("no file: expected no key, got %v %v", signer, err)
 	}
 	public, err := x509.MarshalPKIXPublicKey(ec.Public())
@@ -119,7 +119,7 @@ func TestReadSigner(t *testing.T) {
 		"public":    {writePEM(t, "PUBLIC KEY", public, err), "expected an ECDSA, Ed25519 or RSA private key"},
 		"encrypted": {writePEM(t, "ENCRYPTED PRIVATE KEY", []byte{0}, nil), "the key is encrypted (ENCRYPTED PRIVATE KEY)"},
 	} {
-		if _, err := readSigner(test.file); err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "--sign-key") {
+		if _, err := ReadSigner("--sign-key", test.file); err == nil || !strings.Contains(err.Error(), test.says) || !strings.Contains(err.Error(), "--sign-key") {
 			t.Errorf("%s: expected %q, got %v", name, test.says, err)
 		}
 	}

@@ -204,8 +204,9 @@ func (v Volume) open() (_ *os.File, device bool, err error) {
 	return f, device, err
 }
 
-// writeOutTime bounds the end of a machine that has volumes to write out.
-const writeOutTime = 30 * time.Second
+// writeOutTime bounds the end of a machine that has volumes to write out. It is
+// longer than the guest takes at most (34 s, internal/guest/boot).
+const writeOutTime = 40 * time.Second
 
 // writeOut has the guest close its volumes before the machine ends: what it has
 // not written yet would be lost. A run that was interrupted twice has ended its

@@ -43,6 +43,9 @@ type ImageOptions struct {
 	AuthFile string
 	// RootPEMs are trusted besides the system's.
 	RootPEMs []string
+	// HostRootPEMs are the certificates for single registries, host[:port];
+	// nothing else is trusted for those.
+	HostRootPEMs map[string]string
 	// PlainHTTP lists registries (host[:port]) to ask without TLS.
 	PlainHTTP []string
 	// Registries are mirrors, insecure and blocked registries, and short names;
@@ -189,7 +192,7 @@ func loadArchive(ctx context.Context, file, tag, spool string) (_ *layout.Layout
 
 // RegistryClient is a client of registries as the options say.
 func RegistryClient(o ImageOptions) (*registry.Client, error) {
-	options := registry.Options{RootPEMs: o.RootPEMs, PlainHTTP: o.PlainHTTP, Registries: o.Registries}
+	options := registry.Options{RootPEMs: o.RootPEMs, HostRootPEMs: o.HostRootPEMs, PlainHTTP: o.PlainHTTP, Registries: o.Registries}
 	if o.AuthFile != "" {
 		data, err := os.ReadFile(o.AuthFile)
 		if err != nil {
@@ -238,7 +241,8 @@ func OpenImage(ctx context.Context, name string, o ImageOptions) (_ *Image, err 
 	}
 	// The guest has no roots of its own: those it may trust for this registry
 	// are part of what is measured.
-	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !isLoopback(img.Ref.Registry) {
+	_, pinned := o.HostRootPEMs[img.Ref.Registry]
+	if img.RootPEMs = o.RootPEMs; len(img.RootPEMs) == 0 && !pinned && !isLoopback(img.Ref.Registry) {
 		if img.RootPEMs, err = SystemRoots(); err != nil {
 			return nil, err
 		}

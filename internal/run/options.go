@@ -217,7 +217,7 @@ func (p *Prepared) seal(ctx context.Context, o Options) error {
 	options := InitdataOptions{
 		Policy: p.Policy, TrusteeURL: p.TrusteeURL, TrusteeCA: p.TrusteeCA, ImagePolicy: o.ImagePolicy,
 		Credentials: o.Credentials, RegistryRoots: p.Image.RootPEMs, PlainHTTP: p.Image.PlainHTTP,
-		Registries: o.Image.Registries, GuestServices: o.Services,
+		Registries: o.Image.Registries, HostRoots: o.Image.HostRootPEMs, GuestServices: o.Services,
 	}
 	if p.Initdata, err = NewInitdata(options); err != nil {
 		return err

@@ -32,6 +32,8 @@ type InitdataOptions struct {
 	Credentials string
 	// RegistryRoots are PEM certificates the guest trusts for registries.
 	RegistryRoots []string
+	// HostRoots are the PEM certificates for single registries, host[:port].
+	HostRoots map[string]string
 	// PlainHTTP lists registries the guest may ask without TLS.
 	PlainHTTP []string
 	// Registries is a registry configuration for the guest; nil for none.
@@ -72,6 +74,12 @@ func NewInitdata(o InitdataOptions) (*Initdata, error) {
 	config.EventLog.Enabled = o.EventLog
 	config.Image.CredentialsURI = o.Credentials
 	config.Image.ExtraRoots = o.RegistryRoots
+	for host, cert := range o.HostRoots {
+		if config.Image.HostRoots == nil {
+			config.Image.HostRoots = map[string]string{}
+		}
+		config.Image.HostRoots[guestLocation(host)] = cert
+	}
 	config.Image.Registries = o.guestRegistries()
 	config.Image.Proxy = o.Proxy
 	if strings.HasPrefix(o.SigstoreConfig, "kbs:///") {

@@ -76,9 +76,6 @@ func (w *WorkloadImages) Image(ctx context.Context, reference string) (*kube.Ima
 	w.sources = append(w.sources, src)
 	var img Image
 	if err := img.resolve(ctx, src, src.Ref); err != nil {
-		if errors.Is(err, oci.ErrNotFound) {
-			err = hint.New(err, "is the reference right, and does the registry want --authfile?")
-		}
 		return nil, fmt.Errorf("image %s: %w", reference, err)
 	}
 	if name.Digest != "" && name.Digest != img.Ref.Digest {

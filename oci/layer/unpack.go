@@ -5,10 +5,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/maphash"
 	"io"
-	"math"
 	"os"
-	"path"
 	"strings"
 	"time"
 
@@ -45,8 +44,11 @@ type Unpacker struct {
 
 	// touched holds the paths that this layer has made and their parents:
 	// whiteouts hide what is below this layer, never what is in it. It is nil
-	// if there is nothing below.
-	touched map[string]struct{}
+	// if there is nothing below. Paths are hashed with seed, for half a million
+	// of them would take more memory than all the rest; nobody who does not know
+	// it can make two of them meet.
+	touched map[uint64]struct{}
+	seed    maphash.Seed
 	// dirTimes are set at the end, because making files changes them.
 	dirTimes []dirTime
 	// timed holds the inodes of directories whose times are among them.
@@ -68,7 +70,7 @@ func NewUnpacker(root *os.File, limits Limits) (*Unpacker, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Unpacker{tree: t, limits: limits, filler: newFiller()}, nil
+	return &Unpacker{tree: t, limits: limits, filler: newFiller(), seed: maphash.MakeSeed()}, nil
 }
 
 // Close ends the unpacker's goroutines and frees its descriptors.
@@ -111,7 +113,7 @@ func (u *Unpacker) apply(ctx context.Context, r io.Reader) error {
 		return &Error{Err: err}
 	}
 	if !empty {
-		u.touched = make(map[string]struct{})
+		u.touched = make(map[uint64]struct{})
 	}
 	tr := tar.NewReader(r)
 	for {
@@ -208,156 +210,6 @@ func (u *Unpacker) entry(hdr *tar.Header, content io.Reader) error {
 	return nil
 }
 
-// place makes the file, directory, link or FIFO.
-func (u *Unpacker) place(hdr *tar.Header, content io.Reader, parent int, name, base string) error {
-	switch hdr.Typeflag {
-	case tar.TypeReg, tar.TypeGNUSparse, tar.TypeCont:
-		return u.regular(hdr, content, parent, base)
-	case tar.TypeDir:
-		return u.directory(hdr, parent, name, base)
-	case tar.TypeSymlink:
-		if hdr.Linkname == "" {
-			return errors.New("symbolic link without a target")
-		}
-		if err := u.create(parent, base, func() error { return unix.Symlinkat(hdr.Linkname, parent, base) }); err != nil {
-			return fmt.Errorf("make symbolic link: %w", err)
-		}
-		if err := unix.Fchownat(parent, base, hdr.Uid, hdr.Gid, unix.AT_SYMLINK_NOFOLLOW); err != nil {
-			return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
-		}
-		u.stats.SkippedXattrs += countXattrs(hdr)
-		return setTime(parent, base, hdr.ModTime)
-	case tar.TypeLink:
-		return u.hardLink(hdr.Linkname, parent, name, base)
-	case tar.TypeFifo:
-		if err := u.create(parent, base, func() error { return unix.Mknodat(parent, base, unix.S_IFIFO|0o600, 0) }); err != nil {
-			return fmt.Errorf("make FIFO: %w", err)
-		}
-		u.stats.SkippedXattrs += countXattrs(hdr)
-		return setMeta(hdr, parent, base)
-	case tar.TypeChar, tar.TypeBlock:
-		return u.device(hdr, parent, base)
-	default:
-		return fmt.Errorf("tar entry type %q: expected a file, directory, link or FIFO", hdr.Typeflag)
-	}
-}
-
-// device makes a device node, but only where it does nothing.
-func (u *Unpacker) device(hdr *tar.Header, parent int, base string) error {
-	if !u.tree.nodev {
-		return fmt.Errorf("device node %d:%d: the file system that the layer is unpacked to would let it work: mount it nodev", hdr.Devmajor, hdr.Devminor)
-	}
-	if hdr.Devmajor < 0 || hdr.Devmajor > maxMajor || hdr.Devminor < 0 || hdr.Devminor > maxMinor {
-		return fmt.Errorf("device node %d:%d: expected numbers from 0 to %d and from 0 to %d", hdr.Devmajor, hdr.Devminor, maxMajor, maxMinor)
-	}
-	kind := uint32(unix.S_IFCHR)
-	if hdr.Typeflag == tar.TypeBlock {
-		kind = unix.S_IFBLK
-	}
-	number := int(unix.Mkdev(uint32(hdr.Devmajor), uint32(hdr.Devminor)))
-	if err := u.create(parent, base, func() error { return unix.Mknodat(parent, base, kind|0o600, number) }); err != nil {
-		return fmt.Errorf("make device node: %w", err)
-	}
-	u.stats.SkippedXattrs += countXattrs(hdr)
-	return setMeta(hdr, parent, base)
-}
-
-func (u *Unpacker) rootEntry(hdr *tar.Header) error {
-	if hdr.Typeflag != tar.TypeDir {
-		return fmt.Errorf("the root of a layer must be a directory, got tar entry type %q", hdr.Typeflag)
-	}
-	if err := errors.Join(checkHeader(hdr), checkXattrs(hdr)); err != nil {
-		return err
-	}
-	if err := unix.Fchown(u.tree.root, hdr.Uid, hdr.Gid); err != nil {
-		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
-	}
-	if err := unix.Fchmod(u.tree.root, mode(hdr)); err != nil {
-		return fmt.Errorf("set mode: %w", err)
-	}
-	skipped, err := setXattrs(u.tree.root, hdr)
-	u.stats.SkippedXattrs += skipped
-	return errors.Join(err, u.dirTime("", u.tree.root, hdr.ModTime))
-}
-
-func (u *Unpacker) regular(hdr *tar.Header, content io.Reader, parent int, base string) error {
-	if hdr.Size > u.limits.Bytes-u.stats.Bytes {
-		return &SizeError{Limit: u.limits.Bytes, Size: hdr.Size, Before: u.stats.Bytes}
-	}
-	u.stats.Bytes += hdr.Size
-	u.stats.Allocated += (hdr.Size + blockBytes - 1) / blockBytes * blockBytes
-	var fd int
-	err := u.create(parent, base, func() (err error) {
-		fd, err = unix.Openat(parent, base, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0o600)
-		return err
-	})
-	if err != nil {
-		return fmt.Errorf("make file: %w", err)
-	}
-	return u.filler.fill(fd, hdr, content)
-}
-
-func (u *Unpacker) directory(hdr *tar.Header, parent int, name, base string) error {
-	err := unix.Mkdirat(parent, base, 0o700)
-	if err == unix.EEXIST {
-		var st unix.Stat_t
-		if err = unix.Fstatat(parent, base, &st, unix.AT_SYMLINK_NOFOLLOW); err == nil && st.Mode&unix.S_IFMT != unix.S_IFDIR {
-			err = u.create(parent, base, func() error { return unix.Mkdirat(parent, base, 0o700) })
-		}
-	}
-	if err != nil {
-		return fmt.Errorf("make directory: %w", err)
-	}
-	fd, err := unix.Openat(parent, base, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return fmt.Errorf("open directory: %w", err)
-	}
-	defer func() { _ = unix.Close(fd) }()
-	if err := unix.Fchown(fd, hdr.Uid, hdr.Gid); err != nil {
-		return fmt.Errorf("set owner %d:%d: %w", hdr.Uid, hdr.Gid, err)
-	}
-	if err := unix.Fchmod(fd, mode(hdr)); err != nil {
-		return fmt.Errorf("set mode: %w", err)
-	}
-	skipped, err := setXattrs(fd, hdr)
-	u.stats.SkippedXattrs += skipped
-	return errors.Join(err, u.dirTime(name, fd, hdr.ModTime))
-}
-
-func (u *Unpacker) hardLink(target string, parent int, name, base string) error {
-	to, err := cleanPath(target, u.limits.Depth)
-	if err != nil {
-		return fmt.Errorf("hard link target: %w", err)
-	}
-	if to == "" || to == name {
-		return fmt.Errorf("hard link to %q: expected another file of the image", clip(target))
-	}
-	dir, toBase := split(to)
-	from, err := u.tree.open(dir)
-	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", clip(target), err)
-	}
-	defer func() { _ = unix.Close(from) }()
-	err = u.create(parent, base, func() error { return unix.Linkat(from, toBase, parent, base, 0) })
-	if err != nil {
-		return fmt.Errorf("hard link to %q: %w", clip(target), err)
-	}
-	return nil
-}
-
-// create calls build and, if something is in the way, removes that and calls
-// it again: an entry replaces whatever has its name.
-func (u *Unpacker) create(parent int, base string, build func() error) error {
-	err := build()
-	if err != unix.EEXIST {
-		return err
-	}
-	if err := u.tree.remove(parent, base); err != nil {
-		return fmt.Errorf("replace what an earlier entry made: %w", err)
-	}
-	return build()
-}
-
 // dirTime notes the time that the open directory is to have.
 func (u *Unpacker) dirTime(name string, fd int, at time.Time) error {
 	var st unix.Stat_t
@@ -398,60 +250,11 @@ func (u *Unpacker) touch(name string) {
 		return
 	}
 	for name != "" {
-		if _, known := u.touched[name]; known {
+		key := maphash.String(u.seed, name)
+		if _, known := u.touched[key]; known {
 			return // and so are its parents
 		}
-		u.touched[name] = struct{}{}
+		u.touched[key] = struct{}{}
 		name, _ = split(name)
 	}
 }
-
-// cleanPath turns a tar name into a path below the root: leading slashes and
-// "." components are dropped, ".." is refused. The root itself is "".
-func cleanPath(name string, depth int) (string, error) {
-	if len(name) > maxPath {
-		return "", fmt.Errorf("path of %d bytes, at most %d are allowed", len(name), maxPath)
-	}
-	if strings.IndexByte(name, 0) >= 0 {
-		return "", errors.New("path has a NUL byte")
-	}
-	n := 0
-	for component := range strings.SplitSeq(name, "/") {
-		switch component {
-		case "", ".":
-		case "..":
-			return "", errors.New("path has a \"..\" component, which could lead out of the root")
-		default:
-			n++
-			if len(component) > maxName {
-				return "", fmt.Errorf("name of %d bytes in a path, at most %d are allowed", len(component), maxName)
-			}
-		}
-	}
-	if n > depth {
-		return "", fmt.Errorf("%w of %d path components", ErrLimit, depth)
-	}
-	return strings.TrimPrefix(path.Clean("/"+name), "/"), nil
-}
-
-func split(name string) (dir, base string) {
-	if i := strings.LastIndexByte(name, '/'); i >= 0 {
-		return name[:i], name[i+1:]
-	}
-	return "", name
-}
-
-// checkHeader refuses numbers that the kernel would misread.
-func checkHeader(hdr *tar.Header) error {
-	if !validID(hdr.Uid) || !validID(hdr.Gid) {
-		return fmt.Errorf("owner %d:%d: expected a user and a group from 0 to %d", hdr.Uid, hdr.Gid, uint32(math.MaxUint32-1))
-	}
-	if hdr.Size < 0 {
-		return fmt.Errorf("size %d: expected a number of bytes", hdr.Size)
-	}
-	return nil
-}
-
-// validID says whether id is a user or group; the greatest number means
-// "leave it as it is" to chown.
-func validID(id int) bool { return id >= 0 && int64(id) < math.MaxUint32 }

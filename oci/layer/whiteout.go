@@ -2,6 +2,7 @@ package layer
 
 import (
 	"fmt"
+	"hash/maphash"
 
 	"golang.org/x/sys/unix"
 )
@@ -57,7 +58,7 @@ func (u *Unpacker) hide(parent int, dir, base string) error {
 	if dir != "" {
 		name = dir + "/" + base
 	}
-	if _, ours := u.touched[name]; !ours {
+	if _, ours := u.touched[maphash.String(u.seed, name)]; !ours {
 		return u.tree.remove(parent, base)
 	}
 	var st unix.Stat_t

@@ -493,6 +493,16 @@ func TestHostRoots(t *testing.T) {
 	if err := resolve(registry.Options{RootPEMs: []string{rootPEM(one)}, HostRootPEMs: map[string]string{host(one): otherRoot}}); err == nil {
 		t.Error("the host's own does not replace the others")
 	}
+	if err := resolve(registry.Options{RootPEMs: []string{rootPEM(one)}, HostRootPEMs: map[string]string{"docker.io": otherRoot}}); err != nil {
+		t.Errorf("another host's own: %v", err)
+	}
+	c, err := registry.New(registry.Options{PlainHTTP: []string{host(one)}, HostRootPEMs: map[string]string{host(one): otherRoot}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := c.Repository(mustRef(t, host(one)+"/a/b")); err == nil || !strings.Contains(err.Error(), "listed for plain HTTP") {
+		t.Errorf("certificates for plain HTTP: %v", err)
+	}
 	if _, err := registry.New(registry.Options{HostRootPEMs: map[string]string{"x.example": "x"}}); err == nil {
 		t.Error("no PEM")
 	}

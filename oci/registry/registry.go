@@ -43,8 +43,8 @@ type Options struct {
 	Registries *registries.Config
 	// RootPEMs are certificates of authorities to trust besides the system's.
 	RootPEMs []string
-	// HostRootPEMs are the certificates for single hosts, HOST[:PORT]. Nothing
-	// else is trusted for those.
+	// HostRootPEMs are the certificates for single registries, HOST[:PORT] as in
+	// references. Nothing else is trusted for those.
 	HostRootPEMs map[string]string
 	// PlainHTTP lists more registries, HOST[:PORT], that are asked by plain
 	// HTTP. Images from there are still checked by digest and signature, but
@@ -99,7 +99,7 @@ func New(o Options) (*Client, error) {
 		if !pool.AppendCertsFromPEM([]byte(text)) {
 			return nil, fmt.Errorf("certificates of registry %q: expected PEM, found none", host)
 		}
-		c.hosts[hostPort("https", host)] = [2]*http.Transport{c.newTransport(pool, false), c.newTransport(pool, true)}
+		c.hosts[hostPort("https", oci.Reference{Registry: host}.Host())] = [2]*http.Transport{c.newTransport(pool, false), c.newTransport(pool, true)}
 	}
 	return c, nil
 }
@@ -184,6 +184,9 @@ func (c *Client) Repository(ref oci.Reference) (*Repository, error) {
 		e := &endpoint{
 			client: c, transport: c.transportFor(p.Ref.Host(), false), ref: p.Ref, mirror: p.Mirror, tags: p.Tags, digests: p.Digests,
 			plain: p.Insecure || c.mayPlain(p.Ref.Host()),
+		}
+		if _, pinned := c.hosts[hostPort("https", p.Ref.Host())]; e.plain && pinned {
+			return nil, fmt.Errorf("registry %s: there are certificates for it, but it is listed for plain HTTP: remove one of both", p.Ref.Registry)
 		}
 		e.login = c.options.Credentials.lookup(p.Ref)
 		if e.plain && e.login != nil {

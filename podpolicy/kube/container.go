@@ -47,7 +47,7 @@ func (g *generator) container(field string, c *corev1.Container, role podpolicy.
 	}
 	img, err := g.images.image(g.ctx, c.Image)
 	if err != nil {
-		g.bad(field+".image", "", "%s", err)
+		g.bad(field+".image", "is the reference right, and does the registry want credentials?", "%s", err)
 		return
 	}
 	g.used[c.Image] = img
@@ -149,13 +149,16 @@ func (g *generator) mounts(field string, c *corev1.Container, env *environment, 
 		case v.Kind == podpolicy.VolumeBlock:
 			g.bad(at, "write volumeDevices with this name, and mount in the annotation "+AnnotationMount+m.Name, "a claim with volumeMode Block has no file system that Kubernetes could mount")
 			continue
-		case v.Kind == podpolicy.VolumeFiles && m.SubPath+m.SubPathExpr != "":
-			g.bad(at+".subPath", "mount the whole volume at a directory of its own", "one file of a volume cannot be mounted: it is replaced as a whole")
-			continue
 		}
 		v.used = true
+		sub := g.subPath(at, &m, env)
+		if v.Kind == podpolicy.VolumeFiles && sub != "" && !v.Holds(sub) {
+			// Kubernetes would make an empty directory of this name, which is hardly meant.
+			g.bad(at+".subPath", "name one of its files, or a directory of them", "volume %s has no file %s", clip(m.Name), clip(sub))
+			continue
+		}
 		out.Mounts = append(out.Mounts, podpolicy.Mount{
-			Path: path.Join("/", m.MountPath), Volume: m.Name, SubPath: g.subPath(at, &m, env), ReadOnly: m.ReadOnly || v.Kind == podpolicy.VolumeFiles,
+			Path: path.Join("/", m.MountPath), Volume: m.Name, SubPath: sub, ReadOnly: m.ReadOnly || v.Kind == podpolicy.VolumeFiles,
 		})
 	}
 	g.devices(field, c, out)

@@ -41,10 +41,10 @@ func (h *host) compare(c, own *podpolicy.Container) {
 	}
 	h.compareAllow(c, own)
 	for _, m := range c.Mounts {
-		h.compareVolume(c.Name, m.Volume)
+		h.compareVolume(m.Volume)
 	}
 	for _, d := range c.Devices {
-		h.compareVolume(c.Name, d.Volume)
+		h.compareVolume(d.Volume)
 	}
 }
 
@@ -74,14 +74,14 @@ func (h *host) compareAllow(c, own *podpolicy.Container) {
 }
 
 // compareVolume finds what distinguishes volumes beside their host's files.
-func (h *host) compareVolume(container, name string) {
+func (h *host) compareVolume(name string) {
 	want, got := h.policy.Volumes[name], h.want.Policy.Volumes[name]
 	if _, ok := h.policy.Volumes[name]; !ok {
 		return // the mount was refused
 	}
 	want.Pinned, got.Pinned, want.Host, got.Host = nil, nil, nil, nil
 	if a, b := compact(want), compact(got); a != b {
-		h.add(Finding{Rule: "effective.volume", Container: container, Path: "volumes." + name, Expected: a, Got: b, Help: "the guest makes the volume as the policy says"})
+		h.add(Finding{Rule: "effective.volume", Path: "volumes." + name, Expected: a, Got: b, Help: "the guest makes the volume as the policy says"})
 	}
 }
 

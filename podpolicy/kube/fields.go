@@ -178,7 +178,7 @@ func mountFields() []Field {
 		{Path: "containers[].volumeMounts[].mountPath", Decision: Pinned, How: "`mounts[].path`"},
 		{Path: "containers[].volumeMounts[].readOnly", Decision: Pinned, How: "`mounts[].readOnly`; files are read-only in any case"},
 		{Path: "containers[].volumeMounts[].recursiveReadOnly", Decision: Ignored, How: "nothing is mounted inside a volume"},
-		{Path: "containers[].volumeMounts[].subPath", Decision: Pinned, How: "`mounts[].subPath`; of emptyDir and block volumes only"},
+		{Path: "containers[].volumeMounts[].subPath", Decision: Pinned, How: "`mounts[].subPath`; of a volume of files one of them, or a directory of them, as it is when the container is created"},
 		{Path: "containers[].volumeMounts[].subPathExpr", Decision: Pinned, How: "`mounts[].subPath`, where all of it is literal"},
 		{Path: "containers[].volumeMounts[].mountPropagation", Decision: Refused, How: "no mounts pass between containers, or out of the guest", Only: []string{"None"}, Remedy: "remove it"},
 	}

@@ -165,7 +165,7 @@ func TestProblems(t *testing.T) {
 		"no source":        {app + "  volumes: [{name: v}]", "volume v has no source (write emptyDir: {})"},
 		"claim":            {app + "    volumeDevices: [{name: v, devicePath: /dev/x}]\n  volumes: [{name: v, persistentVolumeClaim: {claimName: c}}]", "in.yaml:9:13: Pod/x: spec.volumes[0]: volume v is a claim without a key"},
 		"mount of /proc":   {app + "    volumeMounts: [{name: v, mountPath: /proc/x}]\n  volumes: [{name: v, emptyDir: {}}]", "spec.containers[0].volumeMounts: the policy could not be valid"},
-		"file of a volume": {app + "    volumeMounts: [{name: v, mountPath: /etc/a, subPath: a}]\n  volumes: [{name: v, downwardAPI: {items: [{path: a, fieldRef: {fieldPath: metadata.labels}}]}}]", "one file of a volume cannot be mounted"},
+		"file of a volume": {app + "    volumeMounts: [{name: v, mountPath: /etc/a, subPath: b}]\n  volumes: [{name: v, downwardAPI: {items: [{path: a, fieldRef: {fieldPath: metadata.labels}}]}}]", "spec.containers[0].volumeMounts[0].subPath: volume v has no file b (name one of its files"},
 		"host's directory": {app + "    env: [{name: NAME, valueFrom: {fieldRef: {fieldPath: metadata.name}}}]\n    volumeMounts: [{name: v, mountPath: /v, subPathExpr: $(NAME)}]\n  volumes: [{name: v, emptyDir: {}}]", "the host would choose the directory: $(NAME)"},
 		"config map":       {app + "    envFrom: [{configMapRef: {name: c}}]", "ConfigMap c is not in the input (add its manifest to the files)"},
 		"key":              {app + "    env: [{name: A, valueFrom: {configMapKeyRef: {name: c, key: b}}}]\n---\napiVersion: v1\nkind: ConfigMap\nmetadata: {name: c}\ndata: {a: b}", "there is no key b"},

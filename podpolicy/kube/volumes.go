@@ -310,7 +310,7 @@ func (g *generator) finishFiles(field, name string, v *volume) {
 		v.Host.Mode = modes[0]
 	}
 	if len(v.Pinned)+len(v.Sealed)+len(v.Resources) == 0 && v.Host == nil && !v.unset {
-		g.bad(field, "remove the volume, or give it a file", "volume %s has no files", clip(name))
+		g.note(field, "", "volume %s has no files: containers find an empty directory", clip(name))
 	}
 	if len(v.Pinned)+len(v.Sealed)+len(v.Resources) == 0 {
 		v.Mode = ""

@@ -52,7 +52,7 @@ func TestRuntimeEvidence(t *testing.T) {
 		t.Error(d)
 	}
 	// Computed from the definition: what is measured of an event is its data.
-	var register []byte = make([]byte, 48)
+	register := make([]byte, 48)
 	for _, r := range []eventlog.RuntimeEvent{{"github.com/confidential-containers", "PullImage", `{"image":"a", "digest":"b"}`}, {"app", "ready", "now then"}} {
 		digest := sha512.Sum384(r.Data())
 		sum := sha512.Sum384(append(bytes.Clone(register), digest[:]...))

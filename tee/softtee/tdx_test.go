@@ -262,7 +262,9 @@ func TestWrongFormat(t *testing.T) {
 		want     string
 	}{
 		{softport.New, td.Serve, "launched as a TD"},
-		{func(open func(context.Context) (io.ReadWriteCloser, error)) tee.Attester { return softport.NewTDX(open) }, guest.Serve, "launched as an SEV-SNP guest"},
+		{func(open func(context.Context) (io.ReadWriteCloser, error)) tee.Attester {
+			return softport.NewTDX(open)
+		}, guest.Serve, "launched as an SEV-SNP guest"},
 	} {
 		a := tc.attester(func(context.Context) (io.ReadWriteCloser, error) {
 			guest, host := net.Pipe()

@@ -51,7 +51,7 @@ head -c 40000000 /dev/zero > /large && echo "root has room"
 	}
 	file := write(t, "policy.json", out)
 	disk, tmp := filepath.Join(t.TempDir(), "data.img"), t.TempDir()
-	flags := append(ca, "--policy", file, "--scratch", "512Mi", "--memory", "384", "--volume", "data="+disk+":64Mi", image)
+	flags := append(ca, "--debug", "--policy", file, "--scratch", "512Mi", "--memory", "384", "--volume", "data="+disk+":64Mi", image)
 	for i, kept := range []string{"nothing kept\n", "plaintext-marker\n"} {
 		c := s.run(t, state, flags...)
 		c.cmd.Env = append(c.cmd.Environ(), "TMPDIR="+tmp)

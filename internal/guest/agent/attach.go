@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"strconv"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guest/storage"
@@ -31,6 +32,10 @@ func (a *Agent) attachVolume(ctx context.Context, name, disk string) error {
 	sb, err := a.theSandbox()
 	if err != nil {
 		return err
+	}
+	if sb.scratch != "" && disk == sb.scratch {
+		return &podpolicy.Refusal{Rule: podpolicy.RuleVolumeAttach, Path: "disk", Expected: "a disk other than the pod's scratch disk", Got: strconv.Quote(disk),
+			Help: "CreateSandbox gave this disk to the pod for its images and ephemeral volumes; attach the volume's own disk"}
 	}
 	if err := sb.guard.Attach(name, disk); err != nil {
 		return err

@@ -6,6 +6,9 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
 
 	"github.com/coffer-project/coffer/internal/guest/attestation"
 	"github.com/coffer-project/coffer/internal/guest/measurement"
@@ -13,18 +16,24 @@ import (
 	"github.com/coffer-project/coffer/tee"
 )
 
-// serveREST begins to serve the containers' HTTP interface, for the life of the
-// machine.
-func (a *Agent) serveREST(ctx context.Context, sb *sandbox, facts attestation.Facts) error {
+// rest is the containers' HTTP interface before it is served.
+type rest struct {
+	server   *restapi.Server
+	listener net.Listener
+}
+
+// openREST opens the address of the containers' HTTP interface; nil: there is to be
+// none. Who does not serve it closes it.
+func (a *Agent) openREST(ctx context.Context, sb *sandbox, facts attestation.Facts) (*rest, error) {
 	if a.o.ListenREST == nil {
-		return nil
+		return nil, nil
 	}
 	features, err := restapi.ParseFeatures(cmp.Or(string(sb.guest.REST), a.o.RESTFeatures))
 	if err != nil {
-		return err
+		return nil, err
 	}
 	if features == (restapi.Features{}) {
-		return nil
+		return nil, nil
 	}
 	o := restapi.Options{
 		Version: a.o.Build, Features: features, Hub: sb.hub, Evidencer: evidencer{sb}, Recorder: recorder{sb.recorder}, TEE: string(facts.TEE), Logger: a.log,
@@ -36,19 +45,44 @@ func (a *Agent) serveREST(ctx context.Context, sb *sandbox, facts attestation.Fa
 	}
 	server, err := restapi.New(o)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l, err := a.o.ListenREST(ctx)
 	if err != nil {
-		return err
+		return nil, err
+	}
+	return &rest{server, l}, nil
+}
+
+func (r *rest) close() {
+	if r != nil {
+		_ = r.listener.Close()
+	}
+}
+
+// serve begins to answer, for the life of the machine.
+func (r *rest) serve(ctx context.Context, log *slog.Logger) {
+	if r == nil {
+		return
 	}
 	life := context.WithoutCancel(ctx)
 	go func() {
-		if err := server.Serve(life, l); err != nil {
-			a.log.WarnContext(life, "the containers' HTTP interface ends", "error", err)
+		if err := r.server.Serve(life, r.listener); err != nil {
+			log.WarnContext(life, "the containers' HTTP interface ends", "error", err)
 		}
 	}()
-	return nil
+}
+
+// port is where it listens; 0 if it does not.
+func (r *rest) port() uint32 {
+	if r == nil {
+		return 0
+	}
+	addr, err := netip.ParseAddrPort(r.listener.Addr().String())
+	if err != nil {
+		return 0
+	}
+	return uint32(addr.Port())
 }
 
 // evidencer makes evidence for a workload, over data of its choice. It is the same

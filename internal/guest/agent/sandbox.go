@@ -41,10 +41,15 @@ type sandbox struct {
 	config     *podpolicy.SandboxConfig
 	images     *image.Store
 	volumes    *volume.Manager
+	// scratch is the serial number of the disk that the pod keeps for itself, or
+	// empty.
+	scratch string
 	// devices are the nodes of raw block volumes, under the agent's lock.
 	devices map[string]string
 	// recorder measures what happens at run time; nil: nothing is measured.
 	recorder *measurement.Recorder
+	// restPort is that of the containers' HTTP interface; 0: there is none.
+	restPort uint32
 	// pidNamespace is the shared one's path, or empty.
 	pidNamespace string
 
@@ -116,12 +121,19 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	if err := a.setUpMachine(ctx, sb); err != nil {
 		return nil, err
 	}
-	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, req.GetScratchDisk()); err != nil {
-		return nil, fmt.Errorf("scratch: %w", err)
-	}
-	if err := a.serveREST(ctx, sb, facts); err != nil {
+	rest, err := a.openREST(ctx, sb, facts)
+	if err != nil {
 		return nil, err
 	}
+	// The last that can fail, since it is done once: another try with another disk
+	// must find nothing of this one.
+	sb.scratch = req.GetScratchDisk()
+	if sb.images, sb.volumes, err = a.o.Places.Open(ctx, sb.scratch); err != nil {
+		rest.close()
+		return nil, fmt.Errorf("scratch: %w", err)
+	}
+	sb.restPort = rest.port()
+	rest.serve(ctx, a.log)
 	a.mu.Lock()
 	a.sandbox = sb
 	a.mu.Unlock()

@@ -2,11 +2,13 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io/fs"
 	"maps"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 
@@ -70,7 +72,15 @@ func (a *Agent) addMount(ctx context.Context, sb *sandbox, v *volumes, m podpoli
 		return err
 	}
 	written := m.Kind != podpolicy.VolumeFiles
-	dir, err := sb.volumes.Open(m.Volume, m.SubPath, written)
+	open := func() (*volume.Directory, error) { return sb.volumes.Open(m.Volume, m.SubPath, written) }
+	if !written && m.SubPath != "" {
+		open = func() (*volume.Directory, error) { return sb.volumes.OpenPart(m.Volume, m.SubPath) }
+	}
+	dir, err := open()
+	if !written && errors.Is(err, fs.ErrNotExist) {
+		return &podpolicy.Refusal{Rule: podpolicy.RuleVolumeEmpty, Path: "mounts." + m.Path + ".subPath", Expected: "files of volume " + strconv.Quote(m.Volume) + ", with " + strconv.Quote(m.SubPath), Got: "nothing",
+			Help: "put the files of the volume before the container is created: a part of them is mounted as it is then"}
+	}
 	if err != nil {
 		return failed("volume", err)
 	}

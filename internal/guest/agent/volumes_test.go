@@ -3,6 +3,7 @@ package agent_test
 import (
 	"archive/tar"
 	"os"
+	"strings"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -151,5 +152,64 @@ func TestAVolumeWhoseKeyIsDenied(t *testing.T) {
 	refused(t, err, agent.RuleTrustee)
 	if entries, err := os.ReadDir(w.disks.dir); err != nil || len(entries) != 0 {
 		t.Errorf("%v, %v", entries, err)
+	}
+}
+
+func TestTheScratchDiskIsNoVolume(t *testing.T) {
+	w := newWorld(t, make([]byte, 32))
+	w.broker.resources["kbs:///shop/db/disk-key"] = "the volume's key, of 32 bytes...."
+	gz, digest := w.initdata(func(p *podpolicy.Policy) {
+		p.Volumes = map[string]podpolicy.Volume{"db": {Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/db/disk-key", Filesystem: "ext4"}}
+		p.Containers[0].Mounts = []podpolicy.Mount{{Path: "/data", Volume: "db"}}
+	})
+	w.attester.initData = digest
+	h := w.connect()
+	must[*agentapi.CreateSandboxResponse](t)(h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod", PodName: "web", Initdata: gz, ScratchDisk: "scratch0"}))
+	_, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "db", Disk: "scratch0"})
+	if r := refused(t, err, podpolicy.RuleVolumeAttach); r.GetPath() != "disk" || r.GetGot() != `"scratch0"` || !strings.Contains(r.GetExpected(), "scratch") {
+		t.Errorf("refusal %v", r)
+	}
+	if w.broker.attested != 0 {
+		t.Error("a key was asked for")
+	}
+	// The volume is still free to be attached.
+	if _, err := h.AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "db", Disk: "disk1"}); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestFilesMountedAlone(t *testing.T) {
+	w := newWorld(t, make([]byte, 32))
+	w.broker.resources["kbs:///shop/tls/key"] = "the key\n"
+	h := w.seal(func(p *podpolicy.Policy) {
+		p.Volumes = map[string]podpolicy.Volume{
+			"app":   {Kind: podpolicy.VolumeFiles, Host: &podpolicy.HostFiles{Names: []string{"app.conf", "d/x"}, MaxBytes: 100}},
+			"tls":   {Kind: podpolicy.VolumeFiles, Resources: map[string]string{"tls.key": "kbs:///shop/tls/key", "other": "kbs:///shop/tls/key"}},
+			"empty": {Kind: podpolicy.VolumeFiles},
+		}
+		c := &p.Containers[0]
+		c.Args = []string{"/bin/sh", "-c", "cat /etc/app/app.conf /etc/app/d/x /etc/app/tls.key; ls /empty /etc/app; echo x 2>/dev/null >/etc/app/app.conf || echo no"}
+		c.Mounts = []podpolicy.Mount{
+			{Path: "/etc/app/app.conf", Volume: "app", SubPath: "app.conf", ReadOnly: true}, {Path: "/etc/app/d", Volume: "app", SubPath: "d", ReadOnly: true},
+			{Path: "/etc/app/tls.key", Volume: "tls", SubPath: "tls.key", ReadOnly: true}, {Path: "/empty", Volume: "empty", ReadOnly: true},
+		}
+		c.Allow.Logs, c.Allow.Restarts = true, podpolicy.RestartAlways
+	})
+	_, err := h.CreateContainer(t.Context(), &agentapi.CreateContainerRequest{ContainerId: "web", Name: "web"})
+	if r := refused(t, err, podpolicy.RuleVolumeEmpty); !strings.Contains(r.GetPath(), "/etc/app/app.conf") {
+		t.Errorf("refusal %v", r)
+	}
+	for i, version := range []string{"1\n", "2\n"} {
+		if err := h.put(t, "app", uint64(i+1), map[string]string{"app.conf": "conf " + version, "d/x": "x " + version}); err != nil {
+			t.Fatal(err)
+		}
+		if got, want := h.run(t), "conf "+version+"x "+version+"the key\n/empty:\n\n/etc/app:\napp.conf\nd\ntls.key\nno\n"; got != want {
+			t.Errorf("output %q, want %q", got, want)
+		}
+		must[*agentapi.WaitResponse](t)(h.Wait(t.Context(), &agentapi.WaitRequest{ContainerId: "web"}))
+		must[*agentapi.DeleteResponse](t)(h.Delete(t.Context(), &agentapi.DeleteRequest{ContainerId: "web"}))
+	}
+	if err := h.put(t, "empty", 1, map[string]string{"evil": "x"}); err == nil {
+		t.Error("the host put a file into a volume that has none")
 	}
 }

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -59,6 +60,7 @@ type world struct {
 	fetches  *gate
 	disks    *fakeDisks
 	dial     func() net.Conn
+	opened   atomic.Int32 // how often stores were opened
 }
 
 // gate holds up fetches while it is shut, and counts them.
@@ -155,9 +157,17 @@ func (m *fakeMachine) Shutdown() {
 type places struct {
 	images  *image.Store
 	volumes *volume.Manager
+	opened  *atomic.Int32
 }
 
-func (p places) Open(context.Context, string) (*image.Store, *volume.Manager, error) {
+// noDisk is a serial number that no disk has.
+const noDisk = "no-disk"
+
+func (p places) Open(_ context.Context, disk string) (*image.Store, *volume.Manager, error) {
+	if disk == noDisk {
+		return nil, nil, errors.New("no disk with that serial number")
+	}
+	p.opened.Add(1)
 	return p.images, p.volumes, nil
 }
 
@@ -191,7 +201,7 @@ func (t transport) Next(ctx context.Context) (io.ReadWriteCloser, error) {
 
 // newWorld starts an agent; hostData is what its evidence says about initdata,
 // nil for a guest without a TEE.
-func newWorld(t *testing.T, hostData []byte) *world {
+func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *world {
 	t.Helper()
 	env.Need(t)
 	w := &world{
@@ -235,18 +245,22 @@ func newWorld(t *testing.T, hostData []byte) *world {
 	if err := os.Mkdir(pod, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	a, err := agent.New(agent.Options{
+	o := agent.Options{
 		Logger: log, Now: time.Now, Build: "test", BootID: [16]byte{7},
 		Attestation: attestation.New(attestation.Options{
 			Cmdline: cmdline, HasSoft: func() bool { return true }, Soft: func() tee.Attester { return w.attester },
 		}),
-		Machine: w.machine, Runtime: crun, Places: places{images, volumes}, Disks: w.disks, PodDir: pod,
+		Machine: w.machine, Runtime: crun, Places: places{images, volumes, &w.opened}, Disks: w.disks, PodDir: pod,
 		NewBroker: func(agent.BrokerConfig) (datahub.Broker, error) { return w.broker, nil },
 		NewFetcher: func(agent.RegistryConfig, oci.Reference) (oci.Fetcher, func(), error) {
 			return w.fetches, func() {}, nil
 		},
 		WithoutDeviceRules: true,
-	})
+	}
+	for _, c := range change {
+		c(&o)
+	}
+	a, err := agent.New(o)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -141,10 +141,12 @@ func (p *Pool) Get(ctx context.Context, d oci.Descriptor) (io.ReadCloser, error)
 // ask sends a request on some stream and reads the reply. A stream that has
 // died counts as not there.
 func (p *Pool) ask(ctx context.Context, op agentapi.BlobRequest_Operation, d oci.Descriptor) (*stream, *agentapi.BlobReply, error) {
-	for {
+	// A host may open a new stream for each that it closes: it is asked so often, and
+	// no more.
+	for range MaxStreams {
 		s := p.take()
 		if s == nil {
-			return nil, nil, fmt.Errorf("blob %s: no stream of the host's cache is free: %w", d.Digest, oci.ErrNotFound)
+			break
 		}
 		reply := &agentapi.BlobReply{}
 		err := s.within(ctx, p.limits.stall, func() error {
@@ -162,6 +164,7 @@ func (p *Pool) ask(ctx context.Context, op agentapi.BlobRequest_Operation, d oci
 		}
 		return nil, nil, fmt.Errorf("blob %s: ask the host's cache: %w", d.Digest, err)
 	}
+	return nil, nil, fmt.Errorf("blob %s: no stream of the host's cache is free: %w", d.Digest, oci.ErrNotFound)
 }
 
 // gone tells a stream that has ended from one that misbehaves.

@@ -274,3 +274,29 @@ func TestEnd(t *testing.T) {
 		}
 	})
 }
+
+// TestStreamsThatDieAndComeBack: a host that closes each stream when it is asked,
+// and opens another, is not asked for ever.
+func TestStreamsThatDieAndComeBack(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(quick)
+		asked := 0
+		var open func()
+		open = func() {
+			serve(t, p, func(c net.Conn, _ *agentapi.BlobRequest) {
+				if asked++; asked < 1000 {
+					open() // the next one is there before this one is gone
+				}
+				_ = c.Close()
+			})
+		}
+		open()
+		if _, err := read(p, blob); !errors.Is(err, oci.ErrNotFound) {
+			t.Errorf("want ErrNotFound, got %v", err)
+		}
+		if asked > MaxStreams {
+			t.Errorf("the host was asked %d times", asked)
+		}
+	})
+}

@@ -29,6 +29,8 @@ const (
 	reserve = 16 << 20
 	// maxPulls is how many images are pulled at once.
 	maxPulls = 2
+	// maxLies is how often a pull is begun anew without the source that lied.
+	maxLies = 4
 )
 
 // Request says what to pull and how it is checked.
@@ -146,8 +148,9 @@ func (s *Store) leave(d oci.Digest, e *entry) {
 	}
 }
 
-// pull pulls the image, a second time if a cache before the registry gave
-// something else than was asked for: the fetcher asks it no more then.
+// pull pulls the image, anew if a cache or a mirror before the registry gave
+// something else than was asked for: the fetcher asks that one no more then, but
+// another may lie, too.
 func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Image, error) {
 	select {
 	case s.slots <- struct{}{}:
@@ -155,11 +158,12 @@ func (s *Store) pull(ctx context.Context, ref oci.Reference, req Request) (*Imag
 	case <-ctx.Done():
 		return nil, context.Cause(ctx)
 	}
-	img, err := s.pullOnce(ctx, ref, req)
-	if errors.Is(err, oci.ErrLied) && ctx.Err() == nil {
-		img, err = s.pullOnce(ctx, ref, req)
+	for lies := 0; ; lies++ {
+		img, err := s.pullOnce(ctx, ref, req)
+		if !errors.Is(err, oci.ErrLied) || lies == maxLies || ctx.Err() != nil {
+			return img, err
+		}
 	}
-	return img, err
 }
 
 func (s *Store) pullOnce(ctx context.Context, ref oci.Reference, req Request) (*Image, error) {

@@ -3,7 +3,7 @@
 // report themselves.
 //
 // Each event is an entry of an attestation agent's log (AAEL, see tee/eventlog).
-// Where the environment has a register for the run time (RTMR 3 of TDX, PCR 17 of
+// Where the environment has a register for the run time (RTMR 3 of TDX, PCR 15 of
 // a TPM), the entry's digest extends it first, so that nobody can take an event
 // back. Where it has none (SEV-SNP), the log goes into the evidence, which is
 // bound to it: then the guest's word counts, which the launch measurement vouches
@@ -24,6 +24,7 @@ import (
 	"errors"
 	"fmt"
 	"hash"
+	"strings"
 	"sync"
 
 	"github.com/coffer-project/coffer/tee"
@@ -122,10 +123,17 @@ func (r *Recorder) Once(ctx context.Context, domain, operation, content string) 
 	return nil
 }
 
-// RecordForWorkload records an event that a workload reports.
+// RecordForWorkload records an event that a workload reports. Whoever reads the
+// log must not take it for one of the guest's own: domain and operation are
+// printable ASCII, and the guest's domains are reserved in any letter case.
 func (r *Recorder) RecordForWorkload(ctx context.Context, domain, operation, content string) error {
-	if domain == DomainUpstream || domain == DomainCoffer {
-		return fmt.Errorf("%w: %q; choose another", ErrReserved, domain)
+	for _, part := range []struct{ name, value string }{{"domain", domain}, {"operation", operation}} {
+		if i := strings.IndexFunc(part.value, func(c rune) bool { return c <= ' ' || c >= 0x7f }); i >= 0 {
+			return fmt.Errorf("measurement: %s: expected printable ASCII without spaces, got %.64q", part.name, part.value)
+		}
+	}
+	if strings.EqualFold(domain, DomainUpstream) || strings.EqualFold(domain, DomainCoffer) {
+		return fmt.Errorf("%w: %.64q; choose another", ErrReserved, domain)
 	}
 	return r.record(ctx, domain, operation, content, true)
 }

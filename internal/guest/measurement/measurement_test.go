@@ -166,3 +166,25 @@ func TestNothingIsExtendedWhileItIsQuoted(t *testing.T) {
 		t.Error(err)
 	}
 }
+
+func TestWorkloadsDoNotLookLikeTheGuest(t *testing.T) {
+	t.Parallel()
+	r := measurement.New(nil)
+	for _, domain := range []string{
+		"coffer", "Coffer", "COFFER", "GitHub.com/Confidential-Containers",
+		"coffer ", " coffer", "coffer\t", "coffer\u00a0", "coffer\u200b", "\ufeffcoffer", "\u202ecoffer", "c\u043effer", "coffer\x7f", "",
+	} {
+		if err := r.RecordForWorkload(t.Context(), domain, "StartContainer", "{}"); err == nil {
+			t.Errorf("a workload recorded an event of domain %q", domain)
+		}
+	}
+	if err := r.RecordForWorkload(t.Context(), "app.example", "Start\u200bContainer", "{}"); err == nil {
+		t.Error("an operation with an invisible character was recorded")
+	}
+	if len(r.Log()) != 0 {
+		t.Errorf("the log holds %q", r.Log())
+	}
+	if err := r.RecordForWorkload(t.Context(), "app.example", "StartContainer", "{\"caf\u00e9\":1}"); err != nil {
+		t.Error(err)
+	}
+}

@@ -212,7 +212,7 @@ func newRegistry(c agent.RegistryConfig, ref oci.Reference) (*registry.Client, e
 	if err != nil {
 		return nil, fmt.Errorf("image_pull_proxy: %w", err)
 	}
-	o := registry.Options{RootPEMs: c.Image.ExtraRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
+	o := registry.Options{RootPEMs: c.Image.ExtraRoots, HostRootPEMs: c.Image.HostRoots, Registries: c.Image.Registries, Proxy: proxy, UserAgent: "coffer-agent/" + Version}
 	if c.Credentials.Len() > 0 {
 		credentials, err := registry.ParseCredentials(c.Credentials.Expose())
 		if err != nil {

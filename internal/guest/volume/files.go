@@ -113,7 +113,10 @@ func (m *Manager) replace(name string, o *options, fill func(*tree) error, commi
 	}
 	if err == nil {
 		err = commit(func() error {
-			if err := publish(root, next, t.top()); err != nil {
+			// Containers that have the volume may be made at once.
+			m.publishing.Lock()
+			defer m.publishing.Unlock()
+			if err := publish(root, next, t.top(), func(version string) { m.retire(root, name, version) }); err != nil {
 				return err
 			}
 			published = true

@@ -9,9 +9,9 @@ import (
 )
 
 // publish lets every name lead to the new directory at once, by renaming one
-// link, and then removes what is left of the old. What may fail for want of
+// link, and then retires what is left of the old. What may fail for want of
 // room comes first: names that lead nowhere yet.
-func publish(root *os.Root, next string, names map[string]bool) error {
+func publish(root *os.Root, next string, names map[string]bool, retire func(version string)) error {
 	old, err := root.Readlink(dataLink)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
@@ -42,7 +42,7 @@ func publish(root *os.Root, next string, names map[string]bool) error {
 		}
 	}
 	if old != "" {
-		_ = root.RemoveAll(old)
+		retire(old)
 	}
 	return nil
 }

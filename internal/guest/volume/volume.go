@@ -37,8 +37,11 @@ type Manager struct {
 	mu    sync.Mutex
 	disk  Disk                // nil without one
 	roots map[string]*os.File // O_PATH, by volume
+	kept  map[string]bool     // versions of files volumes that containers have directories of
 
 	puts atomic.Uint64 // how many archives have come, to name their places
+
+	publishing sync.Mutex // held while files take effect
 }
 
 // NewManager keeps volumes below dir.
@@ -46,7 +49,7 @@ func NewManager(dir string) (*Manager, error) {
 	if err := os.MkdirAll(filepath.Join(dir, mountsDir), 0o711); err != nil {
 		return nil, fmt.Errorf("volumes: %w", err)
 	}
-	return &Manager{dir: dir, roots: map[string]*os.File{}}, nil
+	return &Manager{dir: dir, roots: map[string]*os.File{}, kept: map[string]bool{}}, nil
 }
 
 // UseDisk has ephemeral volumes that are made from now on lie on a disk, but for
@@ -74,19 +77,12 @@ const ephemeralFlags = unix.MS_NOSUID | unix.MS_NODEV
 // Ephemeral makes an empty directory that everyone in the pod may write. One
 // that exists is left alone.
 func (m *Manager) Ephemeral(name string, e Ephemeral) error {
-	root, fresh, err := m.root(name, func(path string) error {
+	return m.root(name, func(path string) error {
 		if m.disk != nil && !e.Memory {
 			return onDisk(m.disk, name, e.Bytes, path)
 		}
 		return inMemory(e.Bytes, path)
-	})
-	if err != nil || !fresh {
-		return err
-	}
-	if err := share(root, e.Group); err != nil {
-		return fmt.Errorf("volume %s: %w", name, err)
-	}
-	return nil
+	}, func(root *os.File) error { return share(root, e.Group) })
 }
 
 // onDisk mounts a directory of the disk.
@@ -147,15 +143,13 @@ func share(root *os.File, group *uint32) error {
 
 // Files makes a volume for files, which are yet to come by [Manager.Put].
 func (m *Manager) Files(name string) error {
-	_, _, err := m.root(name, func(string) error { return nil })
-	return err
+	return m.root(name, func(string) error { return nil }, nil)
 }
 
 // Mounted makes a volume of a file system that is mounted at source. One that
 // exists is left alone.
 func (m *Manager) Mounted(name, source string) error {
-	_, _, err := m.root(name, func(path string) error { return bind(source, path) })
-	return err
+	return m.root(name, func(path string) error { return bind(source, path) }, nil)
 }
 
 // Close gives all volumes up: what no container uses any more is unmounted. It
@@ -166,10 +160,8 @@ func (m *Manager) Close() error {
 	var errs []error
 	for name, root := range m.roots {
 		errs = append(errs, root.Close())
-		// A volume of files is a plain directory: EINVAL.
-		err := unix.Unmount(filepath.Join(m.dir, name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
-		if err != nil && !errors.Is(err, unix.EINVAL) {
-			errs = append(errs, fmt.Errorf("volume %s: unmount: %w", name, err))
+		if err := unmountRoot(filepath.Join(m.dir, name)); err != nil {
+			errs = append(errs, fmt.Errorf("volume %s: %w", name, err))
 		}
 		delete(m.roots, name)
 	}
@@ -177,29 +169,46 @@ func (m *Manager) Close() error {
 	return errors.Join(errs...)
 }
 
-// root returns the volume's root directory; prepare is called when it is new,
-// with m.mu held.
-func (m *Manager) root(name string, prepare func(path string) error) (root *os.File, fresh bool, err error) {
+// root makes the volume's root directory, if it is not there: prepare mounts what is
+// to be there, and finish, unless it is nil, gets the directory before anybody else
+// does. When it fails, nothing stays mounted.
+func (m *Manager) root(name string, prepare func(path string) error, finish func(root *os.File) error) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if r := m.roots[name]; r != nil {
-		return r, false, nil
+	if m.roots[name] != nil {
+		return nil
 	}
 	if name == "" || name[0] == '.' || filepath.Base(name) != name {
-		return nil, false, fmt.Errorf("volume %q: not a name", name)
+		return fmt.Errorf("volume %q: not a name", name)
 	}
 	path := filepath.Join(m.dir, name)
 	if err := os.Mkdir(path, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, false, fmt.Errorf("volume %s: %w", name, err)
+		return fmt.Errorf("volume %s: %w", name, err)
 	}
 	if err := prepare(path); err != nil {
-		return nil, false, fmt.Errorf("volume %s: %w", name, err)
+		return fmt.Errorf("volume %s: %w", name, err)
 	}
-	if root, err = openRoot(path); err != nil {
-		return nil, false, fmt.Errorf("volume %s: %w", name, err)
+	root, err := openRoot(path)
+	if err == nil && finish != nil {
+		if err = finish(root); err != nil {
+			_ = root.Close()
+		}
+	}
+	if err != nil {
+		return fmt.Errorf("volume %s: %w", name, errors.Join(err, unmountRoot(path)))
 	}
 	m.roots[name] = root
-	return root, true, nil
+	return nil
+}
+
+// unmountRoot unmounts a volume's root directory. A volume of files is a plain
+// directory: EINVAL.
+func unmountRoot(path string) error {
+	err := unix.Unmount(path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+	if err != nil && !errors.Is(err, unix.EINVAL) {
+		return fmt.Errorf("unmount: %w", err)
+	}
+	return nil
 }
 
 // openRoot opens a volume's root directory to find things beneath it.
@@ -211,10 +220,11 @@ func openRoot(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// Directory is a directory of a volume, ready to be mounted into a container.
+// Directory is a directory of a volume, or a file of one of files, ready to be
+// mounted into a container.
 type Directory struct{ path string }
 
-// Path leads to exactly this directory, whatever containers do to names on the
+// Path leads to exactly this directory or file, whatever containers do to names on the
 // way to it, until it is closed. Mounts made from it stay.
 func (d *Directory) Path() string { return d.path }
 
@@ -249,17 +259,31 @@ func (m *Manager) Open(name, subPath string, makeDirs bool) (*Directory, error) 
 		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
 	}
 	defer unix.Close(fd) //nolint:errcheck // O_PATH
-	// A bind mount of our own pins the directory that was found: a runtime in
-	// another mount namespace can be given a path, but no descriptor.
 	path, err := os.MkdirTemp(filepath.Join(m.dir, mountsDir), "")
 	if err != nil {
 		return nil, fmt.Errorf("volume %s: %w", name, err)
 	}
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), path, "", unix.MS_BIND, ""); err != nil {
-		_ = os.Remove(path)
-		return nil, fmt.Errorf("volume %s: %s: bind: %w", name, subPath, err)
+	d, err := pin(fd, path, 0)
+	if err != nil {
+		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
 	}
-	return &Directory{path}, nil
+	return d, nil
+}
+
+// pin mounts what was found at a place of our own, which it removes again when
+// that fails: a runtime in another mount namespace can be given a path, but no
+// descriptor.
+func pin(fd int, place string, flags uintptr) (*Directory, error) {
+	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), place, "", unix.MS_BIND, ""); err != nil {
+		return nil, errors.Join(fmt.Errorf("bind: %w", err), os.Remove(place))
+	}
+	d := &Directory{place}
+	if flags != 0 { // a bind mount has flags of its own, which a first call does not take
+		if err := unix.Mount("", place, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
+			return nil, errors.Join(fmt.Errorf("bind: %w", err), d.Close())
+		}
+	}
+	return d, nil
 }
 
 func openBeneath(dir int, path string) (int, error) {

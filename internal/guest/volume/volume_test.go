@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -419,3 +420,67 @@ type exhausting struct {
 }
 
 func (e *exhausting) Commit(publish func() error) error { e.exhaust(); return publish() }
+
+// Containers of one volume that are created at the same time each make it.
+func TestMakeAtOnce(t *testing.T) {
+	dir := t.TempDir()
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 50 {
+		var wg sync.WaitGroup
+		for range 8 {
+			wg.Go(func() {
+				files := []volume.File{{Name: "key", Mode: 0o400, Content: []byte("secret")}, {Name: "b", Mode: 0o400, Content: []byte("too")}}
+				if err := m.Make("keys", volume.WithFiles(files...)); err != nil {
+					t.Error(err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+	if diff := cmp.Diff(map[string]string{"key": "secret", "b": "too"}, content(t, filepath.Join(dir, "keys"))); diff != "" {
+		t.Error(diff)
+	}
+	entries, err := os.ReadDir(filepath.Join(dir, "keys"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(entries) != 4 { // two names, the link, and one directory
+		t.Errorf("left behind: %v", entries)
+	}
+}
+
+// An ephemeral volume is for everyone before anyone may mount it.
+func TestEphemeralAtOnce(t *testing.T) {
+	env.Need(t)
+	dir := guesttest.Tmpfs(t)
+	m, err := volume.NewManager(dir)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := m.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	group := uint32(4711)
+	for i := range 100 {
+		name := fmt.Sprintf("shared%d", i)
+		var wg sync.WaitGroup
+		for range 4 {
+			wg.Go(func() {
+				if err := m.Ephemeral(name, volume.Ephemeral{Bytes: 4096, Group: &group}); err != nil {
+					t.Error(err)
+					return
+				}
+				var st unix.Stat_t
+				if err := unix.Stat(filepath.Join(dir, name), &st); err != nil || st.Gid != group || st.Mode&unix.S_ISGID == 0 {
+					t.Errorf("%s: group %d, mode %o, %v", name, st.Gid, st.Mode, err)
+				}
+			})
+		}
+		wg.Wait()
+	}
+}

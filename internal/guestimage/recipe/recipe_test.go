@@ -1,6 +1,7 @@
 package recipe_test
 
 import (
+	"slices"
 	"strings"
 	"testing"
 
@@ -35,6 +36,34 @@ func TestShipped(t *testing.T) {
 	}
 	if diff := cmp.Diff(guestrecipe.Lock, string(recipe.FormatLock(lock))); diff != "" {
 		t.Errorf("the lock file is not as the builder writes it:\n%s", diff)
+	}
+}
+
+// TestNoEmergencyShell (GHSA-6w5f-5wgr-qjg5): a boot that fails leaves nobody at a
+// prompt, and the guest's random numbers do not wait for the host's devices.
+func TestNoEmergencyShell(t *testing.T) {
+	t.Parallel()
+	r, err := recipe.Parse([]byte(guestrecipe.Recipe))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{"panic=-1", "random.trust_cpu=on"} {
+		if !slices.Contains(r.Cmdline, want) {
+			t.Errorf("cmdline: expected %q, got %q", want, r.Cmdline)
+		}
+	}
+	for _, p := range r.Cmdline {
+		name, _, _ := strings.Cut(p, "=")
+		if slices.Contains([]string{"init", "rdinit", "single", "emergency", "rescue", "rd.shell", "rd.break", "sysrq_always_enabled", "kgdboc"}, name) {
+			t.Errorf("cmdline: %q gives a way in from the console", p)
+		}
+	}
+	// What is started is the agent, and what it starts is not a shell.
+	allowed := []string{"usr/bin/crun", "usr/bin/mke2fs"}
+	for _, p := range r.Programs {
+		if !slices.Contains(allowed, p.Dest) {
+			t.Errorf("program %s: expected one of %q; a program that runs others needs a reason here", p.Dest, allowed)
+		}
 	}
 }
 

@@ -219,17 +219,13 @@ func (s *Store) Wants(d oci.Digest, size int64) error {
 // Put stores a blob of so many bytes from r. It appears when it is whole, on
 // disk, and what its digest says; else nothing of it stays.
 func (s *Store) Put(d oci.Digest, size int64, r io.Reader) (err error) {
-	if err := s.Wants(d, size); err != nil {
-		return err
-	}
 	file, err := name(d)
 	if err != nil {
 		return err
 	}
-	partial := path.Join(partialDir, rand.Text())
-	f, err := s.root.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	f, partial, err := s.begin(d, size)
 	if err != nil {
-		return fmt.Errorf("blob cache: %w", err)
+		return err
 	}
 	defer func() {
 		err = errors.Join(err, f.Close())
@@ -237,9 +233,6 @@ func (s *Store) Put(d oci.Digest, size int64, r io.Reader) (err error) {
 			_ = s.root.Remove(partial)
 		}
 	}()
-	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
-		return fmt.Errorf("blob cache: lock %s: %w", partial, err)
-	}
 	checked, err := oci.VerifyReader(io.LimitReader(r, size), oci.Descriptor{Digest: d, Size: size})
 	if err != nil {
 		return err
@@ -260,6 +253,60 @@ func (s *Store) Put(d oci.Digest, size int64, r io.Reader) (err error) {
 	}
 	_, err = s.Prune(s.o.MaxBytes)
 	return err
+}
+
+// begin makes a partial blob, which holds the room that it will need: guests may
+// offer many at once, and send none of them to the end.
+func (s *Store) begin(d oci.Digest, size int64) (_ *os.File, partial string, err error) {
+	lock, err := s.lock()
+	if err != nil {
+		return nil, "", err
+	}
+	defer func() { _ = lock.Close() }()
+	s.sweep() // what a process that has died had begun
+	begun := int64(0)
+	for _, e := range s.list(partialDir) {
+		if info, err := e.Info(); err == nil {
+			begun += info.Size()
+		}
+	}
+	if size > s.o.MaxBytes-begun {
+		return nil, "", fmt.Errorf("blob %s: %d bytes, and others of %d bytes are on their way into a cache of %d: %w", d, size, begun, s.o.MaxBytes, ErrUnwanted)
+	}
+	// Those that have been begun have their room already.
+	if err := s.Wants(d, size); err != nil {
+		return nil, "", err
+	}
+	partial = path.Join(partialDir, rand.Text())
+	f, err := s.root.OpenFile(partial, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return nil, "", fmt.Errorf("blob cache: %w", err)
+	}
+	err = unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB)
+	if err == nil {
+		if err = unix.Fallocate(int(f.Fd()), 0, 0, size); errors.Is(err, unix.EOPNOTSUPP) {
+			err = f.Truncate(size) // it counts, at least
+		}
+	}
+	if err != nil {
+		_, _ = f.Close(), s.root.Remove(partial)
+		return nil, "", fmt.Errorf("blob cache: room for %d bytes: %w", size, err)
+	}
+	return f, partial, nil
+}
+
+// lock waits for the right to do what only one may do at a time; closing it gives
+// it back.
+func (s *Store) lock() (*os.File, error) {
+	lock, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("blob cache: %w", err)
+	}
+	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
+		_ = lock.Close()
+		return nil, fmt.Errorf("blob cache: lock: %w", err)
+	}
+	return lock, nil
 }
 
 // Entry is a blob in the cache.
@@ -294,15 +341,11 @@ func (s *Store) List() []Entry {
 // bytes are left, and returns what it dropped. One that is being read stays
 // readable.
 func (s *Store) Prune(most int64) ([]Entry, error) {
-	lock, err := s.root.OpenFile(lockFile, os.O_RDWR|os.O_CREATE, 0o600)
+	lock, err := s.lock() // two that prune at once would drop too much
 	if err != nil {
-		return nil, fmt.Errorf("blob cache: %w", err)
+		return nil, err
 	}
 	defer func() { _ = lock.Close() }()
-	// Two that prune at once would drop too much.
-	if err := unix.Flock(int(lock.Fd()), unix.LOCK_EX); err != nil {
-		return nil, fmt.Errorf("blob cache: lock: %w", err)
-	}
 	var total int64
 	var dropped []Entry
 	var errs []error

@@ -295,3 +295,53 @@ func TestSharedDirectory(t *testing.T) {
 		}
 	}
 }
+
+// Guests that offer much at once and send little must not fill the node's disk: what
+// is on its way has its room, and is bounded as what is there.
+func TestPartialBlobsAreBounded(t *testing.T) {
+	t.Parallel()
+	const max, size = 4 << 20, 1 << 20
+	dir := filepath.Join(t.TempDir(), "cache")
+	s := open(t, dir, blobcache.Options{MaxBytes: max})
+	results := make(chan error)
+	var guests []*io.PipeWriter
+	for i := range 8 {
+		r, w := io.Pipe()
+		guests = append(guests, w)
+		go func() { results <- s.Put(oci.FromBytes([]byte{byte(i)}), size, r) }()
+	}
+	// Four are waited for; the others are refused at once.
+	for range 4 {
+		select {
+		case err := <-results:
+			if !errors.Is(err, blobcache.ErrUnwanted) {
+				t.Errorf("want ErrUnwanted, got %v", err)
+			}
+		case <-time.After(10 * time.Second):
+			t.Error("more than the cache holds is on its way into it")
+		}
+	}
+	var held int64
+	for _, name := range files(t, dir) {
+		var st unix.Stat_t
+		if err := unix.Stat(filepath.Join(dir, name), &st); err != nil {
+			t.Fatal(err)
+		}
+		held += st.Size
+	}
+	if held != max {
+		t.Errorf("%d bytes are kept for what is on its way, want %d", held, max)
+	}
+	for _, w := range guests {
+		_ = w.CloseWithError(io.ErrUnexpectedEOF)
+	}
+	for range 4 {
+		if err := <-results; !errors.Is(err, io.ErrUnexpectedEOF) {
+			t.Errorf("want ErrUnexpectedEOF, got %v", err)
+		}
+	}
+	if left := files(t, dir); len(left) != 0 {
+		t.Errorf("left behind: %v", left)
+	}
+	put(t, s, []byte("there is room again"))
+}

@@ -37,6 +37,10 @@ sys.stdout.buffer.write(z.compress(sys.stdin.buffer.read()) + z.flush())`
 
 // Files of other programs are read.
 func TestPrograms(t *testing.T) {
+	var all []byte
+	for _, data := range corpus() {
+		all = append(all, data...)
+	}
 	for _, c := range compressors {
 		name := c.command[0]
 		t.Run(name, func(t *testing.T) {
@@ -47,7 +51,7 @@ func TestPrograms(t *testing.T) {
 			if err != nil {
 				t.Skip(err)
 			}
-			for content, data := range corpus() {
+			for content, data := range map[string][]byte{"empty": {}, "all": all} {
 				for level := c.first; level <= c.last; level++ {
 					args := c.command[1:]
 					if name != "zopfli" {

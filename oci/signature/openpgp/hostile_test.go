@@ -20,8 +20,11 @@ func TestMutatedMessages(t *testing.T) {
 		e := newEntity(t, c)
 		k := keyring(t, export(t, e))
 		message := signWith(t, e, c)
-		same := 0
-		for i := range len(message) * 8 {
+		same, step := 0, 1
+		if name == "P-384" || name == "P-521" { // their verification takes long
+			step = 7
+		}
+		for i := 0; i < len(message)*8; i += step {
 			m := bytes.Clone(message)
 			m[i/8] ^= 1 << (i % 8)
 			got, err := k.Verify(m, epoch.Add(time.Hour))
@@ -33,7 +36,7 @@ func TestMutatedMessages(t *testing.T) {
 				t.Errorf("%s: bit %d: another message was accepted: %+v", name, i, got)
 			}
 		}
-		if same > len(message)*8/4 {
+		if same > len(message)*8/step/4 {
 			t.Errorf("%s: %d of %d bits do not matter", name, same, len(message)*8)
 		}
 		for i := range message {
@@ -60,7 +63,7 @@ func TestMutatedKeyring(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	for i := range len(public) * 8 {
+	for i := 0; i < len(public)*8; i += 3 { // each position in a byte, at every third one
 		m := bytes.Clone(public)
 		m[i/8] ^= 1 << (i % 8)
 		k, err := openpgp.ParseKeyring(m)

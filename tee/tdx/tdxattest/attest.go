@@ -8,8 +8,11 @@
 // milliseconds. The second way is tried first; what it does not give, the
 // first does.
 //
+// RTMR 3, the register for what happens at run time, is the kernel's to read and
+// to extend (Linux 6.16, sysfs).
+//
 // Unproven on hardware: layouts and messages are tested against fakes of the
-// device, of configfs and of the service.
+// device, of configfs, of the service and of the register's file.
 package tdxattest
 
 import (
@@ -21,6 +24,7 @@ import (
 	"fmt"
 	"io/fs"
 	"os"
+	"sync"
 
 	"github.com/google/go-configfs-tsm/configfs/configfsi"
 	"github.com/google/go-configfs-tsm/configfs/linuxtsm"
@@ -52,12 +56,15 @@ type Options struct {
 	// RuntimeLog that of runtime events. Both return an error that is
 	// fs.ErrNotExist where there is none; nil: there is none.
 	EventLog, RuntimeLog func() ([]byte, error)
+	// Measurements is the kernel's directory of measurement registers, as
+	// [MeasurementsDir]; empty: there is none.
+	Measurements string
 }
 
 // Linux are the options of a guest as Linux shows it. service may be nil;
 // runtimeLog is a file's name, which may be empty.
 func Linux(service Dial, runtimeLog string) Options {
-	o := Options{Service: service, EventLog: func() ([]byte, error) { return readLog(EventLogArea) }}
+	o := Options{Service: service, EventLog: func() ([]byte, error) { return readLog(EventLogArea) }, Measurements: MeasurementsDir}
 	if _, err := os.Stat(Device); err == nil {
 		o.TDReport = func(data [64]byte) ([]byte, error) { return readTDReport(Device, data) }
 	}
@@ -82,26 +89,30 @@ func readLog(name string) ([]byte, error) {
 	return os.ReadFile(name) //nolint:gosec // a fixed place
 }
 
-type attester struct {
+// Attester implements [tee.Attester]. It is safe for concurrent use.
+type Attester struct {
 	o    Options
 	turn tsm.Turn
+
+	mu         sync.Mutex
+	runtimeLog func() ([]byte, error)
 }
 
 // New returns the attester of a TDX guest. It fails where neither way to a
 // quote is there.
-func New(o Options) (tee.Attester, error) {
+func New(o Options) (*Attester, error) {
 	if o.ConfigFS == nil && (o.TDReport == nil || o.Service == nil) {
 		return nil, errors.New("tdxattest: no way to a quote: neither the kernel's report interface (configfs-tsm) nor /dev/tdx_guest with a quote generation service")
 	}
-	return &attester{o: o, turn: tsm.NewTurn()}, nil
+	return &Attester{o: o, turn: tsm.NewTurn(), runtimeLog: o.RuntimeLog}, nil
 }
 
 // TEE implements [tee.Attester].
-func (*attester) TEE() tee.Name { return tee.TDX }
+func (*Attester) TEE() tee.Name { return tee.TDX }
 
 // Evidence implements [tee.Attester]: a quote over report data, and the event
 // log where the guest has one.
-func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
+func (a *Attester) Evidence(ctx context.Context, reportData []byte) (json.RawMessage, error) {
 	if len(reportData) > reportDataSize {
 		return nil, fmt.Errorf("tdxattest: report data: expected at most %d bytes, got %d", reportDataSize, len(reportData))
 	}
@@ -122,7 +133,7 @@ func (a *attester) Evidence(ctx context.Context, reportData []byte) (json.RawMes
 
 // InitData implements [tee.Attester]: MRCONFIGID, from a TDREPORT where there
 // is a device, else from a quote.
-func (a *attester) InitData(ctx context.Context) ([]byte, error) {
+func (a *Attester) InitData(ctx context.Context) ([]byte, error) {
 	var fresh [reportDataSize]byte
 	_, _ = rand.Read(fresh[:]) // never fails
 	if a.o.TDReport != nil {
@@ -139,12 +150,15 @@ func (a *attester) InitData(ctx context.Context) ([]byte, error) {
 	return parsed.MRConfigID[:], nil
 }
 
-func (a *attester) log() ([]byte, error) {
+func (a *Attester) log() ([]byte, error) {
 	area, err := optional(a.o.EventLog)
 	if err != nil {
 		return nil, err
 	}
-	runtime, err := optional(a.o.RuntimeLog)
+	a.mu.Lock()
+	read := a.runtimeLog
+	a.mu.Unlock()
+	runtime, err := optional(read)
 	if err != nil {
 		return nil, err
 	}
@@ -164,7 +178,7 @@ func optional(read func() ([]byte, error)) ([]byte, error) {
 }
 
 // tdreport checks that what the kernel returns is what was asked for.
-func (a *attester) tdreport(reportData [reportDataSize]byte) ([]byte, error) {
+func (a *Attester) tdreport(reportData [reportDataSize]byte) ([]byte, error) {
 	r, err := a.o.TDReport(reportData)
 	if err != nil {
 		return nil, err
@@ -179,7 +193,7 @@ func (a *attester) tdreport(reportData [reportDataSize]byte) ([]byte, error) {
 }
 
 // quote gets a quote by the first way that gives one.
-func (a *attester) quote(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
+func (a *Attester) quote(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
 	var tried []error
 	if a.o.TDReport != nil && a.o.Service != nil {
 		raw, parsed, err := a.viaService(ctx, reportData)
@@ -201,7 +215,7 @@ func (a *attester) quote(ctx context.Context, reportData [reportDataSize]byte) (
 	return nil, nil, errors.Join(tried...)
 }
 
-func (a *attester) viaService(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
+func (a *Attester) viaService(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
 	r, err := a.tdreport(reportData)
 	if err != nil {
 		return nil, nil, err
@@ -220,7 +234,7 @@ func parse(raw []byte) ([]byte, *tdx.Quote, error) {
 }
 
 // viaKernel gets one quote over configfs.
-func (a *attester) viaKernel(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
+func (a *Attester) viaKernel(ctx context.Context, reportData [reportDataSize]byte) ([]byte, *tdx.Quote, error) {
 	response, err := tsm.Do(ctx, a.turn, func() (*report.Response, error) {
 		return tsm.Get(a.o.ConfigFS, provider, &report.Request{InBlob: reportData[:]})
 	})

@@ -37,8 +37,8 @@ type shape struct {
 // seed makes every run's input the same.
 const seed = 5
 
-// content writes bytes that compress about as well as a distribution's files
-// do: words of a small vocabulary, and one part in eight that does not compress.
+// content writes bytes that compress about twofold, less than a distribution's
+// files do: words of a small vocabulary, and one part in eight that does not compress.
 type content struct {
 	rand  *mrand.Rand
 	words [1 << 14]string // the frequent ones often

@@ -199,12 +199,18 @@ func (b *bench) pulls(ctx context.Context) (err error) {
 		b.compare("pull/over-containerd", overContainerd, ctr.version, costs[5], costs[0])
 	}
 	b.report.AtMost("pull/peak", median(each(costs[0], peak)), "MiB", mostMemory, "")
-	return b.againstUmoci(ctx, im, one.name)
+	return nil
 }
 
 // againstUmoci is apart, since it takes much longer than the others.
-func (b *bench) againstUmoci(ctx context.Context, im *images, name string) error {
-	costs, err := b.rounds(ctx, min(b.pairs, 7), []contender{b.ours(im, name), b.umoci(im, name)})
+func (b *bench) againstUmoci(ctx context.Context) (err error) {
+	one := shape{name: "gzip", layers: 1, files: imageFiles, bytes: imageBytes, format: oci.LayerFormat{Compression: oci.Gzip}}
+	im, err := b.startImages(ctx, one)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, b.stopImages(im)) }()
+	costs, err := b.rounds(ctx, b.pairs, []contender{b.ours(im, one.name), b.umoci(im, one.name)})
 	if err != nil {
 		return err
 	}
