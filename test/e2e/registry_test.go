@@ -20,6 +20,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	ggcr "github.com/google/go-containerregistry/pkg/registry"
@@ -35,6 +36,26 @@ type registryServer struct {
 	// the credential as the host uses it, guestAuth the guest's document.
 	ca, authFile string
 	guestAuth    []byte
+
+	mu    sync.Mutex
+	blobs map[string]int
+}
+
+// guestBlobs is how often guests have asked for blobs of a repository.
+func (r *registryServer) guestBlobs(repository string) int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.blobs[repository]
+}
+
+func (r *registryServer) count(req *http.Request) {
+	repository, _, ok := strings.Cut(strings.TrimPrefix(req.URL.Path, "/v2/"), "/blobs/")
+	if !ok || !strings.HasPrefix(req.UserAgent(), "coffer-agent/") {
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.blobs[repository]++
 }
 
 // host is a reference's registry as the host names it.
@@ -58,10 +79,12 @@ func (s *suite) startRegistry() (*registryServer, error) {
 	r := &registryServer{
 		port: listener.Addr().(*net.TCPAddr).Port,
 		ca:   filepath.Join(s.dir, "registry-ca.pem"), authFile: filepath.Join(s.dir, "auth.json"),
+		blobs: map[string]int{},
 	}
 	backend := ggcr.New(ggcr.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))
 	server := &http.Server{
 		Handler: http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+			r.count(req)
 			user, given, _ := req.BasicAuth()
 			allowed := user == registryUser && subtle.ConstantTimeCompare([]byte(given), []byte(password)) == 1
 			if strings.HasPrefix(req.URL.Path, "/v2/private/") && !allowed {

@@ -73,6 +73,31 @@ head -c 40000000 /dev/zero > /large && echo "root has room"
 		t.Error("the disk is not encrypted")
 	}
 
+	with := func(image, disk string) []string {
+		return append(ca, "--policy", file, "--scratch", "512Mi", "--memory", "384", "--volume", "data="+disk, image)
+	}
+	t.Run("altered", func(t *testing.T) {
+		altered := bytes.Clone(raw)
+		for i := 16<<20 + 64<<10; i < len(altered); i += 4096 {
+			altered[i+100] ^= 1
+		}
+		other := write(t, "altered.img", altered)
+		stdout, stderr := s.run(t, state, with(image, other)...).expect(125)
+		if stdout != "" {
+			t.Errorf("expected no output, got %q", stdout)
+		}
+		contains(t, "stderr", stderr, "volume data")
+	})
+	t.Run("foreign", func(t *testing.T) {
+		foreign := make([]byte, 64<<20)
+		copy(foreign[5<<20:], "somebody's data")
+		other := write(t, "foreign.img", foreign)
+		_, stderr := s.run(t, state, with(image, other)...).expect(125)
+		contains(t, "stderr", stderr, "volume.disk", "nothing was written to the disk")
+		if again, err := os.ReadFile(other); err != nil || !bytes.Equal(again, foreign) {
+			t.Errorf("the disk was written: %v", err)
+		}
+	})
 	t.Run("another key", func(t *testing.T) {
 		other := bytes.Repeat([]byte{7}, 32)
 		s.program(t, state, "coffer", "trustee", "secret", "set", "kbs:///shop/volumes/data", write(t, "key", []byte(hex.EncodeToString(other)))).expect(0)

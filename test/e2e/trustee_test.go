@@ -179,8 +179,9 @@ type trusteeProcess struct {
 	dir, ca, adminKey, hostURL, guestURL string
 }
 
-// startTrustee starts coffer-trustee; it accepts the software TEE of state.
-func (s *suite) startTrustee(t *testing.T, state string) *trusteeProcess {
+// startTrustee starts coffer-trustee; it accepts the software TEE of state. more is
+// further configuration.
+func (s *suite) startTrustee(t *testing.T, state string, more ...string) *trusteeProcess {
 	t.Helper()
 	if _, err := run.SoftTEE(filepath.Join(state, "coffer")); err != nil {
 		t.Fatal(err)
@@ -199,7 +200,8 @@ allow_simulated = true
 development_roots = [%q]
 [tee.tdx]
 development_roots = [%q]
-`, p.dir, run.HostName, filepath.Join(state, "coffer", run.SoftTEERoot), filepath.Join(state, "coffer", run.SoftTDXRoot)))
+%s
+`, p.dir, run.HostName, filepath.Join(state, "coffer", run.SoftTEERoot), filepath.Join(state, "coffer", run.SoftTDXRoot), strings.Join(more, "\n")))
 	p.command = s.program(t, "", "coffer-trustee", "serve", "--config", config).start()
 	p.until(&p.stderr, "trustee listens")
 	_, address, _ := strings.Cut(p.stderr.String(), "address=127.0.0.1:")
