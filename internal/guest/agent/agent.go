@@ -71,7 +71,7 @@ type BrokerConfig struct {
 	// InitData is the raw document, nil for an unsealed pod.
 	InitData []byte
 	Attester tee.Attester
-	// Devices make additional evidence besides what is attached to the guest.
+	// Devices make additional evidence.
 	Devices []tee.Attester
 	// KeyType and PolicySelector are as in guestconfig.Config.
 	KeyType        kbs.KeyType
@@ -109,6 +109,9 @@ type Options struct {
 	// result closes it.
 	NewBroker  func(BrokerConfig) (datahub.Broker, error)
 	NewFetcher func(RegistryConfig, oci.Reference) (oci.Fetcher, func(), error)
+	// Devices finds what is attached to the guest and makes evidence of its own;
+	// nil: nothing is.
+	Devices func() ([]tee.Attester, error)
 	// NewService opens the attestation service that gives tokens of the kind
 	// coco_as; Providers are key management services by name. Nil: none.
 	NewService func(url string, a tee.Attester) (datahub.Service, error)

@@ -19,6 +19,13 @@ func (a *Agent) openHub(sb *sandbox, config BrokerConfig) error {
 	if sb.guest.EventLog.Enabled {
 		sb.recorder, config.Attester, config.Devices = measurement.Open(config.Attester, sb.guest.EventLog.PCR)
 	}
+	if a.o.Devices != nil {
+		attached, err := a.o.Devices()
+		if err != nil {
+			return err
+		}
+		config.Devices = append(config.Devices, attached...)
+	}
 	config.KeyType, config.PolicySelector = sb.guest.KeyType, sb.guest.PolicySelector
 	bad := func(path string, err error) error {
 		return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: path, Expected: "a key broker that can be asked", Got: clip(err.Error())}

@@ -1,11 +1,8 @@
 package agent
 
 import (
-	"bytes"
 	"cmp"
 	"context"
-	"encoding/json"
-	"fmt"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -36,7 +33,7 @@ func (a *Agent) openREST(ctx context.Context, sb *sandbox, facts attestation.Fac
 		return nil, nil
 	}
 	o := restapi.Options{
-		Version: a.o.Build, Features: features, Hub: sb.hub, Evidencer: evidencer{sb}, Recorder: recorder{sb.recorder}, TEE: string(facts.TEE), Logger: a.log,
+		Version: a.o.Build, Features: features, Hub: sb.hub, Evidencer: restapi.Attesters{Primary: sb.attester, Devices: sb.additional}, Recorder: recorder{sb.recorder}, TEE: string(facts.TEE), Logger: a.log,
 	}
 	for _, d := range sb.additional {
 		if d.TEE() != tee.RuntimeLog {
@@ -83,33 +80,6 @@ func (r *rest) port() uint32 {
 		return 0
 	}
 	return uint32(addr.Port())
-}
-
-// evidencer makes evidence for a workload, over data of its choice. It is the same
-// environment that attests for the pod.
-type evidencer struct{ sb *sandbox }
-
-// Evidence implements [restapi.Evidencer].
-func (e evidencer) Evidence(ctx context.Context, runtimeData []byte) ([]byte, error) {
-	return e.sb.attester.Evidence(ctx, runtimeData)
-}
-
-// AdditionalEvidence implements [restapi.Evidencer].
-func (e evidencer) AdditionalEvidence(ctx context.Context, runtimeData []byte) ([]byte, error) {
-	all := map[tee.Name]json.RawMessage{}
-	for _, d := range e.sb.additional {
-		evidence, err := d.Evidence(ctx, runtimeData)
-		if err != nil {
-			return nil, fmt.Errorf("%s evidence: %w", d.TEE(), err)
-		}
-		if len(bytes.TrimSpace(evidence)) > 0 {
-			all[d.TEE()] = evidence
-		}
-	}
-	if len(all) == 0 {
-		return nil, nil
-	}
-	return json.Marshal(all)
 }
 
 // recorder measures what workloads report.

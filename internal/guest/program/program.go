@@ -12,7 +12,6 @@ import (
 	"net"
 	"os"
 	"path/filepath"
-	"slices"
 	"time"
 
 	"github.com/mdlayher/vsock"
@@ -90,12 +89,9 @@ func build(p parts) (*agent.Agent, error) {
 		}),
 		Runtime: crun, Places: p.places, Disks: p.places.disks, PodDir: dirs["pod"],
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
-			attached, err := devices(nvidiaProgram, runThrough(p.reaper))
-			if err != nil {
-				return nil, err
-			}
-			return newBroker(c, attached, p.log)
+			return newBroker(c, p.log)
 		},
+		Devices:    func() ([]tee.Attester, error) { return devices(nvidiaProgram, runThrough(p.reaper)) },
 		NewFetcher: newFetcher,
 		NewService: newService, Providers: providers(),
 		NewImagePolicy: newImagePolicy, ListenREST: restapi.Listen, RESTFeatures: p.cmdline.RESTAPI,
@@ -162,9 +158,9 @@ type wholePort struct {
 
 func (w *wholePort) Close() error { return errors.Join(w.Conn.Close(), w.port.Close()) }
 
-func newBroker(c agent.BrokerConfig, attached []tee.Attester, log *slog.Logger) (datahub.Broker, error) {
+func newBroker(c agent.BrokerConfig, log *slog.Logger) (datahub.Broker, error) {
 	return kbs.NewClient(kbs.ClientOptions{
-		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: slices.Concat(attached, c.Devices), InitData: c.InitData,
+		URL: c.URL, RootPEM: []byte(c.RootPEM), Attester: c.Attester, Devices: c.Devices, InitData: c.InitData,
 		UserAgent: "coffer-agent/" + Version, Logger: log, Rand: rand.Reader, KeyType: c.KeyType, PolicySelector: c.PolicySelector,
 	})
 }
