@@ -30,32 +30,23 @@ func (a *Agent) openHub(sb *sandbox, config BrokerConfig) error {
 	bad := func(path string, err error) error {
 		return &podpolicy.Refusal{Rule: RuleInitdataContent, Path: path, Expected: "a key broker that can be asked", Got: clip(err.Error())}
 	}
-	o := datahub.Options{
-		Named: map[string]datahub.Broker{}, Providers: a.o.Providers, Credentials: sb.guest.Credentials, Resources: sb.guest.Resources, Logger: a.log,
-	}
-	open := func(url, rootPEM string) (datahub.Broker, error) {
-		c := config
-		c.URL, c.RootPEM = url, rootPEM
-		return a.o.NewBroker(c)
-	}
+	o := datahub.Options{Providers: a.o.Providers, Logger: a.log}
 	var err error
-	if sb.guest.URL != "" {
-		if o.Default, err = open(sb.guest.URL, sb.guest.RootPEM); err != nil {
-			return bad("trustee", err)
-		}
-	}
-	for _, t := range sb.guest.Trustees {
-		if o.Named[t.Name], err = open(t.URL, t.RootPEM); err != nil {
-			return bad("trustee "+t.Name, err)
-		}
-	}
 	if url := sb.guest.ServiceURL; url != "" && a.o.NewService != nil {
 		if o.Service, err = a.o.NewService(url, config.Attester); err != nil {
 			return bad("token_configs.coco_as", err)
 		}
 	}
+	sb.hub, err = datahub.Connect(&sb.guest, o, func(t guestconfig.Trustee) (datahub.Broker, error) {
+		c := config
+		c.URL, c.RootPEM = t.URL, t.RootPEM
+		return a.o.NewBroker(c)
+	})
+	if err != nil {
+		return bad("trustee", err)
+	}
+	sb.trustee = sb.guest.URL
 	sb.attester, sb.additional = config.Attester, config.Devices
-	sb.hub, sb.trustee = datahub.Open(o), sb.guest.URL
 	return nil
 }
 

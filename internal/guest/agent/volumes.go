@@ -15,7 +15,6 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/podpolicy"
-	"github.com/coffer-project/coffer/secret"
 )
 
 // volumes are what one container gets of the pod's.
@@ -135,26 +134,20 @@ func (a *Agent) fetchFiles(ctx context.Context, sb *sandbox, config podpolicy.Vo
 	if err := a.attest(ctx, sb); err != nil {
 		return nil, err
 	}
-	fetch := func(files map[string]string, get func(context.Context, string) (secret.Bytes, error)) error {
-		for _, name := range slices.Sorted(maps.Keys(files)) {
-			mode, err := config.FileMode(name)
-			if err != nil {
-				return err
-			}
-			content, err := get(ctx, files[name])
-			if err != nil {
-				err = fmt.Errorf("volume %s: file %s: %w", config.Name, name, err)
-				if refusalOf(err) == nil && ctx.Err() == nil {
-					err = failed("secret", err)
-				}
-				return err
-			}
-			options = append(options, volume.WithFiles(volume.File{Name: name, Mode: fs.FileMode(mode), Content: content.Expose()}))
+	contents, err := sb.hub.Files(ctx, config.Sealed, config.Resources)
+	if err != nil {
+		err = fmt.Errorf("volume %s: %w", config.Name, err)
+		if refusalOf(err) == nil && ctx.Err() == nil {
+			err = failed("secret", err)
 		}
-		return nil
-	}
-	if err := fetch(config.Sealed, sb.hub.Unseal); err != nil {
 		return nil, err
 	}
-	return options, fetch(config.Resources, sb.hub.Resource)
+	for _, name := range slices.Sorted(maps.Keys(contents)) {
+		mode, err := config.FileMode(name)
+		if err != nil {
+			return nil, err
+		}
+		options = append(options, volume.WithFiles(volume.File{Name: name, Mode: fs.FileMode(mode), Content: contents[name].Expose()}))
+	}
+	return options, nil
 }
