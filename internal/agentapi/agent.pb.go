@@ -25,6 +25,66 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
+type Volume_Kind int32
+
+const (
+	Volume_KIND_UNSPECIFIED Volume_Kind = 0
+	// emptyDir on disk (or in memory, where there is no scratch disk).
+	Volume_EPHEMERAL Volume_Kind = 1
+	// emptyDir with medium Memory.
+	Volume_MEMORY Volume_Kind = 2
+	// Files that the host puts with PutFiles.
+	Volume_FILES Volume_Kind = 3
+	// A disk that the host attaches with AttachVolume. An unsealed pod has no
+	// key for one: it is used as it is, in the clear, as a device only.
+	Volume_BLOCK Volume_Kind = 4
+)
+
+// Enum value maps for Volume_Kind.
+var (
+	Volume_Kind_name = map[int32]string{
+		0: "KIND_UNSPECIFIED",
+		1: "EPHEMERAL",
+		2: "MEMORY",
+		3: "FILES",
+		4: "BLOCK",
+	}
+	Volume_Kind_value = map[string]int32{
+		"KIND_UNSPECIFIED": 0,
+		"EPHEMERAL":        1,
+		"MEMORY":           2,
+		"FILES":            3,
+		"BLOCK":            4,
+	}
+)
+
+func (x Volume_Kind) Enum() *Volume_Kind {
+	p := new(Volume_Kind)
+	*p = x
+	return p
+}
+
+func (x Volume_Kind) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Volume_Kind) Descriptor() protoreflect.EnumDescriptor {
+	return file_agent_proto_enumTypes[0].Descriptor()
+}
+
+func (Volume_Kind) Type() protoreflect.EnumType {
+	return &file_agent_proto_enumTypes[0]
+}
+
+func (x Volume_Kind) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Volume_Kind.Descriptor instead.
+func (Volume_Kind) EnumDescriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18, 0}
+}
+
 type StreamHeader_Kind int32
 
 const (
@@ -80,11 +140,11 @@ func (x StreamHeader_Kind) String() string {
 }
 
 func (StreamHeader_Kind) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proto_enumTypes[0].Descriptor()
+	return file_agent_proto_enumTypes[1].Descriptor()
 }
 
 func (StreamHeader_Kind) Type() protoreflect.EnumType {
-	return &file_agent_proto_enumTypes[0]
+	return &file_agent_proto_enumTypes[1]
 }
 
 func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
@@ -93,7 +153,7 @@ func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamHeader_Kind.Descriptor instead.
 func (StreamHeader_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44, 0}
+	return file_agent_proto_rawDescGZIP(), []int{50, 0}
 }
 
 type BlobRequest_Operation int32
@@ -133,11 +193,11 @@ func (x BlobRequest_Operation) String() string {
 }
 
 func (BlobRequest_Operation) Descriptor() protoreflect.EnumDescriptor {
-	return file_agent_proto_enumTypes[1].Descriptor()
+	return file_agent_proto_enumTypes[2].Descriptor()
 }
 
 func (BlobRequest_Operation) Type() protoreflect.EnumType {
-	return &file_agent_proto_enumTypes[1]
+	return &file_agent_proto_enumTypes[2]
 }
 
 func (x BlobRequest_Operation) Number() protoreflect.EnumNumber {
@@ -146,7 +206,7 @@ func (x BlobRequest_Operation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BlobRequest_Operation.Descriptor instead.
 func (BlobRequest_Operation) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46, 0}
+	return file_agent_proto_rawDescGZIP(), []int{52, 0}
 }
 
 type HelloRequest struct {
@@ -1129,9 +1189,19 @@ type CreateContainerRequest struct {
 	Resources *Resources  `protobuf:"bytes,11,opt,name=resources,proto3" json:"resources,omitempty"`
 	// Values for the slots the policy leaves open, by slot type (ip, hostname,
 	// nodeName, podUID, …).
-	Slots         map[string]string `protobuf:"bytes,12,rep,name=slots,proto3" json:"slots,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Slots map[string]string `protobuf:"bytes,12,rep,name=slots,proto3" json:"slots,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// What the host knows of the container's rights. Absent: nothing is claimed.
+	// A sealed pod has those of its policy, and a host that claims others is
+	// refused.
+	Security *Security `protobuf:"bytes,13,opt,name=security,proto3" json:"security,omitempty"`
+	// The volumes that the mounts name, as the host knows them. A sealed pod has
+	// those of its policy.
+	Volumes []*Volume `protobuf:"bytes,14,rep,name=volumes,proto3" json:"volumes,omitempty"`
+	// Path in the container where it leaves its last words; empty: none.
+	TerminationMessagePath string    `protobuf:"bytes,15,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
+	Devices                []*Device `protobuf:"bytes,16,rep,name=devices,proto3" json:"devices,omitempty"`
+	unknownFields          protoimpl.UnknownFields
+	sizeCache              protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -1248,6 +1318,309 @@ func (x *CreateContainerRequest) GetSlots() map[string]string {
 	return nil
 }
 
+func (x *CreateContainerRequest) GetSecurity() *Security {
+	if x != nil {
+		return x.Security
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetVolumes() []*Volume {
+	if x != nil {
+		return x.Volumes
+	}
+	return nil
+}
+
+func (x *CreateContainerRequest) GetTerminationMessagePath() string {
+	if x != nil {
+		return x.TerminationMessagePath
+	}
+	return ""
+}
+
+func (x *CreateContainerRequest) GetDevices() []*Device {
+	if x != nil {
+		return x.Devices
+	}
+	return nil
+}
+
+// Security is what a container may do beyond its user.
+type Security struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Names as in capabilities(7) without CAP_, sorted: the bounding set.
+	Capabilities    []string `protobuf:"bytes,1,rep,name=capabilities,proto3" json:"capabilities,omitempty"`
+	NoNewPrivileges bool     `protobuf:"varint,2,opt,name=no_new_privileges,json=noNewPrivileges,proto3" json:"no_new_privileges,omitempty"`
+	ReadOnlyRoot    bool     `protobuf:"varint,3,opt,name=read_only_root,json=readOnlyRoot,proto3" json:"read_only_root,omitempty"`
+	// The runtime's default filter does not apply.
+	SeccompUnconfined bool `protobuf:"varint,4,opt,name=seccomp_unconfined,json=seccompUnconfined,proto3" json:"seccomp_unconfined,omitempty"`
+	// Paths that Kubernetes masks or makes read-only stay as they are (procMount:
+	// Unmasked, or a privileged container).
+	Unmasked bool `protobuf:"varint,5,opt,name=unmasked,proto3" json:"unmasked,omitempty"`
+	// By name, for example RLIMIT_NOFILE.
+	Rlimits       map[string]*Rlimit `protobuf:"bytes,6,rep,name=rlimits,proto3" json:"rlimits,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Security) Reset() {
+	*x = Security{}
+	mi := &file_agent_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Security) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Security) ProtoMessage() {}
+
+func (x *Security) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Security.ProtoReflect.Descriptor instead.
+func (*Security) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *Security) GetCapabilities() []string {
+	if x != nil {
+		return x.Capabilities
+	}
+	return nil
+}
+
+func (x *Security) GetNoNewPrivileges() bool {
+	if x != nil {
+		return x.NoNewPrivileges
+	}
+	return false
+}
+
+func (x *Security) GetReadOnlyRoot() bool {
+	if x != nil {
+		return x.ReadOnlyRoot
+	}
+	return false
+}
+
+func (x *Security) GetSeccompUnconfined() bool {
+	if x != nil {
+		return x.SeccompUnconfined
+	}
+	return false
+}
+
+func (x *Security) GetUnmasked() bool {
+	if x != nil {
+		return x.Unmasked
+	}
+	return false
+}
+
+func (x *Security) GetRlimits() map[string]*Rlimit {
+	if x != nil {
+		return x.Rlimits
+	}
+	return nil
+}
+
+type Rlimit struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Soft          uint64                 `protobuf:"varint,1,opt,name=soft,proto3" json:"soft,omitempty"`
+	Hard          uint64                 `protobuf:"varint,2,opt,name=hard,proto3" json:"hard,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rlimit) Reset() {
+	*x = Rlimit{}
+	mi := &file_agent_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rlimit) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rlimit) ProtoMessage() {}
+
+func (x *Rlimit) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
+func (*Rlimit) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *Rlimit) GetSoft() uint64 {
+	if x != nil {
+		return x.Soft
+	}
+	return 0
+}
+
+func (x *Rlimit) GetHard() uint64 {
+	if x != nil {
+		return x.Hard
+	}
+	return 0
+}
+
+// Volume describes a volume of an unsealed pod.
+type Volume struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind  Volume_Kind            `protobuf:"varint,2,opt,name=kind,proto3,enum=coffer.agent.v1.Volume_Kind" json:"kind,omitempty"`
+	// Bound of EPHEMERAL and MEMORY in bytes; 0: none but the pod's.
+	SizeBytes uint64 `protobuf:"varint,3,opt,name=size_bytes,json=sizeBytes,proto3" json:"size_bytes,omitempty"`
+	// fsGroup: the group that owns the volume; absent: root.
+	Group         *uint32 `protobuf:"varint,4,opt,name=group,proto3,oneof" json:"group,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Volume) Reset() {
+	*x = Volume{}
+	mi := &file_agent_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Volume) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Volume) ProtoMessage() {}
+
+func (x *Volume) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Volume.ProtoReflect.Descriptor instead.
+func (*Volume) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *Volume) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Volume) GetKind() Volume_Kind {
+	if x != nil {
+		return x.Kind
+	}
+	return Volume_KIND_UNSPECIFIED
+}
+
+func (x *Volume) GetSizeBytes() uint64 {
+	if x != nil {
+		return x.SizeBytes
+	}
+	return 0
+}
+
+func (x *Volume) GetGroup() uint32 {
+	if x != nil && x.Group != nil {
+		return *x.Group
+	}
+	return 0
+}
+
+// Device is a block volume that a container gets as a device node.
+type Device struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Path in the container.
+	Path          string `protobuf:"bytes,1,opt,name=path,proto3" json:"path,omitempty"`
+	Volume        string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
+	ReadOnly      bool   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Device) Reset() {
+	*x = Device{}
+	mi := &file_agent_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Device) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Device) ProtoMessage() {}
+
+func (x *Device) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Device.ProtoReflect.Descriptor instead.
+func (*Device) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *Device) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *Device) GetVolume() string {
+	if x != nil {
+		return x.Volume
+	}
+	return ""
+}
+
+func (x *Device) GetReadOnly() bool {
+	if x != nil {
+		return x.ReadOnly
+	}
+	return false
+}
+
 type User struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Uid           uint32                 `protobuf:"varint,1,opt,name=uid,proto3" json:"uid,omitempty"`
@@ -1259,7 +1632,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +1644,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +1657,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *User) GetUid() uint32 {
@@ -1323,7 +1696,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1335,7 +1708,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1348,7 +1721,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Mount) GetPath() string {
@@ -1392,7 +1765,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1404,7 +1777,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1417,7 +1790,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -1451,7 +1824,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1463,7 +1836,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1476,7 +1849,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *CreateContainerResponse) GetManifestDigest() string {
@@ -1496,7 +1869,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1508,7 +1881,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1521,7 +1894,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StartRequest) GetContainerId() string {
@@ -1547,7 +1920,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1559,7 +1932,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1572,7 +1945,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1597,7 +1970,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1609,7 +1982,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1622,7 +1995,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -1682,7 +2055,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1694,7 +2067,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1707,7 +2080,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 type SignalRequest struct {
@@ -1723,7 +2096,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1735,7 +2108,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1748,7 +2121,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -1787,7 +2160,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1799,7 +2172,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1812,7 +2185,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 type ResizeRequest struct {
@@ -1827,7 +2200,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1839,7 +2212,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1852,7 +2225,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -1891,7 +2264,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1903,7 +2276,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1916,7 +2289,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 type CloseStdinRequest struct {
@@ -1929,7 +2302,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1941,7 +2314,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1954,7 +2327,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -1979,7 +2352,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1991,7 +2364,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2004,7 +2377,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 type WaitRequest struct {
@@ -2017,7 +2390,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2029,7 +2402,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2042,7 +2415,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -2073,7 +2446,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2085,7 +2458,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2098,7 +2471,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -2132,7 +2505,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2144,7 +2517,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2157,7 +2530,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -2182,7 +2555,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2194,7 +2567,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2207,7 +2580,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 type StatsRequest struct {
@@ -2219,7 +2592,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2604,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2617,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StatsRequest) GetContainerId() string {
@@ -2260,13 +2633,28 @@ type StatsResponse struct {
 	MemoryLimitBytes uint64                 `protobuf:"varint,2,opt,name=memory_limit_bytes,json=memoryLimitBytes,proto3" json:"memory_limit_bytes,omitempty"`
 	CpuUsageNs       uint64                 `protobuf:"varint,3,opt,name=cpu_usage_ns,json=cpuUsageNs,proto3" json:"cpu_usage_ns,omitempty"`
 	Pids             uint64                 `protobuf:"varint,4,opt,name=pids,proto3" json:"pids,omitempty"`
-	unknownFields    protoimpl.UnknownFields
-	sizeCache        protoimpl.SizeCache
+	// Of memory_bytes, what the kernel can take back: inactive page cache.
+	MemoryInactiveFileBytes uint64 `protobuf:"varint,5,opt,name=memory_inactive_file_bytes,json=memoryInactiveFileBytes,proto3" json:"memory_inactive_file_bytes,omitempty"`
+	CpuUserNs               uint64 `protobuf:"varint,6,opt,name=cpu_user_ns,json=cpuUserNs,proto3" json:"cpu_user_ns,omitempty"`
+	CpuSystemNs             uint64 `protobuf:"varint,7,opt,name=cpu_system_ns,json=cpuSystemNs,proto3" json:"cpu_system_ns,omitempty"`
+	PidsLimit               uint64 `protobuf:"varint,8,opt,name=pids_limit,json=pidsLimit,proto3" json:"pids_limit,omitempty"`
+	// How often the kernel ended a process of the container for want of memory.
+	OomKills        uint64 `protobuf:"varint,9,opt,name=oom_kills,json=oomKills,proto3" json:"oom_kills,omitempty"`
+	MemoryAnonBytes uint64 `protobuf:"varint,10,opt,name=memory_anon_bytes,json=memoryAnonBytes,proto3" json:"memory_anon_bytes,omitempty"`
+	MemoryFileBytes uint64 `protobuf:"varint,11,opt,name=memory_file_bytes,json=memoryFileBytes,proto3" json:"memory_file_bytes,omitempty"`
+	PageFaults      uint64 `protobuf:"varint,12,opt,name=page_faults,json=pageFaults,proto3" json:"page_faults,omitempty"`
+	MajorPageFaults uint64 `protobuf:"varint,13,opt,name=major_page_faults,json=majorPageFaults,proto3" json:"major_page_faults,omitempty"`
+	// Of CPU periods with a limit: how many there were, and how many throttled.
+	CpuPeriods          uint64 `protobuf:"varint,14,opt,name=cpu_periods,json=cpuPeriods,proto3" json:"cpu_periods,omitempty"`
+	CpuThrottledPeriods uint64 `protobuf:"varint,15,opt,name=cpu_throttled_periods,json=cpuThrottledPeriods,proto3" json:"cpu_throttled_periods,omitempty"`
+	CpuThrottledNs      uint64 `protobuf:"varint,16,opt,name=cpu_throttled_ns,json=cpuThrottledNs,proto3" json:"cpu_throttled_ns,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
 }
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2278,7 +2666,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2291,7 +2679,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -2322,6 +2710,90 @@ func (x *StatsResponse) GetPids() uint64 {
 	return 0
 }
 
+func (x *StatsResponse) GetMemoryInactiveFileBytes() uint64 {
+	if x != nil {
+		return x.MemoryInactiveFileBytes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetCpuUserNs() uint64 {
+	if x != nil {
+		return x.CpuUserNs
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetCpuSystemNs() uint64 {
+	if x != nil {
+		return x.CpuSystemNs
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetPidsLimit() uint64 {
+	if x != nil {
+		return x.PidsLimit
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetOomKills() uint64 {
+	if x != nil {
+		return x.OomKills
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetMemoryAnonBytes() uint64 {
+	if x != nil {
+		return x.MemoryAnonBytes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetMemoryFileBytes() uint64 {
+	if x != nil {
+		return x.MemoryFileBytes
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetPageFaults() uint64 {
+	if x != nil {
+		return x.PageFaults
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetMajorPageFaults() uint64 {
+	if x != nil {
+		return x.MajorPageFaults
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetCpuPeriods() uint64 {
+	if x != nil {
+		return x.CpuPeriods
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetCpuThrottledPeriods() uint64 {
+	if x != nil {
+		return x.CpuThrottledPeriods
+	}
+	return 0
+}
+
+func (x *StatsResponse) GetCpuThrottledNs() uint64 {
+	if x != nil {
+		return x.CpuThrottledNs
+	}
+	return 0
+}
+
 type DeleteRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
@@ -2332,7 +2804,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2344,7 +2816,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2357,7 +2829,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *DeleteRequest) GetContainerId() string {
@@ -2384,7 +2856,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2396,7 +2868,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2409,7 +2881,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteResponse) GetExitCode() uint32 {
@@ -2436,7 +2908,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2448,7 +2920,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2461,7 +2933,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *PutFilesRequest) GetVolume() string {
@@ -2486,7 +2958,7 @@ type PutFilesResponse struct {
 
 func (x *PutFilesResponse) Reset() {
 	*x = PutFilesResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2498,7 +2970,7 @@ func (x *PutFilesResponse) String() string {
 func (*PutFilesResponse) ProtoMessage() {}
 
 func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2511,7 +2983,7 @@ func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesResponse.ProtoReflect.Descriptor instead.
 func (*PutFilesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 type AttachVolumeRequest struct {
@@ -2525,7 +2997,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2537,7 +3009,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2550,7 +3022,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -2575,7 +3047,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2587,7 +3059,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2600,7 +3072,96 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{45}
+}
+
+type TerminationMessageRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	ContainerId   string                 `protobuf:"bytes,1,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminationMessageRequest) Reset() {
+	*x = TerminationMessageRequest{}
+	mi := &file_agent_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminationMessageRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminationMessageRequest) ProtoMessage() {}
+
+func (x *TerminationMessageRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminationMessageRequest.ProtoReflect.Descriptor instead.
+func (*TerminationMessageRequest) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *TerminationMessageRequest) GetContainerId() string {
+	if x != nil {
+		return x.ContainerId
+	}
+	return ""
+}
+
+type TerminationMessageResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 4096 bytes: the end of what there is. Empty when there is nothing.
+	Message       []byte `protobuf:"bytes,1,opt,name=message,proto3" json:"message,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TerminationMessageResponse) Reset() {
+	*x = TerminationMessageResponse{}
+	mi := &file_agent_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TerminationMessageResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TerminationMessageResponse) ProtoMessage() {}
+
+func (x *TerminationMessageResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TerminationMessageResponse.ProtoReflect.Descriptor instead.
+func (*TerminationMessageResponse) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *TerminationMessageResponse) GetMessage() []byte {
+	if x != nil {
+		return x.Message
+	}
+	return nil
 }
 
 type ShutdownRequest struct {
@@ -2611,7 +3172,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2623,7 +3184,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2636,7 +3197,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 type ShutdownResponse struct {
@@ -2647,7 +3208,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2659,7 +3220,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2672,7 +3233,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 // StreamHeader is the first message on every stream the host opens.
@@ -2691,7 +3252,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2703,7 +3264,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2716,7 +3277,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *StreamHeader) GetKind() StreamHeader_Kind {
@@ -2772,7 +3333,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2784,7 +3345,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2797,7 +3358,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StreamReply) GetError() string {
@@ -2823,7 +3384,7 @@ type BlobRequest struct {
 
 func (x *BlobRequest) Reset() {
 	*x = BlobRequest{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2835,7 +3396,7 @@ func (x *BlobRequest) String() string {
 func (*BlobRequest) ProtoMessage() {}
 
 func (x *BlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2848,7 +3409,7 @@ func (x *BlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobRequest.ProtoReflect.Descriptor instead.
 func (*BlobRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *BlobRequest) GetOperation() BlobRequest_Operation {
@@ -2886,7 +3447,7 @@ type BlobReply struct {
 
 func (x *BlobReply) Reset() {
 	*x = BlobReply{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2898,7 +3459,7 @@ func (x *BlobReply) String() string {
 func (*BlobReply) ProtoMessage() {}
 
 func (x *BlobReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2911,7 +3472,7 @@ func (x *BlobReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobReply.ProtoReflect.Descriptor instead.
 func (*BlobReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BlobReply) GetFound() bool {
@@ -2955,7 +3516,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2967,7 +3528,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2980,7 +3541,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -3109,7 +3670,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3121,7 +3682,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3134,7 +3695,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Exit) GetContainerId() string {
@@ -3167,7 +3728,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3179,7 +3740,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3192,7 +3753,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *OOM) GetContainerId() string {
@@ -3214,7 +3775,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3226,7 +3787,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3239,7 +3800,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *PullProgress) GetContainerId() string {
@@ -3285,7 +3846,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3858,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3871,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *Refusal) GetRule() string {
@@ -3359,7 +3920,7 @@ type Attested struct {
 
 func (x *Attested) Reset() {
 	*x = Attested{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3932,7 @@ func (x *Attested) String() string {
 func (*Attested) ProtoMessage() {}
 
 func (x *Attested) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3945,7 @@ func (x *Attested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attested.ProtoReflect.Descriptor instead.
 func (*Attested) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Attested) GetGranted() bool {
@@ -3413,7 +3974,7 @@ type BlobCache struct {
 
 func (x *BlobCache) Reset() {
 	*x = BlobCache{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3425,7 +3986,7 @@ func (x *BlobCache) String() string {
 func (*BlobCache) ProtoMessage() {}
 
 func (x *BlobCache) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3438,7 +3999,7 @@ func (x *BlobCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobCache.ProtoReflect.Descriptor instead.
 func (*BlobCache) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *BlobCache) GetDigest() string {
@@ -3535,7 +4096,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x15UpdateNetworkResponse\"$\n" +
 	"\n" +
 	"StringList\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\"\xaf\x04\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\x86\x06\n" +
 	"\x16CreateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -3549,12 +4110,47 @@ const file_agent_proto_rawDesc = "" +
 	"\x05stdin\x18\n" +
 	" \x01(\bR\x05stdin\x128\n" +
 	"\tresources\x18\v \x01(\v2\x1a.coffer.agent.v1.ResourcesR\tresources\x12H\n" +
-	"\x05slots\x18\f \x03(\v22.coffer.agent.v1.CreateContainerRequest.SlotsEntryR\x05slots\x1a8\n" +
+	"\x05slots\x18\f \x03(\v22.coffer.agent.v1.CreateContainerRequest.SlotsEntryR\x05slots\x125\n" +
+	"\bsecurity\x18\r \x01(\v2\x19.coffer.agent.v1.SecurityR\bsecurity\x121\n" +
+	"\avolumes\x18\x0e \x03(\v2\x17.coffer.agent.v1.VolumeR\avolumes\x128\n" +
+	"\x18termination_message_path\x18\x0f \x01(\tR\x16terminationMessagePath\x121\n" +
+	"\adevices\x18\x10 \x03(\v2\x17.coffer.agent.v1.DeviceR\adevices\x1a8\n" +
 	"\n" +
 	"SlotsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01B\x06\n" +
-	"\x04_cwd\"B\n" +
+	"\x04_cwd\"\xe2\x02\n" +
+	"\bSecurity\x12\"\n" +
+	"\fcapabilities\x18\x01 \x03(\tR\fcapabilities\x12*\n" +
+	"\x11no_new_privileges\x18\x02 \x01(\bR\x0fnoNewPrivileges\x12$\n" +
+	"\x0eread_only_root\x18\x03 \x01(\bR\freadOnlyRoot\x12-\n" +
+	"\x12seccomp_unconfined\x18\x04 \x01(\bR\x11seccompUnconfined\x12\x1a\n" +
+	"\bunmasked\x18\x05 \x01(\bR\bunmasked\x12@\n" +
+	"\arlimits\x18\x06 \x03(\v2&.coffer.agent.v1.Security.RlimitsEntryR\arlimits\x1aS\n" +
+	"\fRlimitsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12-\n" +
+	"\x05value\x18\x02 \x01(\v2\x17.coffer.agent.v1.RlimitR\x05value:\x028\x01\"0\n" +
+	"\x06Rlimit\x12\x12\n" +
+	"\x04soft\x18\x01 \x01(\x04R\x04soft\x12\x12\n" +
+	"\x04hard\x18\x02 \x01(\x04R\x04hard\"\xe1\x01\n" +
+	"\x06Volume\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x120\n" +
+	"\x04kind\x18\x02 \x01(\x0e2\x1c.coffer.agent.v1.Volume.KindR\x04kind\x12\x1d\n" +
+	"\n" +
+	"size_bytes\x18\x03 \x01(\x04R\tsizeBytes\x12\x19\n" +
+	"\x05group\x18\x04 \x01(\rH\x00R\x05group\x88\x01\x01\"M\n" +
+	"\x04Kind\x12\x14\n" +
+	"\x10KIND_UNSPECIFIED\x10\x00\x12\r\n" +
+	"\tEPHEMERAL\x10\x01\x12\n" +
+	"\n" +
+	"\x06MEMORY\x10\x02\x12\t\n" +
+	"\x05FILES\x10\x03\x12\t\n" +
+	"\x05BLOCK\x10\x04B\b\n" +
+	"\x06_group\"Q\n" +
+	"\x06Device\x12\x12\n" +
+	"\x04path\x18\x01 \x01(\tR\x04path\x12\x16\n" +
+	"\x06volume\x18\x02 \x01(\tR\x06volume\x12\x1b\n" +
+	"\tread_only\x18\x03 \x01(\bR\breadOnly\"B\n" +
 	"\x04User\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\rR\x03uid\x12\x10\n" +
 	"\x03gid\x18\x02 \x01(\rR\x03gid\x12\x16\n" +
@@ -3614,13 +4210,29 @@ const file_agent_proto_rawDesc = "" +
 	"\tresources\x18\x02 \x01(\v2\x1a.coffer.agent.v1.ResourcesR\tresources\"\x10\n" +
 	"\x0eUpdateResponse\"1\n" +
 	"\fStatsRequest\x12!\n" +
-	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\x96\x01\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"\xf7\x04\n" +
 	"\rStatsResponse\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x04R\vmemoryBytes\x12,\n" +
 	"\x12memory_limit_bytes\x18\x02 \x01(\x04R\x10memoryLimitBytes\x12 \n" +
 	"\fcpu_usage_ns\x18\x03 \x01(\x04R\n" +
 	"cpuUsageNs\x12\x12\n" +
-	"\x04pids\x18\x04 \x01(\x04R\x04pids\"K\n" +
+	"\x04pids\x18\x04 \x01(\x04R\x04pids\x12;\n" +
+	"\x1amemory_inactive_file_bytes\x18\x05 \x01(\x04R\x17memoryInactiveFileBytes\x12\x1e\n" +
+	"\vcpu_user_ns\x18\x06 \x01(\x04R\tcpuUserNs\x12\"\n" +
+	"\rcpu_system_ns\x18\a \x01(\x04R\vcpuSystemNs\x12\x1d\n" +
+	"\n" +
+	"pids_limit\x18\b \x01(\x04R\tpidsLimit\x12\x1b\n" +
+	"\toom_kills\x18\t \x01(\x04R\boomKills\x12*\n" +
+	"\x11memory_anon_bytes\x18\n" +
+	" \x01(\x04R\x0fmemoryAnonBytes\x12*\n" +
+	"\x11memory_file_bytes\x18\v \x01(\x04R\x0fmemoryFileBytes\x12\x1f\n" +
+	"\vpage_faults\x18\f \x01(\x04R\n" +
+	"pageFaults\x12*\n" +
+	"\x11major_page_faults\x18\r \x01(\x04R\x0fmajorPageFaults\x12\x1f\n" +
+	"\vcpu_periods\x18\x0e \x01(\x04R\n" +
+	"cpuPeriods\x122\n" +
+	"\x15cpu_throttled_periods\x18\x0f \x01(\x04R\x13cpuThrottledPeriods\x12(\n" +
+	"\x10cpu_throttled_ns\x18\x10 \x01(\x04R\x0ecpuThrottledNs\"K\n" +
 	"\rDeleteRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x17\n" +
 	"\aexec_id\x18\x02 \x01(\tR\x06execId\"J\n" +
@@ -3634,7 +4246,11 @@ const file_agent_proto_rawDesc = "" +
 	"\x13AttachVolumeRequest\x12\x16\n" +
 	"\x06volume\x18\x01 \x01(\tR\x06volume\x12\x12\n" +
 	"\x04disk\x18\x02 \x01(\tR\x04disk\"\x16\n" +
-	"\x14AttachVolumeResponse\"\x11\n" +
+	"\x14AttachVolumeResponse\">\n" +
+	"\x19TerminationMessageRequest\x12!\n" +
+	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\"6\n" +
+	"\x1aTerminationMessageResponse\x12\x18\n" +
+	"\amessage\x18\x01 \x01(\fR\amessage\"\x11\n" +
 	"\x0fShutdownRequest\"\x12\n" +
 	"\x10ShutdownResponse\"\xcb\x02\n" +
 	"\fStreamHeader\x126\n" +
@@ -3706,8 +4322,7 @@ const file_agent_proto_rawDesc = "" +
 	"\atrustee\x18\x02 \x01(\tR\atrustee\"=\n" +
 	"\tBlobCache\x12\x16\n" +
 	"\x06digest\x18\x01 \x01(\tR\x06digest\x12\x18\n" +
-	"\aproblem\x18\x02 \x01(\tR\aproblem2\x91\n" +
-	"\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem2\x80\v\n" +
 	"\x05Agent\x12F\n" +
 	"\x05Hello\x12\x1d.coffer.agent.v1.HelloRequest\x1a\x1e.coffer.agent.v1.HelloResponse\x12^\n" +
 	"\rCreateSandbox\x12%.coffer.agent.v1.CreateSandboxRequest\x1a&.coffer.agent.v1.CreateSandboxResponse\x12^\n" +
@@ -3724,7 +4339,8 @@ const file_agent_proto_rawDesc = "" +
 	"\x05Stats\x12\x1d.coffer.agent.v1.StatsRequest\x1a\x1e.coffer.agent.v1.StatsResponse\x12I\n" +
 	"\x06Delete\x12\x1e.coffer.agent.v1.DeleteRequest\x1a\x1f.coffer.agent.v1.DeleteResponse\x12O\n" +
 	"\bPutFiles\x12 .coffer.agent.v1.PutFilesRequest\x1a!.coffer.agent.v1.PutFilesResponse\x12[\n" +
-	"\fAttachVolume\x12$.coffer.agent.v1.AttachVolumeRequest\x1a%.coffer.agent.v1.AttachVolumeResponse\x12O\n" +
+	"\fAttachVolume\x12$.coffer.agent.v1.AttachVolumeRequest\x1a%.coffer.agent.v1.AttachVolumeResponse\x12m\n" +
+	"\x12TerminationMessage\x12*.coffer.agent.v1.TerminationMessageRequest\x1a+.coffer.agent.v1.TerminationMessageResponse\x12O\n" +
 	"\bShutdown\x12 .coffer.agent.v1.ShutdownRequest\x1a!.coffer.agent.v1.ShutdownResponseB4Z2github.com/coffer-project/coffer/internal/agentapib\x06proto3"
 
 var (
@@ -3739,133 +4355,149 @@ func file_agent_proto_rawDescGZIP() []byte {
 	return file_agent_proto_rawDescData
 }
 
-var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 2)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 57)
+var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_agent_proto_goTypes = []any{
-	(StreamHeader_Kind)(0),          // 0: coffer.agent.v1.StreamHeader.Kind
-	(BlobRequest_Operation)(0),      // 1: coffer.agent.v1.BlobRequest.Operation
-	(*HelloRequest)(nil),            // 2: coffer.agent.v1.HelloRequest
-	(*HelloResponse)(nil),           // 3: coffer.agent.v1.HelloResponse
-	(*BootPhase)(nil),               // 4: coffer.agent.v1.BootPhase
-	(*CreateSandboxRequest)(nil),    // 5: coffer.agent.v1.CreateSandboxRequest
-	(*UnsealedTrustee)(nil),         // 6: coffer.agent.v1.UnsealedTrustee
-	(*CreateSandboxResponse)(nil),   // 7: coffer.agent.v1.CreateSandboxResponse
-	(*Network)(nil),                 // 8: coffer.agent.v1.Network
-	(*Interface)(nil),               // 9: coffer.agent.v1.Interface
-	(*Route)(nil),                   // 10: coffer.agent.v1.Route
-	(*Neighbour)(nil),               // 11: coffer.agent.v1.Neighbour
-	(*DNS)(nil),                     // 12: coffer.agent.v1.DNS
-	(*HostEntry)(nil),               // 13: coffer.agent.v1.HostEntry
-	(*UpdateNetworkRequest)(nil),    // 14: coffer.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),   // 15: coffer.agent.v1.UpdateNetworkResponse
-	(*StringList)(nil),              // 16: coffer.agent.v1.StringList
-	(*CreateContainerRequest)(nil),  // 17: coffer.agent.v1.CreateContainerRequest
-	(*User)(nil),                    // 18: coffer.agent.v1.User
-	(*Mount)(nil),                   // 19: coffer.agent.v1.Mount
-	(*Resources)(nil),               // 20: coffer.agent.v1.Resources
-	(*CreateContainerResponse)(nil), // 21: coffer.agent.v1.CreateContainerResponse
-	(*StartRequest)(nil),            // 22: coffer.agent.v1.StartRequest
-	(*StartResponse)(nil),           // 23: coffer.agent.v1.StartResponse
-	(*ExecRequest)(nil),             // 24: coffer.agent.v1.ExecRequest
-	(*ExecResponse)(nil),            // 25: coffer.agent.v1.ExecResponse
-	(*SignalRequest)(nil),           // 26: coffer.agent.v1.SignalRequest
-	(*SignalResponse)(nil),          // 27: coffer.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),           // 28: coffer.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),          // 29: coffer.agent.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),       // 30: coffer.agent.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),      // 31: coffer.agent.v1.CloseStdinResponse
-	(*WaitRequest)(nil),             // 32: coffer.agent.v1.WaitRequest
-	(*WaitResponse)(nil),            // 33: coffer.agent.v1.WaitResponse
-	(*UpdateRequest)(nil),           // 34: coffer.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),          // 35: coffer.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),            // 36: coffer.agent.v1.StatsRequest
-	(*StatsResponse)(nil),           // 37: coffer.agent.v1.StatsResponse
-	(*DeleteRequest)(nil),           // 38: coffer.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),          // 39: coffer.agent.v1.DeleteResponse
-	(*PutFilesRequest)(nil),         // 40: coffer.agent.v1.PutFilesRequest
-	(*PutFilesResponse)(nil),        // 41: coffer.agent.v1.PutFilesResponse
-	(*AttachVolumeRequest)(nil),     // 42: coffer.agent.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),    // 43: coffer.agent.v1.AttachVolumeResponse
-	(*ShutdownRequest)(nil),         // 44: coffer.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),        // 45: coffer.agent.v1.ShutdownResponse
-	(*StreamHeader)(nil),            // 46: coffer.agent.v1.StreamHeader
-	(*StreamReply)(nil),             // 47: coffer.agent.v1.StreamReply
-	(*BlobRequest)(nil),             // 48: coffer.agent.v1.BlobRequest
-	(*BlobReply)(nil),               // 49: coffer.agent.v1.BlobReply
-	(*Event)(nil),                   // 50: coffer.agent.v1.Event
-	(*Exit)(nil),                    // 51: coffer.agent.v1.Exit
-	(*OOM)(nil),                     // 52: coffer.agent.v1.OOM
-	(*PullProgress)(nil),            // 53: coffer.agent.v1.PullProgress
-	(*Refusal)(nil),                 // 54: coffer.agent.v1.Refusal
-	(*Attested)(nil),                // 55: coffer.agent.v1.Attested
-	(*BlobCache)(nil),               // 56: coffer.agent.v1.BlobCache
-	nil,                             // 57: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                             // 58: coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	(Volume_Kind)(0),                   // 0: coffer.agent.v1.Volume.Kind
+	(StreamHeader_Kind)(0),             // 1: coffer.agent.v1.StreamHeader.Kind
+	(BlobRequest_Operation)(0),         // 2: coffer.agent.v1.BlobRequest.Operation
+	(*HelloRequest)(nil),               // 3: coffer.agent.v1.HelloRequest
+	(*HelloResponse)(nil),              // 4: coffer.agent.v1.HelloResponse
+	(*BootPhase)(nil),                  // 5: coffer.agent.v1.BootPhase
+	(*CreateSandboxRequest)(nil),       // 6: coffer.agent.v1.CreateSandboxRequest
+	(*UnsealedTrustee)(nil),            // 7: coffer.agent.v1.UnsealedTrustee
+	(*CreateSandboxResponse)(nil),      // 8: coffer.agent.v1.CreateSandboxResponse
+	(*Network)(nil),                    // 9: coffer.agent.v1.Network
+	(*Interface)(nil),                  // 10: coffer.agent.v1.Interface
+	(*Route)(nil),                      // 11: coffer.agent.v1.Route
+	(*Neighbour)(nil),                  // 12: coffer.agent.v1.Neighbour
+	(*DNS)(nil),                        // 13: coffer.agent.v1.DNS
+	(*HostEntry)(nil),                  // 14: coffer.agent.v1.HostEntry
+	(*UpdateNetworkRequest)(nil),       // 15: coffer.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),      // 16: coffer.agent.v1.UpdateNetworkResponse
+	(*StringList)(nil),                 // 17: coffer.agent.v1.StringList
+	(*CreateContainerRequest)(nil),     // 18: coffer.agent.v1.CreateContainerRequest
+	(*Security)(nil),                   // 19: coffer.agent.v1.Security
+	(*Rlimit)(nil),                     // 20: coffer.agent.v1.Rlimit
+	(*Volume)(nil),                     // 21: coffer.agent.v1.Volume
+	(*Device)(nil),                     // 22: coffer.agent.v1.Device
+	(*User)(nil),                       // 23: coffer.agent.v1.User
+	(*Mount)(nil),                      // 24: coffer.agent.v1.Mount
+	(*Resources)(nil),                  // 25: coffer.agent.v1.Resources
+	(*CreateContainerResponse)(nil),    // 26: coffer.agent.v1.CreateContainerResponse
+	(*StartRequest)(nil),               // 27: coffer.agent.v1.StartRequest
+	(*StartResponse)(nil),              // 28: coffer.agent.v1.StartResponse
+	(*ExecRequest)(nil),                // 29: coffer.agent.v1.ExecRequest
+	(*ExecResponse)(nil),               // 30: coffer.agent.v1.ExecResponse
+	(*SignalRequest)(nil),              // 31: coffer.agent.v1.SignalRequest
+	(*SignalResponse)(nil),             // 32: coffer.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),              // 33: coffer.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),             // 34: coffer.agent.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),          // 35: coffer.agent.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),         // 36: coffer.agent.v1.CloseStdinResponse
+	(*WaitRequest)(nil),                // 37: coffer.agent.v1.WaitRequest
+	(*WaitResponse)(nil),               // 38: coffer.agent.v1.WaitResponse
+	(*UpdateRequest)(nil),              // 39: coffer.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),             // 40: coffer.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),               // 41: coffer.agent.v1.StatsRequest
+	(*StatsResponse)(nil),              // 42: coffer.agent.v1.StatsResponse
+	(*DeleteRequest)(nil),              // 43: coffer.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),             // 44: coffer.agent.v1.DeleteResponse
+	(*PutFilesRequest)(nil),            // 45: coffer.agent.v1.PutFilesRequest
+	(*PutFilesResponse)(nil),           // 46: coffer.agent.v1.PutFilesResponse
+	(*AttachVolumeRequest)(nil),        // 47: coffer.agent.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),       // 48: coffer.agent.v1.AttachVolumeResponse
+	(*TerminationMessageRequest)(nil),  // 49: coffer.agent.v1.TerminationMessageRequest
+	(*TerminationMessageResponse)(nil), // 50: coffer.agent.v1.TerminationMessageResponse
+	(*ShutdownRequest)(nil),            // 51: coffer.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 52: coffer.agent.v1.ShutdownResponse
+	(*StreamHeader)(nil),               // 53: coffer.agent.v1.StreamHeader
+	(*StreamReply)(nil),                // 54: coffer.agent.v1.StreamReply
+	(*BlobRequest)(nil),                // 55: coffer.agent.v1.BlobRequest
+	(*BlobReply)(nil),                  // 56: coffer.agent.v1.BlobReply
+	(*Event)(nil),                      // 57: coffer.agent.v1.Event
+	(*Exit)(nil),                       // 58: coffer.agent.v1.Exit
+	(*OOM)(nil),                        // 59: coffer.agent.v1.OOM
+	(*PullProgress)(nil),               // 60: coffer.agent.v1.PullProgress
+	(*Refusal)(nil),                    // 61: coffer.agent.v1.Refusal
+	(*Attested)(nil),                   // 62: coffer.agent.v1.Attested
+	(*BlobCache)(nil),                  // 63: coffer.agent.v1.BlobCache
+	nil,                                // 64: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                                // 65: coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	nil,                                // 66: coffer.agent.v1.Security.RlimitsEntry
 }
 var file_agent_proto_depIdxs = []int32{
-	4,  // 0: coffer.agent.v1.HelloResponse.boot_phases:type_name -> coffer.agent.v1.BootPhase
-	8,  // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
-	57, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	6,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
-	9,  // 4: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
-	10, // 5: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
-	11, // 6: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
-	12, // 7: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
-	13, // 8: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
-	8,  // 9: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
-	16, // 10: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
-	16, // 11: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
-	18, // 12: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
-	19, // 13: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
-	20, // 14: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
-	58, // 15: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
-	16, // 16: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
-	20, // 17: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
-	0,  // 18: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
-	1,  // 19: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
-	51, // 20: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
-	52, // 21: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
-	53, // 22: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
-	54, // 23: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
-	55, // 24: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
-	56, // 25: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
-	2,  // 26: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
-	5,  // 27: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
-	14, // 28: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
-	17, // 29: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
-	22, // 30: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
-	24, // 31: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
-	26, // 32: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
-	28, // 33: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
-	30, // 34: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
-	32, // 35: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
-	34, // 36: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
-	36, // 37: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
-	38, // 38: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
-	40, // 39: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
-	42, // 40: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
-	44, // 41: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
-	3,  // 42: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
-	7,  // 43: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
-	15, // 44: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
-	21, // 45: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
-	23, // 46: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
-	25, // 47: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
-	27, // 48: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
-	29, // 49: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
-	31, // 50: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
-	33, // 51: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
-	35, // 52: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
-	37, // 53: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
-	39, // 54: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
-	41, // 55: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
-	43, // 56: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
-	45, // 57: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
-	42, // [42:58] is the sub-list for method output_type
-	26, // [26:42] is the sub-list for method input_type
-	26, // [26:26] is the sub-list for extension type_name
-	26, // [26:26] is the sub-list for extension extendee
-	0,  // [0:26] is the sub-list for field type_name
+	5,  // 0: coffer.agent.v1.HelloResponse.boot_phases:type_name -> coffer.agent.v1.BootPhase
+	9,  // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
+	64, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	7,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
+	10, // 4: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
+	11, // 5: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
+	12, // 6: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
+	13, // 7: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
+	14, // 8: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
+	9,  // 9: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
+	17, // 10: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
+	17, // 11: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
+	23, // 12: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
+	24, // 13: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
+	25, // 14: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
+	65, // 15: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	19, // 16: coffer.agent.v1.CreateContainerRequest.security:type_name -> coffer.agent.v1.Security
+	21, // 17: coffer.agent.v1.CreateContainerRequest.volumes:type_name -> coffer.agent.v1.Volume
+	22, // 18: coffer.agent.v1.CreateContainerRequest.devices:type_name -> coffer.agent.v1.Device
+	66, // 19: coffer.agent.v1.Security.rlimits:type_name -> coffer.agent.v1.Security.RlimitsEntry
+	0,  // 20: coffer.agent.v1.Volume.kind:type_name -> coffer.agent.v1.Volume.Kind
+	17, // 21: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
+	25, // 22: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
+	1,  // 23: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
+	2,  // 24: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
+	58, // 25: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
+	59, // 26: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
+	60, // 27: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
+	61, // 28: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
+	62, // 29: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
+	63, // 30: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
+	20, // 31: coffer.agent.v1.Security.RlimitsEntry.value:type_name -> coffer.agent.v1.Rlimit
+	3,  // 32: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
+	6,  // 33: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
+	15, // 34: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
+	18, // 35: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
+	27, // 36: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
+	29, // 37: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
+	31, // 38: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
+	33, // 39: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
+	35, // 40: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
+	37, // 41: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
+	39, // 42: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
+	41, // 43: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
+	43, // 44: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
+	45, // 45: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
+	47, // 46: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
+	49, // 47: coffer.agent.v1.Agent.TerminationMessage:input_type -> coffer.agent.v1.TerminationMessageRequest
+	51, // 48: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
+	4,  // 49: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
+	8,  // 50: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
+	16, // 51: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
+	26, // 52: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
+	28, // 53: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
+	30, // 54: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
+	32, // 55: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
+	34, // 56: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
+	36, // 57: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
+	38, // 58: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
+	40, // 59: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
+	42, // 60: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
+	44, // 61: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
+	46, // 62: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
+	48, // 63: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
+	50, // 64: coffer.agent.v1.Agent.TerminationMessage:output_type -> coffer.agent.v1.TerminationMessageResponse
+	52, // 65: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
+	49, // [49:66] is the sub-list for method output_type
+	32, // [32:49] is the sub-list for method input_type
+	32, // [32:32] is the sub-list for extension type_name
+	32, // [32:32] is the sub-list for extension extendee
+	0,  // [0:32] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -3874,8 +4506,9 @@ func file_agent_proto_init() {
 		return
 	}
 	file_agent_proto_msgTypes[15].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[22].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[48].OneofWrappers = []any{
+	file_agent_proto_msgTypes[18].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[26].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[54].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 		(*Event_Pull)(nil),
@@ -3888,8 +4521,8 @@ func file_agent_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
-			NumEnums:      2,
-			NumMessages:   57,
+			NumEnums:      3,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -23,6 +23,7 @@ type AgentService interface {
 	Delete(context.Context, *DeleteRequest) (*DeleteResponse, error)
 	PutFiles(context.Context, *PutFilesRequest) (*PutFilesResponse, error)
 	AttachVolume(context.Context, *AttachVolumeRequest) (*AttachVolumeResponse, error)
+	TerminationMessage(context.Context, *TerminationMessageRequest) (*TerminationMessageResponse, error)
 	Shutdown(context.Context, *ShutdownRequest) (*ShutdownResponse, error)
 }
 
@@ -133,6 +134,13 @@ func RegisterAgentService(srv *ttrpc.Server, svc AgentService) {
 					return nil, err
 				}
 				return svc.AttachVolume(ctx, &req)
+			},
+			"TerminationMessage": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
+				var req TerminationMessageRequest
+				if err := unmarshal(&req); err != nil {
+					return nil, err
+				}
+				return svc.TerminationMessage(ctx, &req)
 			},
 			"Shutdown": func(ctx context.Context, unmarshal func(interface{}) error) (interface{}, error) {
 				var req ShutdownRequest
@@ -270,6 +278,14 @@ func (c *agentClient) PutFiles(ctx context.Context, req *PutFilesRequest) (*PutF
 func (c *agentClient) AttachVolume(ctx context.Context, req *AttachVolumeRequest) (*AttachVolumeResponse, error) {
 	var resp AttachVolumeResponse
 	if err := c.client.Call(ctx, "coffer.agent.v1.Agent", "AttachVolume", req, &resp); err != nil {
+		return nil, err
+	}
+	return &resp, nil
+}
+
+func (c *agentClient) TerminationMessage(ctx context.Context, req *TerminationMessageRequest) (*TerminationMessageResponse, error) {
+	var resp TerminationMessageResponse
+	if err := c.client.Call(ctx, "coffer.agent.v1.Agent", "TerminationMessage", req, &resp); err != nil {
 		return nil, err
 	}
 	return &resp, nil
