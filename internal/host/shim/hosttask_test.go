@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -45,6 +46,7 @@ type hostProc struct {
 	stdout, stderr string
 	terminal       bool
 	cmd            *exec.Cmd
+	pid            atomic.Int32 // 0 before it was started
 	done           chan struct{}
 	status         uint32
 	exited         time.Time
@@ -150,21 +152,22 @@ func (h *hostTasks) Start(ctx context.Context, r *taskv2.StartRequest) (*taskv2.
 	if err := p.cmd.Start(); err != nil {
 		return nil, err
 	}
+	p.pid.Store(int32(p.cmd.Process.Pid))
 	if p.exec == "" {
 		if err := h.note(p); err != nil {
 			return nil, err
 		}
-		err = h.d.Publisher.Publish(ctx, events.TopicStart, &eventsapi.TaskStart{ContainerID: p.id, Pid: uint32(p.cmd.Process.Pid)})
+		err = h.d.Publisher.Publish(ctx, events.TopicStart, &eventsapi.TaskStart{ContainerID: p.id, Pid: uint32(p.pid.Load())})
 	} else {
-		err = h.d.Publisher.Publish(ctx, events.TopicExecStarted, &eventsapi.TaskExecStarted{ContainerID: p.id, ExecID: p.exec, Pid: uint32(p.cmd.Process.Pid)})
+		err = h.d.Publisher.Publish(ctx, events.TopicExecStarted, &eventsapi.TaskExecStarted{ContainerID: p.id, ExecID: p.exec, Pid: uint32(p.pid.Load())})
 	}
 	go h.wait(p, closers)
-	return &taskv2.StartResponse{Pid: uint32(p.cmd.Process.Pid)}, err
+	return &taskv2.StartResponse{Pid: uint32(p.pid.Load())}, err
 }
 
 // note records the process as if it were the pod's machine.
 func (h *hostTasks) note(p *hostProc) error {
-	proc, err := podstate.Look("machine", p.cmd.Process.Pid)
+	proc, err := podstate.Look("machine", int(p.pid.Load()))
 	if err != nil {
 		return err
 	}
@@ -190,12 +193,12 @@ func (h *hostTasks) wait(p *hostProc, closers []io.Closer) {
 			if s.Exits == nil {
 				s.Exits = map[string]podstate.Exit{}
 			}
-			s.Exits[p.id] = podstate.Exit{Status: p.status, PID: uint32(p.cmd.Process.Pid), At: p.exited}
+			s.Exits[p.id] = podstate.Exit{Status: p.status, PID: uint32(p.pid.Load()), At: p.exited}
 		})
 	}
 	close(p.done)
 	_ = h.d.Publisher.Publish(context.Background(), events.TopicExit, &eventsapi.TaskExit{
-		ContainerID: p.id, ID: id, Pid: uint32(p.cmd.Process.Pid), ExitStatus: p.status, ExitedAt: timestamppb.New(p.exited),
+		ContainerID: p.id, ID: id, Pid: uint32(p.pid.Load()), ExitStatus: p.status, ExitedAt: timestamppb.New(p.exited),
 	})
 }
 
@@ -204,11 +207,11 @@ func (h *hostTasks) Kill(_ context.Context, r *taskv2.KillRequest) (*emptypb.Emp
 	if err != nil {
 		return nil, err
 	}
-	if p.cmd == nil {
+	if p.pid.Load() == 0 {
 		close(p.done)
 		return &emptypb.Empty{}, nil
 	}
-	if err := syscall.Kill(p.cmd.Process.Pid, syscall.Signal(r.Signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
+	if err := syscall.Kill(int(p.pid.Load()), syscall.Signal(r.Signal)); err != nil && !errors.Is(err, syscall.ESRCH) {
 		return nil, err
 	}
 	return &emptypb.Empty{}, nil
@@ -233,8 +236,8 @@ func (h *hostTasks) State(_ context.Context, r *taskv2.StateRequest) (*taskv2.St
 		return nil, err
 	}
 	s := &taskv2.StateResponse{ID: p.id, ExecID: p.exec, Stdin: p.stdin, Stdout: p.stdout, Stderr: p.stderr, Terminal: p.terminal, Status: tasktypes.Status_CREATED}
-	if p.cmd != nil {
-		s.Pid, s.Status = uint32(p.cmd.Process.Pid), tasktypes.Status_RUNNING
+	if p.pid.Load() != 0 {
+		s.Pid, s.Status = uint32(p.pid.Load()), tasktypes.Status_RUNNING
 	}
 	select {
 	case <-p.done:
@@ -253,8 +256,8 @@ func (h *hostTasks) Delete(ctx context.Context, r *taskv2.DeleteRequest) (*taskv
 	delete(h.procs, key(r.ID, r.ExecID))
 	h.mu.Unlock()
 	resp := &taskv2.DeleteResponse{ExitStatus: p.status, ExitedAt: timestamppb.New(p.exited)}
-	if p.cmd != nil {
-		resp.Pid = uint32(p.cmd.Process.Pid)
+	if p.pid.Load() != 0 {
+		resp.Pid = uint32(p.pid.Load())
 	}
 	if p.exec != "" {
 		return resp, nil
@@ -267,10 +270,10 @@ func (h *hostTasks) Pids(_ context.Context, r *taskv2.PidsRequest) (*taskv2.Pids
 	if err != nil {
 		return nil, err
 	}
-	if p.cmd == nil {
+	if p.pid.Load() == 0 {
 		return &taskv2.PidsResponse{}, nil
 	}
-	return &taskv2.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: uint32(p.cmd.Process.Pid)}}}, nil
+	return &taskv2.PidsResponse{Processes: []*tasktypes.ProcessInfo{{Pid: uint32(p.pid.Load())}}}, nil
 }
 
 func (h *hostTasks) CloseIO(context.Context, *taskv2.CloseIORequest) (*emptypb.Empty, error) {
@@ -279,8 +282,8 @@ func (h *hostTasks) CloseIO(context.Context, *taskv2.CloseIORequest) (*emptypb.E
 
 func (h *hostTasks) Connect(_ context.Context, r *taskv2.ConnectRequest) (*taskv2.ConnectResponse, error) {
 	resp := &taskv2.ConnectResponse{ShimPid: uint32(os.Getpid()), Version: "2"}
-	if p, err := h.get(r.ID, ""); err == nil && p.cmd != nil {
-		resp.TaskPid = uint32(p.cmd.Process.Pid)
+	if p, err := h.get(r.ID, ""); err == nil {
+		resp.TaskPid = uint32(p.pid.Load())
 	}
 	return resp, nil
 }
@@ -299,10 +302,10 @@ func (h *hostTasks) Close(ctx context.Context) error {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	for _, p := range h.procs {
-		if p.cmd == nil {
+		if p.pid.Load() == 0 {
 			continue
 		}
-		_ = p.cmd.Process.Kill()
+		_ = syscall.Kill(int(p.pid.Load()), syscall.SIGKILL)
 		select {
 		case <-p.done:
 		case <-ctx.Done():
