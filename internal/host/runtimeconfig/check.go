@@ -56,6 +56,7 @@ func (c *Config) problems() []error {
 		}
 	}
 	between("blob_cache_size", c.BlobCacheSize, 1<<20, maxScratch, " bytes")
+	between("disk_slots", int64(c.DiskSlots), 0, vmm.MaxDiskSlots, "")
 	if c.HostPath != HostPathCopy && c.HostPath != HostPathRefuse {
 		bad("host_path", "copy or refuse", fmt.Sprintf("%q", c.HostPath))
 	}

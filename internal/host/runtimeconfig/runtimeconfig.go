@@ -82,6 +82,8 @@ type Config struct {
 	BlobCache string `toml:"blob_cache"`
 	// BlobCacheSize bounds it in bytes.
 	BlobCacheSize int64 `toml:"blob_cache_size"`
+	// DiskSlots is how many block volumes can be given to a running machine.
+	DiskSlots int `toml:"disk_slots"`
 	// StateDir holds what a clean-up after a crash needs to know.
 	StateDir string `toml:"state_dir"`
 	// SoftTEEState is the directory with the key of the node's software TEE.
@@ -90,7 +92,7 @@ type Config struct {
 	KubeletRoot string `toml:"kubelet_root"`
 	// HostPath is copy or refuse.
 	HostPath string `toml:"host_path"`
-	// NodeName is told to guests; empty: the machine's host name.
+	// NodeName is told to guests; empty: it is not.
 	NodeName string `toml:"node_name"`
 	// Annotations lists the annotations of this project that pods may set.
 	Annotations []string `toml:"annotations"`
@@ -131,9 +133,9 @@ func (d Duration) D() time.Duration { return time.Duration(d) }
 func Default() *Config {
 	return &Config{
 		TEE: "auto", GuestImage: "/opt/coffer/guest", Accelerator: "auto",
-		DefaultVCPUs: 1, MaxVCPUs: 32, DefaultMemory: 512, OverheadMemory: 256, MaxMemory: 64 << 10,
+		DefaultVCPUs: 1, MaxVCPUs: 32, DefaultMemory: 512, OverheadMemory: 512, MaxMemory: 64 << 10,
 		BootTimeout: Duration(90 * time.Second), CreateTimeout: Duration(20 * time.Minute), ShutdownTimeout: Duration(10 * time.Second),
-		ScratchDirectory: "/var/tmp", BlobCacheSize: 10 << 30,
+		ScratchDirectory: "/var/tmp", BlobCacheSize: 10 << 30, DiskSlots: 4,
 		StateDir: "/run/coffer", SoftTEEState: "/var/lib/coffer/softtee", KubeletRoot: "/var/lib/kubelet", HostPath: HostPathCopy,
 		Annotations: []string{"coffer-project.io/vcpus", "coffer-project.io/memory"},
 		Driver:      DriverQEMU,

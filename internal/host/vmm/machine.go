@@ -110,7 +110,7 @@ type Machine struct {
 	Network *UserNetwork
 	// Cards are network cards on taps of the host.
 	Cards []Card
-	Ports   []Port
+	Ports []Port
 	// Disks appear to the guest under their serial numbers.
 	Disks []Disk
 	// DiskSlots is how many disks can be attached while the machine runs, at
