@@ -10,6 +10,7 @@ import (
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/errdefs"
 
+	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/stdio"
 )
 
@@ -132,13 +133,18 @@ func (s *Service) create(ctx context.Context, c *container, r *api.CreateTaskReq
 // build makes what a container needs; undo, never nil, takes it back.
 func (s *Service) build(ctx context.Context, c *container, r *api.CreateTaskRequest) (undo func(), err error) {
 	undo = func() {}
-	b, err := s.o.Read(ctx, Request{
-		ID: r.GetID(), Bundle: r.GetBundle(), Terminal: r.GetTerminal(), Stdin: r.GetStdin() != "", Rootfs: r.GetRootfs(), Options: r.GetOptions(),
-	})
+	b, err := s.o.Read(r.GetBundle(), r.GetID())
 	if err != nil {
 		return undo, err
 	}
-	c.kind, c.user = b.Kind, userOf{b.User}
+	c.kind = b.Kind
+	if b.Container != nil {
+		// A task's creation decides these, not the bundle.
+		b.Container.Terminal, b.Container.Stdin = r.GetTerminal(), r.GetStdin() != ""
+		if spec := b.Container.Spec; spec != nil && spec.Process != nil {
+			c.user = userOf{&spec.Process.User}
+		}
+	}
 	if !c.virtual() {
 		if c.init.io, err = stdio.Open(c.init.paths, s.log.With("container", c.id)); err != nil {
 			return undo, err
@@ -163,28 +169,28 @@ func (s *Service) build(ctx context.Context, c *container, r *api.CreateTaskRequ
 		s.dropHost(h)
 		closeIO()
 	}
-	if err := h.pod.Boot(ctx, b); err != nil {
+	if err := h.pod.Boot(ctx, b.Sandbox); err != nil {
 		return undo, err
 	}
 	close(h.booted)
 	s.follow(h)
-	if c.kind == Sandbox {
+	if c.virtual() {
 		return undo, nil
 	}
-	return undo, h.pod.Create(ctx, b)
+	return undo, h.pod.Create(ctx, b.Container)
 }
 
 // buildIn creates a container in a machine that runs.
-func (s *Service) buildIn(ctx context.Context, h *host, b *Bundle, undo func()) (func(), error) {
+func (s *Service) buildIn(ctx context.Context, h *host, b *cri.Bundle, undo func()) (func(), error) {
 	// The machine's end ends the creation, whatever the pod waits for.
-	err := h.pod.Create(ctx, b)
+	err := h.pod.Create(ctx, b.Container)
 	if err != nil {
 		return undo, err
 	}
 	return func() {
 		undo()
 		// Created, but for nobody.
-		s.deleteInGuest(context.WithoutCancel(ctx), h, b.ID, "")
+		s.deleteInGuest(context.WithoutCancel(ctx), h, b.Container.ID, "")
 	}, nil
 }
 

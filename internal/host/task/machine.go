@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/cri"
 )
 
 // host is the pod of this shim.
@@ -213,7 +214,7 @@ func pause(ctx context.Context, d time.Duration) bool {
 }
 
 // claimHost makes the pod of the first Create.
-func (s *Service) claimHost(ctx context.Context, c *container, b *Bundle) (*host, error) {
+func (s *Service) claimHost(ctx context.Context, c *container, b *cri.Bundle) (*host, error) {
 	p, err := s.o.NewPod(ctx, b)
 	if err != nil {
 		return nil, err

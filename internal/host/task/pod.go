@@ -5,46 +5,9 @@ import (
 	"iter"
 	"net"
 
-	"github.com/containerd/containerd/api/types"
-	"github.com/opencontainers/runtime-spec/specs-go"
-	"google.golang.org/protobuf/types/known/anypb"
-
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/cri"
 )
-
-// Kind is what a Create asks for.
-type Kind int
-
-// The kinds of a Create.
-const (
-	// Sandbox is the pause container of a pod: the machine itself.
-	Sandbox Kind = iota + 1
-	// Container is a container of a pod whose machine runs.
-	Container
-	// Single is a container and its machine in one.
-	Single
-)
-
-// Request is what containerd says in a Create.
-type Request struct {
-	ID, Bundle string
-	// Terminal and Stdin say what the container's process has.
-	Terminal, Stdin bool
-	Rootfs          []*types.Mount
-	// Options are those of the runtime in containerd's configuration; may be nil.
-	Options *anypb.Any
-}
-
-// Bundle is what a Create asks for, as read from its directory.
-type Bundle struct {
-	Request
-	Kind Kind
-	// User of the container's process; nil if it is not known. An exec as
-	// another user is refused.
-	User *specs.User
-	// Parsed is for the Pod; this package does not look at it.
-	Parsed any
-}
 
 // Machine is what a task needs of the machine that its pod runs in.
 type Machine interface {
@@ -59,12 +22,11 @@ type Machine interface {
 
 // Pod is a pod on its way from Boot to Close.
 type Pod interface {
-	// Boot starts the machine for a bundle of kind Sandbox or Single. It is
-	// called once, and ends when ctx ends.
-	Boot(ctx context.Context, b *Bundle) error
+	// Boot starts the machine. It is called once, and ends when ctx ends.
+	Boot(ctx context.Context, s *cri.Sandbox) error
 	// Create makes a container ready to start. It may take as long as a pull,
 	// and ends when ctx ends; it leaves nothing behind if it fails.
-	Create(ctx context.Context, b *Bundle) error
+	Create(ctx context.Context, c *cri.Container) error
 	// Exited is told that a container's process has ended, before anybody else
 	// is: the time for its last words.
 	Exited(ctx context.Context, id string) error
@@ -82,3 +44,24 @@ type Pod interface {
 	// Boot was, and again.
 	Close(ctx context.Context) error
 }
+
+// Typed is a Pod whose Machine has a type of its own, such as *pod.Pod.
+type Typed[M Machine] interface {
+	Boot(ctx context.Context, s *cri.Sandbox) error
+	Create(ctx context.Context, c *cri.Container) error
+	Exited(ctx context.Context, id string) error
+	Delete(ctx context.Context, id, exec string) error
+	Machine() M
+	Done() <-chan struct{}
+	Err() error
+	Close(ctx context.Context) error
+}
+
+// Of makes a Pod of one whose Machine has a type of its own. Two calls with the
+// same pod give equal values.
+func Of[M Machine](p Typed[M]) Pod { return typed[M]{p} }
+
+type typed[M Machine] struct{ Typed[M] }
+
+// Machine implements Pod. M is an interface, and its nil is none.
+func (t typed[M]) Machine() Machine { return t.Typed.Machine() }

@@ -9,6 +9,7 @@ import (
 	"github.com/containerd/containerd/api/types/task"
 	"github.com/containerd/errdefs"
 
+	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/stdio"
 )
 
@@ -236,7 +237,7 @@ func (p *process) isOver() bool {
 // container is a Create and its execs.
 type container struct {
 	id, bundle string
-	kind       Kind // set before it is created
+	kind       cri.Kind // set before it is created
 	user       userOf
 	init       *process
 	stats      lastStats
@@ -256,10 +257,10 @@ func (c *container) process(exec string) *process {
 }
 
 // virtual reports whether no process of the guest belongs to it.
-func (c *container) virtual() bool { return c.kind == Sandbox }
+func (c *container) virtual() bool { return c.kind == cri.KindSandbox }
 
 // owner reports whether the machine ends with it.
-func (c *container) owner() bool { return c.kind == Sandbox || c.kind == Single }
+func (c *container) owner() bool { return c.kind == cri.KindSandbox || c.kind == cri.KindSingle }
 
 // addExec claims an exec's id.
 func (c *container) addExec(p *process) error {

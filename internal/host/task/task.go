@@ -7,7 +7,7 @@
 // start) runs in a goroutine of the service; the call that asked for it waits
 // for its result or gives up, and everything else goes on.
 //
-// There are three kinds of Create ([Kind]). The pause container of a pod boots
+// There are three kinds of Create (cri.Kind). The pause container of a pod boots
 // the machine and is a task in name only: no process in the guest belongs to
 // it, and its end is the machine's. A container of a pod is created in that
 // machine. A single container, as ctr makes them, is both.
@@ -32,17 +32,18 @@ import (
 
 	"github.com/containerd/errdefs"
 
+	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/stdio"
 )
 
-// Options configure a Service. Read, NewPod, Publish, Shutdown and Logger are
+// Options configure a Service. NewPod, Publish, Shutdown and Logger are
 // required; a zero duration stands for its default.
 type Options struct {
-	// Read reads the bundle of a Create. Its error is the Create's.
-	Read func(ctx context.Context, r Request) (*Bundle, error)
-	// NewPod makes the pod of the first Create, of kind Sandbox or Single. It
-	// starts nothing: Pod.Boot does.
-	NewPod func(ctx context.Context, b *Bundle) (Pod, error)
+	// Read reads the bundle of a Create; nil stands for cri.ReadBundle.
+	Read func(dir, id string) (*cri.Bundle, error)
+	// NewPod makes the pod of the first Create, of a sandbox or a single
+	// container. It starts nothing: Pod.Boot does.
+	NewPod func(ctx context.Context, b *cri.Bundle) (Pod, error)
 	// Publish hands an event of containerd/api/events over, one at a time and
 	// in order. It may block; an error is logged and the event is lost.
 	Publish func(ctx context.Context, topic string, event any) error
@@ -120,6 +121,9 @@ var errClosed = errors.New("the shim is ending")
 // New starts a service; Close ends it.
 func New(o Options) *Service {
 	o.Times = o.Times.withDefaults()
+	if o.Read == nil {
+		o.Read = cri.ReadBundle
+	}
 	life, end := context.WithCancelCause(context.Background())
 	s := &Service{o: o, log: o.Logger, life: life, end: end, containers: map[string]*container{}}
 	s.events = newQueue(func(ctx context.Context, topic string, event any) {
