@@ -23,6 +23,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
 // Options of a Pod.
@@ -43,7 +44,10 @@ type Options struct {
 	// does.
 	Network func(ctx context.Context, netns string) (Network, error)
 	// Volumes makes the manager of the pod's volumes; nil: package volumes does.
-	Volumes func(VolumeOptions) Volumes
+	Volumes func(volumes.Options) Volumes
+	// Note, when not nil, is told of what would be left behind if this program were
+	// killed, before it is made or at once after. An error of it is the boot's.
+	Note func(Trace) error
 	// Now may be nil.
 	Now func() time.Time
 }
@@ -58,17 +62,16 @@ type Pod struct {
 	endLife context.CancelCauseFunc
 
 	mu      sync.Mutex
-	booted  bool
+	booting chan struct{} // closed when Boot is done; nil before
 	closing bool
 	sandbox *cri.Sandbox
 	machine Machine
-	network Network
 	volumes Volumes
 	trustee *agentapi.UnsealedTrustee
 	release []func() error // undoes what Boot did, last first
 	err     error
 	created time.Time
-	hosts   bool // the guest knows the entries of hostAliases
+	hosts   bool // the guest has the entries of hostAliases
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}

@@ -142,7 +142,9 @@ const (
 	AnnotationVCPUs = AnnotationPrefix + "vcpus"
 	// AnnotationMemory is the machine's memory in MiB, all of it.
 	AnnotationMemory = AnnotationPrefix + "memory"
+	// AnnotationVolumes names the volumes of claims, see package volumes.
+	AnnotationVolumes = AnnotationPrefix + "volumes"
 )
 
 // Settable lists the annotations that a file may allow.
-func Settable() []string { return []string{AnnotationMemory, AnnotationVCPUs} }
+func Settable() []string { return []string{AnnotationMemory, AnnotationVCPUs, AnnotationVolumes} }

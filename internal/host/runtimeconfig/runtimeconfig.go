@@ -137,7 +137,7 @@ func Default() *Config {
 		BootTimeout: Duration(90 * time.Second), CreateTimeout: Duration(20 * time.Minute), ShutdownTimeout: Duration(10 * time.Second),
 		ScratchDirectory: "/var/tmp", BlobCacheSize: 10 << 30, DiskSlots: 4,
 		StateDir: "/run/coffer", SoftTEEState: "/var/lib/coffer/softtee", KubeletRoot: "/var/lib/kubelet", HostPath: HostPathCopy,
-		Annotations: []string{"coffer-project.io/vcpus", "coffer-project.io/memory"},
+		Annotations: []string{"coffer-project.io/vcpus", "coffer-project.io/memory", "coffer-project.io/volumes"},
 		Driver:      DriverQEMU,
 	}
 }
