@@ -26,10 +26,11 @@ const (
 var serialRE = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
 
 // How long a disk may take to appear: the kernel looks for disks while it
-// answers other requests.
+// answers other requests, and one that was plugged in a moment ago has to be
+// found on its bus first, which an emulated machine takes its time for.
 const (
 	diskStep  = 20 * time.Millisecond
-	diskLimit = 3 * time.Second
+	diskLimit = 10 * time.Second
 )
 
 // disk is an open disk of the host.
