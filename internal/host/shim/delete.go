@@ -50,7 +50,7 @@ func (p Program) delete(ctx context.Context, proc Process, f flags) error {
 		return err
 	}
 	if dir != "" {
-		d := deletion{cleaner: podstate.Cleaner{Network: p.Network, Logger: log}, dir: dir, id: f.id}
+		d := deletion{cleaner: podstate.Cleaner{Release: p.Release, Logger: log}, dir: dir, id: f.id}
 		if err := d.run(ctx, &exit); err != nil {
 			return err
 		}
