@@ -211,7 +211,7 @@ func (p *Pod) watch(m Machine) {
 		p.end(nil)
 		return
 	}
-	var err error = errors.New("the pod's machine has ended")
+	err := errors.New("the pod's machine has ended")
 	if end := m.End(); end != nil {
 		err = end
 	}

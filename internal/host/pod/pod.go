@@ -173,7 +173,7 @@ func (p *Pod) running() (Machine, error) {
 // warn tells a person.
 func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	p.log.WarnContext(ctx, message)
+	p.log.WarnContext(ctx, "of the pod", "message", message)
 	if p.o.Warn != nil {
 		p.o.Warn(message)
 	}
@@ -185,9 +185,9 @@ func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	m := p.Machine()
 	var err error
-	if m != nil && m.End() == nil {
+	if alive(m) {
 		_, err = m.Agent().Delete(ctx, &agentapi.DeleteRequest{ContainerId: id, ExecId: exec})
-		if gone(err) || m.End() != nil {
+		if gone(err) || !alive(m) {
 			err = nil
 		}
 	}
@@ -196,6 +196,9 @@ func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	}
 	return p.explain(err)
 }
+
+// alive tells that a machine can be asked.
+func alive(m Machine) bool { return m != nil && m.End() == nil }
 
 func (p *Pod) releaseVolumes(id string) {
 	p.mu.Lock()
@@ -212,7 +215,7 @@ func (p *Pod) Exited(ctx context.Context, id string) error {
 	p.mu.Lock()
 	v, m := p.volumes, p.machine
 	p.mu.Unlock()
-	if v == nil || m == nil || m.End() != nil {
+	if v == nil || !alive(m) {
 		return nil
 	}
 	return p.explain(v.Exited(ctx, m, id))
