@@ -52,6 +52,10 @@ type Neighbour struct {
 // Manager applies configurations, each in place of the one before. It is safe
 // for concurrent use.
 type Manager struct {
+	// Keep leaves devices, addresses, routes and neighbours as they are: they are
+	// somebody else's. It must not be changed once the manager is used.
+	Keep bool
+
 	mu     sync.Mutex
 	routes []netlink.Route // added by the last configuration
 	neighs []netlink.Neigh
@@ -62,7 +66,7 @@ type Manager struct {
 func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := loopbackUp(); err != nil {
+	if err := loopbackUp(); err != nil || m.Keep {
 		return err
 	}
 	for _, r := range m.routes {
@@ -128,6 +132,22 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 		m.neighs = append(m.neighs, neigh)
 	}
 	return nil
+}
+
+// Addresses are those that the machine has on the way to others, in the order of
+// its devices.
+func Addresses() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out, nil
 }
 
 func loopbackUp() error {
