@@ -10,6 +10,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -119,6 +120,42 @@ func TestBlockReadOnlyAndRefused(t *testing.T) {
 	p := prepare(t, m, g, c)
 	if !strings.HasPrefix(p.Devices[0].GetVolume(), "claim-") || !p.Devices[0].GetReadOnly() || !g.disks[serial(podUID, p.Devices[0].GetVolume())].ReadOnly {
 		t.Errorf("%v, %v", p, g.disks)
+	}
+}
+
+// A guest may need longer for a new volume than the kubelet waits: it must not be
+// stopped, and the next attempt finds what it has done.
+func TestBlockGoesOn(t *testing.T) {
+	t.Parallel()
+	k, g := newKubelet(t), newGuest()
+	path, dev := loop(t)
+	dev.Path = "/dev/xvda"
+	k.claim("pv-7", path)
+	g.opening = make(chan struct{})
+	m, _ := k.manager()
+	c := Container{ID: "c", Name: "db", Devices: []specs.LinuxDevice{dev}}
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := m.Prepare(ctx, g, c); !errors.Is(err, context.DeadlineExceeded) || !strings.Contains(err.Error(), "still opening the disk") {
+		t.Errorf("%v", err)
+	}
+	close(g.opening)
+	c.ID = "c2"
+	prepare(t, m, g, c)
+	if len(g.attached) != 1 || len(g.detached) != 0 {
+		t.Errorf("attached %v, detached %v", g.attached, g.detached)
+	}
+	// At the pod's end it is given up.
+	other, _ := k.manager()
+	g = newGuest()
+	g.opening = make(chan struct{})
+	ctx, cancel = context.WithTimeout(t.Context(), 20*time.Millisecond)
+	defer cancel()
+	if _, err := other.Prepare(ctx, g, c); err == nil {
+		t.Error("expected an error")
+	}
+	if err := other.Close(); err != nil || len(g.detached) != 1 {
+		t.Errorf("%v, detached %v", err, g.detached)
 	}
 }
 
