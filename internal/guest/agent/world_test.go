@@ -175,6 +175,7 @@ func (p places) Open(_ context.Context, disk string) (*image.Store, *volume.Mana
 type fakeDisks struct {
 	dir  string
 	keys map[string]string // by serial number
+	raw  string            // the device of every disk in the clear
 }
 
 func (d *fakeDisks) OpenVolume(_ context.Context, v storage.Volume) (storage.Opened, error) {
@@ -186,6 +187,13 @@ func (d *fakeDisks) OpenVolume(_ context.Context, v storage.Volume) (storage.Ope
 	}
 	dir := filepath.Join(d.dir, v.Serial)
 	return storage.Opened{Dir: dir}, os.MkdirAll(dir, 0o777)
+}
+
+func (d *fakeDisks) OpenRaw(_ context.Context, _, serial string) (storage.Opened, error) {
+	if d.raw == "" {
+		return storage.Opened{}, errors.New("no disk " + serial)
+	}
+	return storage.Opened{Device: d.raw}, nil
 }
 
 type transport chan io.ReadWriteCloser
