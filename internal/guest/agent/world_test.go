@@ -236,7 +236,7 @@ func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *wo
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	crun, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper, WithoutMissing: true,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -1,7 +1,6 @@
 package container
 
 import (
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -226,33 +225,4 @@ func resources(c Config) *specs.LinuxResources {
 		r.Pids = &specs.LinuxPids{Limit: &limit}
 	}
 	return r
-}
-
-// knownCapabilities are those of Linux 6.12 (include/uapi/linux/capability.h).
-var knownCapabilities = func() map[string]bool {
-	return maps.Collect(func(yield func(string, bool) bool) {
-		for name := range strings.FieldsSeq(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE
-			CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN
-			MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID
-			SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
-			SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`) {
-			if !yield("CAP_"+name, true) {
-				return
-			}
-		}
-	})
-}
-
-// capabilities checks names and gives them in one order.
-func capabilities(names []string) ([]string, error) {
-	if len(names) == 0 {
-		return nil, nil
-	}
-	known := knownCapabilities()
-	for _, n := range names {
-		if !known[n] {
-			return nil, fmt.Errorf("capability %q: not known; names are written CAP_NET_BIND_SERVICE", n)
-		}
-	}
-	return slices.Compact(slices.Sorted(slices.Values(names))), nil
 }
