@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -82,11 +84,27 @@ func (c *Container) keyed(name, key string) (uint64, error) {
 	return 0, nil
 }
 
+// dropMissing leaves out limits that no controller of the machine would keep.
+func (c *Crun) dropMissing(r *specs.LinuxResources) {
+	raw, _ := os.ReadFile(filepath.Join(c.o.CgroupRoot, "cgroup.controllers")) // unreadable: there are none
+	have := strings.Fields(string(raw))
+	if !slices.Contains(have, "memory") {
+		r.Memory = nil
+	}
+	if !slices.Contains(have, "cpu") {
+		r.CPU = nil
+	}
+	if !slices.Contains(have, "pids") {
+		r.Pids = nil
+	}
+}
+
 // Update changes limits of a running container.
 func (c *Container) Update(l Limits) error {
 	var errs []error
 	set := func(name, value string) {
-		if err := os.WriteFile(filepath.Join(c.cgroup, name), []byte(value), 0); err != nil {
+		err := os.WriteFile(filepath.Join(c.cgroup, name), []byte(value), 0)
+		if missing := errors.Is(err, os.ErrNotExist) && c.crun.o.WithoutMissing; err != nil && !missing {
 			errs = append(errs, err)
 		}
 	}
