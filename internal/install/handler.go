@@ -65,12 +65,7 @@ func (o Options) choose(n *node) (chosen []Handler, ovmf map[string]string, note
 		if p := o.Firmware[h.TEE]; p != "" {
 			places = []string{p}
 		}
-		for _, p := range places {
-			if info, err := n.Stat(rel(p)); err == nil && info.Mode().IsRegular() {
-				ovmf[h.TEE] = p
-				break
-			}
-		}
+		ovmf[h.TEE] = n.firstFile(places)
 		if len(places) > 0 && ovmf[h.TEE] == "" {
 			missing := fmt.Sprintf("%s: no firmware for it on this node, none of %s is a file (install OVMF for %s guests, or name it with --%s-firmware)",
 				h.Name, strings.Join(places, ", "), strings.ToUpper(h.TEE), h.TEE)
@@ -83,6 +78,29 @@ func (o Options) choose(n *node) (chosen []Handler, ovmf map[string]string, note
 		chosen = append(chosen, h)
 	}
 	return chosen, ovmf, notes, nil
+}
+
+func (n *node) firstFile(places []string) string {
+	for _, p := range places {
+		if info, err := n.Stat(rel(p)); err == nil && info.Mode().IsRegular() {
+			return p
+		}
+	}
+	return ""
+}
+
+// FindFirmware returns the path of the firmware for a TEE below root: named, or
+// in the places of Linux distributions; "" where there is none.
+func FindFirmware(root, tee, named string) string {
+	n, err := Options{Root: root, testOnlyStep: func() {}}.open()
+	if err != nil {
+		return ""
+	}
+	defer n.Close() //nolint:errcheck // a directory
+	if named != "" {
+		return n.firstFile([]string{named})
+	}
+	return n.firstFile(firmware(tee))
 }
 
 func handlerNames() string {
