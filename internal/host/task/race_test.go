@@ -201,7 +201,9 @@ func TestCreateCompletesTooLate(t *testing.T) {
 			return nil
 		})
 		w.bundle(cri.KindContainer, "big", "sleep")
-		created := async(func() error { return second(w.v3.Create(context.WithoutCancel(t.Context()), &api.CreateTaskRequest{ID: "big"})) })
+		created := async(func() error {
+			return second(w.v3.Create(context.WithoutCancel(t.Context()), &api.CreateTaskRequest{ID: "big"}))
+		})
 		synctest.Wait()
 		// The fake looks at its context at the end of the hook, so cancel after.
 		close(late)
