@@ -27,8 +27,8 @@ const configFile = "config.json"
 var idRE = regexp.MustCompile(`^[A-Za-z0-9._-]{1,64}$`)
 
 // ReadBundle reads the bundle in a directory. id is the task's. Of other files it
-// reads those that the bundle mounts as /etc/resolv.conf and /etc/hosts. The
-// error says what cannot run in a virtual machine, and what to do.
+// reads the one that a pod has as /etc/resolv.conf. The error says what cannot run
+// in a virtual machine, and what to do.
 func ReadBundle(dir, id string) (*Bundle, error) {
 	if !idRE.MatchString(id) {
 		return nil, fmt.Errorf("container id: expected 1 to 64 characters of [A-Za-z0-9._-], got %.100q", id)
@@ -78,7 +78,7 @@ func parse(data []byte, id string, read fileReader) (*Bundle, error) {
 		}
 	}
 	if b.Kind != KindSandbox {
-		if b.Container, err = container(spec, id, b.Kind == KindSingle, read); err != nil {
+		if b.Container, err = container(spec, id, b.Kind == KindSingle); err != nil {
 			return nil, err
 		}
 	}

@@ -17,7 +17,7 @@ import (
 var nameRE = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?$`)
 
 // container reads a container out of a bundle.
-func container(spec *specs.Spec, id string, single bool, read fileReader) (*Container, error) {
+func container(spec *specs.Spec, id string, single bool) (*Container, error) {
 	a := annotations(spec.Annotations)
 	c := &Container{
 		ID: id, Name: a.first(criContainerName, crioContainer), Image: a.first(criImageName, crioImageName),
@@ -45,13 +45,6 @@ func container(spec *specs.Spec, id string, single bool, read fileReader) (*Cont
 		if n.Type == specs.PIDNamespace && n.Path != "" {
 			c.SharePID = true
 		}
-	}
-	text, err := mounted(spec.Mounts, "/etc/hosts", read)
-	if err == nil {
-		c.Hosts, err = parseHosts(text)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("container %s: %w", c.Name, err)
 	}
 	if p := spec.Process.ApparmorProfile; p != "" && p != "unconfined" && !strings.HasPrefix(p, "cri-containerd.") && !strings.HasPrefix(p, "crio-") {
 		c.Warnings = append(c.Warnings, fmt.Sprintf("AppArmor profile %.100q is the node's and has no effect in the guest", p))

@@ -74,8 +74,6 @@ type Sandbox struct {
 	Annotations map[string]string
 	// DNS is nil where nothing says what it is.
 	DNS *agentapi.DNS
-	// Hosts are the entries that the pod's owner adds to /etc/hosts.
-	Hosts []*agentapi.HostEntry
 	// SharePID asks for one PID namespace for all containers. Not every bundle
 	// tells: SharePIDKnown says whether this one does. The containers' bundles
 	// tell later.
@@ -111,8 +109,6 @@ type Container struct {
 	Privileged bool
 	// TerminationPath is where it leaves its last words; empty: not said.
 	TerminationPath string
-	// Hosts are the pod owner's entries for /etc/hosts.
-	Hosts []*agentapi.HostEntry
 	// Warnings are for a person: what of the container has no effect.
 	Warnings []string
 }

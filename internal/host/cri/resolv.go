@@ -9,13 +9,11 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 )
 
-// What a guest takes (pod policy, slots dns and hosts).
+// What a guest takes (pod policy, slot dns).
 const (
 	maxServers  = 3
 	maxSearches = 32
 	maxOptions  = 16
-	maxHosts    = 256
-	maxNames    = 16
 )
 
 // parseResolvConf reads resolv.conf(5); see dns.
@@ -78,37 +76,4 @@ func bounded(list []string, most int, what string, warnings []string) ([]string,
 		kept = kept[:most]
 	}
 	return kept, warnings
-}
-
-// aliasesMarker is the line in the kubelet's /etc/hosts after which the entries
-// of spec.hostAliases come (kubernetes@v1.35.4 pkg/kubelet/kubelet_pods.go).
-const aliasesMarker = "# Entries added by HostAliases."
-
-// parseHosts reads the entries that the pod's owner wants in /etc/hosts. What
-// stands before them, the guest writes itself.
-func parseHosts(text []byte) ([]*agentapi.HostEntry, error) {
-	_, own, ok := strings.Cut(string(text), aliasesMarker)
-	if !ok {
-		return nil, nil
-	}
-	var hosts []*agentapi.HostEntry
-	for line := range strings.Lines(own) {
-		if i := strings.IndexByte(line, '#'); i >= 0 {
-			line = line[:i]
-		}
-		fields := strings.Fields(line)
-		if len(fields) < 2 {
-			continue
-		}
-		if _, err := netip.ParseAddr(fields[0]); err != nil {
-			return nil, fmt.Errorf("hostAliases: expected an IP address, got %.64q", fields[0])
-		}
-		for names := range slices.Chunk(fields[1:], maxNames) {
-			if len(hosts) == maxHosts {
-				return nil, fmt.Errorf("hostAliases: expected at most %d entries of %d names", maxHosts, maxNames)
-			}
-			hosts = append(hosts, &agentapi.HostEntry{Address: fields[0], Names: names})
-		}
-	}
-	return hosts, nil
 }

@@ -45,13 +45,3 @@ func privileged(spec *specs.Spec) bool {
 	return p.Capabilities != nil && slices.Contains(p.Capabilities.Bounding, "CAP_SYS_ADMIN") && slices.Contains(p.Capabilities.Bounding, "CAP_SYS_RAWIO") &&
 		spec.Linux.Seccomp == nil && unmasked(spec.Linux)
 }
-
-// Devices are the bundle's, without those that a privileged container has of the
-// node: it gets the guest's.
-func (c *Container) Devices() []specs.LinuxDevice {
-	list := c.Spec.Linux.Devices
-	if c.Privileged && slices.ContainsFunc(list, func(d specs.LinuxDevice) bool { return d.Type == "c" || d.Type == "u" }) {
-		return nil
-	}
-	return list
-}

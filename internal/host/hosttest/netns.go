@@ -1,6 +1,7 @@
 package hosttest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"runtime"
@@ -27,21 +28,14 @@ func NewNamespace(t testing.TB) *Namespace {
 	if os.Getuid() != 0 {
 		unsupported(t, "network namespaces need root")
 	}
-	made := make(chan error, 1)
 	n := &Namespace{t: t}
-	go func() {
-		// The thread ends with the goroutine.
-		runtime.LockOSThread()
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		if err == nil {
-			n.file, err = os.Open("/proc/thread-self/ns/net")
-		}
-		if err == nil {
+	err := away(func() error { return unix.Unshare(unix.CLONE_NEWNET) }, func() (err error) {
+		if n.file, err = os.Open("/proc/thread-self/ns/net"); err == nil {
 			n.Netlink, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		}
-		made <- err
-	}()
-	if err := <-made; err != nil {
+		return err
+	})
+	if err != nil {
 		unsupported(t, fmt.Sprintf("no network namespace can be made: %v", err))
 	}
 	t.Cleanup(func() {
@@ -64,14 +58,31 @@ func (n *Namespace) Path() string { return fmt.Sprintf("/proc/self/fd/%d", n.fil
 // File is the namespace, for netlink and for child processes.
 func (n *Namespace) File() *os.File { return n.file }
 
-// Do runs f on a thread in the namespace, which ends with f.
+// Do runs f on a thread that is in the namespace meanwhile.
 func (n *Namespace) Do(f func() error) error {
+	return away(func() error { return unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET) }, f)
+}
+
+// away leaves the thread's namespace, runs f and comes back. A thread that
+// cannot come back is not used again. (It must not simply end: the process's
+// first thread never does, and is what /proc/self shows.)
+func away(leave, f func() error) error {
 	done := make(chan error, 1)
 	go func() {
 		runtime.LockOSThread()
-		err := unix.Setns(int(n.file.Fd()), unix.CLONE_NEWNET)
-		if err == nil {
+		home, err := os.Open("/proc/thread-self/ns/net")
+		if err != nil {
+			done <- err
+			return
+		}
+		defer home.Close()
+		if err = leave(); err == nil {
 			err = f()
+		}
+		if back := unix.Setns(int(home.Fd()), unix.CLONE_NEWNET); back != nil {
+			err = errors.Join(err, back)
+		} else {
+			runtime.UnlockOSThread()
 		}
 		done <- err
 	}()

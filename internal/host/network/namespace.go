@@ -59,7 +59,7 @@ func check(f *os.File) error {
 	if err := unix.Fstat(int(f.Fd()), &got); err != nil {
 		return err
 	}
-	for _, host := range []string{"/proc/self/ns/net", "/proc/1/ns/net"} {
+	for _, host := range []string{"/proc/thread-self/ns/net", "/proc/1/ns/net"} {
 		var st unix.Stat_t
 		// Process 1 of a container may be hidden; our own never is.
 		if err := unix.Stat(host, &st); err == nil && st.Dev == got.Dev && st.Ino == got.Ino {

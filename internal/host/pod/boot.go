@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/host/blobcache"
@@ -11,6 +12,7 @@ import (
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/host/vmm"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
 // scratchSerial is the serial number of the scratch disk.
@@ -22,28 +24,38 @@ const scratchSerial = "scratch"
 // lines where there are any.
 func (p *Pod) Boot(ctx context.Context, s *cri.Sandbox) error {
 	p.mu.Lock()
-	if p.booted || p.closing {
+	if p.booting != nil || p.closing {
 		p.mu.Unlock()
-		return errors.New("the pod has been started before")
+		return errors.New("the pod has been started before, or is being removed")
 	}
-	p.booted, p.sandbox = true, s
+	booting := make(chan struct{})
+	p.booting, p.sandbox = booting, s
 	p.mu.Unlock()
 	ctx, cancel := within(ctx, p.o.Config.CreateTimeout.D(), "the pod's machine was not ready")
 	defer cancel()
-	err := p.boot(ctx, s)
-	if err == nil {
-		p.mu.Lock()
-		p.created = p.o.Now()
-		closing := p.closing
-		p.mu.Unlock()
-		if !closing {
-			return nil
-		}
+	// Close ends it, too.
+	ctx, giveUp := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(p.life, func() { giveUp(errClosed) })
+	err := withCause(ctx, p.boot(ctx, s))
+	stop()
+	giveUp(nil)
+	p.mu.Lock()
+	if err == nil && p.closing {
 		err = errClosed
+	}
+	if err == nil {
+		p.created = p.o.Now()
+	}
+	p.mu.Unlock()
+	close(booting)
+	if err == nil {
+		return nil
 	}
 	err = p.explain(err)
 	p.end(err)
-	_ = p.Close(context.WithoutCancel(ctx))
+	if cerr := p.Close(context.WithoutCancel(ctx)); cerr != nil {
+		p.log.ErrorContext(ctx, "not all of a pod that failed could be removed", "error", cerr)
+	}
 	return err
 }
 
@@ -68,13 +80,14 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
-	p.mu.Lock()
-	p.volumes = p.o.Volumes(VolumeOptions{
-		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: c.HostPath, Sealed: s.Initdata != nil,
-		Warn: func(message string) { p.warn(p.life, "%s", message) },
+	v := p.o.Volumes(volumes.Options{
+		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,
+		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, "%s", message) },
 	})
+	p.undo(v.Close)
+	p.mu.Lock()
+	p.volumes = v
 	p.mu.Unlock()
-	p.undo(p.volumes.Close)
 	if s.Initdata == nil && !s.SharePIDKnown {
 		// Only the containers' bundles tell what the guest is to be told: the first
 		// of them makes the sandbox.
@@ -92,7 +105,7 @@ func (p *Pod) plan(s *cri.Sandbox) (*Plan, error) {
 	}
 	config := sandbox.Config{
 		ID: p.o.ID, Image: c.GuestImage, TEE: sandbox.Kind(c.TEE), Firmware: c.Firmware, QEMU: c.QEMU, VCPUs: vcpus, MemoryMiB: memory,
-		Accelerator: accelerator(c), AccelCache: c.StateDir + "/accel", Development: c.Development, BootTimeout: c.BootTimeout.D(),
+		Accelerator: accelerator(c), AccelCache: filepath.Join(c.StateDir, "accel"), Development: c.Development, BootTimeout: c.BootTimeout.D(),
 		DiskSlots: c.DiskSlots, Logger: p.log,
 	}
 	if c.Debug {
@@ -108,7 +121,7 @@ func (p *Pod) plan(s *cri.Sandbox) (*Plan, error) {
 			return nil, fmt.Errorf("annotation %s: %w (coffer prepare writes it)", cri.AnnotationInitdata, err)
 		}
 	}
-	return &Plan{Sandbox: config, Driver: c.Driver, Agent: c.Agent, StateDir: c.StateDir, NetNS: s.NetNS}, nil
+	return &Plan{Sandbox: config, Driver: c.Driver, Agent: c.Agent, NetNS: s.NetNS, Debug: c.Debug}, nil
 }
 
 // setUp makes what the machine is started with. What it makes is undone by Close.
@@ -117,6 +130,9 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 	var err error
 	if s.Initdata == nil {
 		if p.trustee, err = unsealedTrustee(c.UnsealedTrustee); err != nil {
+			return err
+		}
+		if p.registries, err = unsealedRegistries(c.UnsealedRegistries); err != nil {
 			return err
 		}
 	}
@@ -143,16 +159,16 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		p.undo(f.Close)
 		plan.Sandbox.Disks = append(plan.Sandbox.Disks, vmm.Disk{Serial: scratchSerial, Image: vmm.Input{File: f}})
 	}
-	if s.NetNS == "" {
-		return nil
+	if s.NetNS == "" || plan.Driver == runtimeconfig.DriverProcess {
+		return nil // a process is in the namespace itself
+	}
+	if err := p.note(Trace{NetNS: s.NetNS}); err != nil {
+		return err
 	}
 	n, err := p.o.Network(ctx, s.NetNS)
 	if err != nil {
 		return fmt.Errorf("network: %w", err)
 	}
-	p.mu.Lock()
-	p.network = n
-	p.mu.Unlock()
 	p.undo(n.Close)
 	plan.Sandbox.Network = n.Machine()
 	return nil
@@ -181,7 +197,7 @@ func (p *Pod) launch(ctx context.Context, plan *Plan) error {
 	p.machine, p.watched = m, make(chan struct{})
 	p.mu.Unlock()
 	go p.watch(m)
-	return nil
+	return p.note(Trace{NetNS: plan.NetNS, PID: m.PID()})
 }
 
 // watch waits for the machine's end.
@@ -195,12 +211,22 @@ func (p *Pod) watch(m Machine) {
 		p.end(nil)
 		return
 	}
-	var err error = errors.New("the pod's machine has ended")
+	err := errors.New("the pod's machine has ended")
 	if end := m.End(); end != nil {
 		err = end
 	}
 	p.log.Error("the pod's machine has ended", "error", err)
 	p.end(err)
+}
+
+func (p *Pod) note(t Trace) error {
+	if p.o.Note == nil {
+		return nil
+	}
+	if err := p.o.Note(t); err != nil {
+		return fmt.Errorf("write down what the pod consists of: %w", err)
+	}
+	return nil
 }
 
 // undo is called by Close, the last first.

@@ -22,19 +22,24 @@ func (p *Pod) Close(ctx context.Context) error {
 func (p *Pod) close(ctx context.Context) error {
 	p.mu.Lock()
 	p.closing = true
-	m, watched := p.machine, p.watched
+	booting := p.booting
+	m := p.machine
+	running := m != nil && !p.created.IsZero()
 	p.mu.Unlock()
-	if m != nil && m.End() == nil {
+	if running && m.End() == nil {
 		ctx, cancel := context.WithTimeout(ctx, p.o.Config.ShutdownTimeout.D())
 		if err := m.Shutdown(ctx); err != nil {
 			p.log.WarnContext(ctx, "the guest did not end in order; it is stopped", "error", err)
 		}
 		cancel()
 	}
-	// A boot that is under way ends with this, and then finds the pod closing.
+	// A boot that is under way ends with this, and makes nothing any more.
 	p.endLife(errClosed)
+	if booting != nil {
+		<-booting
+	}
 	p.mu.Lock()
-	release := slices.Clone(p.release)
+	release, watched := slices.Clone(p.release), p.watched
 	p.release = nil
 	p.mu.Unlock()
 	var errs []error

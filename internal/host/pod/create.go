@@ -8,6 +8,8 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -33,16 +35,13 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	if err := p.createSandbox(ctx, c.SharePID); err != nil {
 		return err
 	}
-	if err := p.addHosts(ctx, m, c.Hosts); err != nil {
+	req := c.Proposal()
+	v, err := p.volumes.Prepare(ctx, m, volumesOf(c))
+	if err != nil {
 		return err
 	}
-	if len(c.Devices()) < len(c.Spec.Linux.Devices) {
-		p.warn(ctx, "container %s is privileged: it has the rights and devices of its virtual machine, not the node's (set privileged_without_host_devices for this runtime handler)", c.Name)
-	}
-	req := c.Proposal()
-	v, err := p.volumes.Prepare(ctx, m, VolumeContainer{ID: c.ID, Name: c.Name, Mounts: c.Spec.Mounts, Devices: c.Devices()})
-	if err != nil {
-		return fmt.Errorf("container %s: %w", c.Name, err)
+	if err := p.addHosts(ctx, m, v.Hosts); err != nil {
+		return err
 	}
 	req.Mounts, req.Volumes, req.Devices = v.Mounts, v.Volumes, v.Devices
 	if v.TerminationPath != "" {
@@ -50,6 +49,15 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	}
 	_, err = m.Agent().CreateContainer(ctx, req)
 	return err
+}
+
+// volumesOf is the container as far as its volumes matter.
+func volumesOf(c *cri.Container) volumes.Container {
+	vc := volumes.Container{ID: c.ID, Name: c.Name, Mounts: c.Spec.Mounts, Devices: c.Spec.Linux.Devices, Privileged: c.Privileged}
+	if r := c.Spec.Linux.Resources; r != nil {
+		vc.DeviceRules = r.Devices
+	}
+	return vc
 }
 
 // createSandbox tells the guest which pod it is, once. A call that comes later is
@@ -91,7 +99,7 @@ func (p *Pod) sandboxRequest(m Machine, s *cri.Sandbox, sharePID bool) *agentapi
 		SandboxId: p.o.ID, Initdata: s.Initdata, PodName: s.Name, PodNamespace: s.Namespace, PodUid: s.UID, Hostname: s.Hostname,
 		NodeName: c.NodeName, Network: p.guestNetwork(m, s), SharePid: sharePID,
 	}
-	if c.Scratch > 0 && c.Driver != "process" {
+	if c.Scratch > 0 && c.Driver == runtimeconfig.DriverQEMU {
 		req.ScratchDisk = scratchSerial
 	}
 	if s.Initdata == nil {
@@ -101,6 +109,7 @@ func (p *Pod) sandboxRequest(m Machine, s *cri.Sandbox, sharePID bool) *agentapi
 		if t := p.trustee; t != nil {
 			req.UnsealedTrustee = t
 		}
+		req.UnsealedRegistries = p.registries
 	}
 	return req
 }
@@ -114,7 +123,6 @@ func (p *Pod) guestNetwork(m Machine, s *cri.Sandbox) *agentapi.Network {
 	if s.DNS != nil {
 		n.Dns = s.DNS
 	}
-	n.Hosts = append(n.Hosts, s.Hosts...)
 	return n
 }
 
@@ -125,7 +133,7 @@ func (p *Pod) addHosts(ctx context.Context, m Machine, hosts []*agentapi.HostEnt
 	p.mu.Lock()
 	s, known := p.sandbox, p.hosts
 	p.mu.Unlock()
-	if known || len(hosts) == 0 || s.Initdata != nil || len(s.Hosts) > 0 {
+	if known || len(hosts) == 0 || s.Initdata != nil {
 		return nil
 	}
 	n := p.guestNetwork(m, s)
@@ -172,7 +180,7 @@ func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
 // withCause says which limit was reached.
 func withCause(ctx context.Context, err error) error {
 	cause := context.Cause(ctx)
-	if cause == nil || errors.Is(err, cause) {
+	if err == nil || cause == nil || errors.Is(err, cause) {
 		return err
 	}
 	return fmt.Errorf("%w (%w)", cause, err)

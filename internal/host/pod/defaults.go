@@ -2,14 +2,13 @@ package pod
 
 import (
 	"context"
-	"errors"
-	"fmt"
-	"io"
-	"os"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
 // withDefaults fills in what makes a real pod.
@@ -18,17 +17,39 @@ func (o Options) withDefaults() Options {
 		o.Launch = launchMachine
 	}
 	if o.Network == nil {
-		o.Network = func(context.Context, string) (Network, error) {
-			return nil, errors.New("this program has no way to connect a machine with a network namespace")
+		o.Network = func(ctx context.Context, netns string) (Network, error) {
+			a, err := network.Attach(ctx, netns, network.Options{Logger: o.Logger})
+			if err != nil {
+				return nil, err
+			}
+			return attachment{a}, nil
 		}
+	}
+	if o.Volumes == nil {
+		o.Volumes = func(vo volumes.Options) Volumes { return volumes.New(vo) }
 	}
 	return o
 }
 
+// attachment is a Network.
+type attachment struct{ *network.Attachment }
+
+func (a attachment) Machine() *sandbox.Network {
+	return &sandbox.Network{Cards: a.Cards, Guest: a.Guest}
+}
+
 // launchMachine starts what the driver says.
 func launchMachine(ctx context.Context, plan *Plan) (Machine, error) {
-	if plan.Driver != runtimeconfig.DriverQEMU {
-		return nil, fmt.Errorf("driver: expected %s, got %q", runtimeconfig.DriverQEMU, plan.Driver)
+	if plan.Driver == runtimeconfig.DriverProcess {
+		c := plan.Sandbox
+		m, err := process.Launch(ctx, process.Config{
+			ID: c.ID, Agent: plan.Agent, NetNS: plan.NetNS, Development: c.Development, Debug: plan.Debug, BlobCache: c.BlobCache,
+			Logger: c.Logger, ConsoleLine: c.ConsoleLine, BootTimeout: c.BootTimeout,
+		})
+		if err != nil {
+			return nil, err
+		}
+		return agentProcess{m}, nil
 	}
 	m, err := sandbox.Launch(ctx, plan.Sandbox)
 	if err != nil {
@@ -37,30 +58,8 @@ func launchMachine(ctx context.Context, plan *Plan) (Machine, error) {
 	return m, nil
 }
 
-// maxCA bounds the file of the unsealed trustee's authorities.
-const maxCA = 256 << 10
+// agentProcess is a Machine. It is in the pod's network already, and is told of
+// none.
+type agentProcess struct{ *process.Machine }
 
-// unsealedTrustee is the trustee that a pod without initdata is told of; nil: none.
-func unsealedTrustee(t runtimeconfig.Trustee) (*agentapi.UnsealedTrustee, error) {
-	if t.URL == "" {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	told := &agentapi.UnsealedTrustee{Url: t.URL}
-	if t.CA == "" {
-		return told, nil
-	}
-	f, err := os.Open(t.CA)
-	if err != nil {
-		return nil, fmt.Errorf("unsealed_trustee.ca: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // only read
-	pem, err := io.ReadAll(io.LimitReader(f, maxCA+1))
-	if err == nil && len(pem) > maxCA {
-		err = fmt.Errorf("expected at most %d bytes, got more", maxCA)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("unsealed_trustee.ca: %s: %w", t.CA, err)
-	}
-	told.CaPem = string(pem)
-	return told, nil
-}
+func (agentProcess) Network() *agentapi.Network { return nil }

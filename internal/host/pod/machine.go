@@ -5,11 +5,10 @@ import (
 	"iter"
 	"net"
 
-	specs "github.com/opencontainers/runtime-spec/specs-go"
-
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/host/vmm"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
 // Machine is what a pod runs in: a virtual machine (*sandbox.Sandbox) or, in
@@ -45,11 +44,11 @@ type Plan struct {
 	// Sandbox is the machine. Its network is that of the pod's namespace, or nil
 	// for the user-mode network.
 	Sandbox sandbox.Config
-	// Driver and Agent are the configuration's; StateDir is where a process may
-	// keep what it needs while it runs.
-	Driver, Agent, StateDir string
+	// Driver and Agent are the configuration's.
+	Driver, Agent string
 	// NetNS is the pod's network namespace; empty: none.
 	NetNS string
+	Debug bool
 }
 
 // Network is a machine's connection with a network namespace.
@@ -60,39 +59,21 @@ type Network interface {
 	Close() error
 }
 
-// VolumeOptions are what a manager of volumes needs to know of a pod.
-type VolumeOptions struct {
-	// KubeletRoot is the kubelet's directory, PodUID the pod's in it.
-	KubeletRoot, PodUID string
-	// HostPath is copy or refuse.
-	HostPath string
-	// Sealed pods have a policy, which the guest holds the host to.
-	Sealed bool
-	Warn   func(string)
-}
-
-// VolumeContainer is a container as far as its volumes matter.
-type VolumeContainer struct {
-	ID, Name string
-	Mounts   []specs.Mount
-	Devices  []specs.LinuxDevice
-}
-
-// VolumeProposal is what the guest is told of a container's volumes.
-type VolumeProposal struct {
-	Mounts          []*agentapi.Mount
-	Volumes         []*agentapi.Volume
-	Devices         []*agentapi.Device
-	TerminationPath string
-}
-
-// Volumes manages the volumes of a pod.
+// Volumes manages the volumes of a pod: *volumes.Manager.
 type Volumes interface {
 	// Prepare makes a container's volumes ready in the guest.
-	Prepare(ctx context.Context, m Machine, c VolumeContainer) (*VolumeProposal, error)
+	Prepare(ctx context.Context, h volumes.Host, c volumes.Container) (*volumes.Proposal, error)
 	// Exited writes the termination message.
-	Exited(ctx context.Context, m Machine, id string) error
+	Exited(ctx context.Context, h volumes.Host, id string) error
 	// Release lets go of what only the container used.
 	Release(id string)
 	Close() error
+}
+
+// Trace is what would outlive this program if it were killed.
+type Trace struct {
+	// NetNS is a network namespace with taps in it.
+	NetNS string
+	// PID is the machine's process; 0: none yet.
+	PID int
 }

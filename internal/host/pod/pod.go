@@ -23,6 +23,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
+	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
 // Options of a Pod.
@@ -43,7 +44,10 @@ type Options struct {
 	// does.
 	Network func(ctx context.Context, netns string) (Network, error)
 	// Volumes makes the manager of the pod's volumes; nil: package volumes does.
-	Volumes func(VolumeOptions) Volumes
+	Volumes func(volumes.Options) Volumes
+	// Note, when not nil, is told of what would be left behind if this program were
+	// killed, before it is made or at once after. An error of it is the boot's.
+	Note func(Trace) error
 	// Now may be nil.
 	Now func() time.Time
 }
@@ -57,18 +61,18 @@ type Pod struct {
 	life    context.Context //nolint:containedctx // of the machine, not of a call
 	endLife context.CancelCauseFunc
 
-	mu      sync.Mutex
-	booted  bool
-	closing bool
-	sandbox *cri.Sandbox
-	machine Machine
-	network Network
-	volumes Volumes
-	trustee *agentapi.UnsealedTrustee
-	release []func() error // undoes what Boot did, last first
-	err     error
-	created time.Time
-	hosts   bool // the guest knows the entries of hostAliases
+	mu         sync.Mutex
+	booting    chan struct{} // closed when Boot is done; nil before
+	closing    bool
+	sandbox    *cri.Sandbox
+	machine    Machine
+	volumes    Volumes
+	trustee    *agentapi.UnsealedTrustee
+	registries *agentapi.UnsealedRegistries
+	release    []func() error // undoes what Boot did, last first
+	err        error
+	created    time.Time
+	hosts      bool // the guest has the entries of hostAliases
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}
@@ -169,7 +173,7 @@ func (p *Pod) running() (Machine, error) {
 // warn tells a person.
 func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	p.log.WarnContext(ctx, message)
+	p.log.WarnContext(ctx, "of the pod", "message", message)
 	if p.o.Warn != nil {
 		p.o.Warn(message)
 	}
@@ -181,9 +185,9 @@ func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	m := p.Machine()
 	var err error
-	if m != nil && m.End() == nil {
+	if alive(m) {
 		_, err = m.Agent().Delete(ctx, &agentapi.DeleteRequest{ContainerId: id, ExecId: exec})
-		if gone(err) || m.End() != nil {
+		if gone(err) || !alive(m) {
 			err = nil
 		}
 	}
@@ -192,6 +196,9 @@ func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	}
 	return p.explain(err)
 }
+
+// alive tells that a machine can be asked.
+func alive(m Machine) bool { return m != nil && m.End() == nil }
 
 func (p *Pod) releaseVolumes(id string) {
 	p.mu.Lock()
@@ -208,7 +215,7 @@ func (p *Pod) Exited(ctx context.Context, id string) error {
 	p.mu.Lock()
 	v, m := p.volumes, p.machine
 	p.mu.Unlock()
-	if v == nil || m == nil || m.End() != nil {
+	if v == nil || !alive(m) {
 		return nil
 	}
 	return p.explain(v.Exited(ctx, m, id))

@@ -88,7 +88,7 @@ func TestParseRefuses(t *testing.T) {
 		"guest_image = \"\"":                                 "guest_image: expected a clean absolute path",
 		"state_dir = \"/run/../etc\"":                        "state_dir: expected a clean absolute path",
 		"qemu = \"./qemu\"":                                  "qemu: expected a program's name or an absolute path",
-		"annotations = [\"coffer-project.io/image\"]":        "annotations[0]: expected one of coffer-project.io/memory, coffer-project.io/vcpus",
+		"annotations = [\"coffer-project.io/image\"]":        "annotations[0]: expected one of coffer-project.io/memory, coffer-project.io/vcpus, coffer-project.io/volumes",
 		"driver = \"docker\"":                                "driver: expected qemu or process",
 		"driver = \"process\"\nagent = \"/a\"\ntee=\"none\"": "development = true",
 		"driver = \"process\"\ndevelopment = true":           "agent: expected the path of coffer-agent",

@@ -7,8 +7,8 @@ import (
 	"io"
 )
 
-// flags are what containerd passes, from 1.6 on, and -config, which is ours:
-// `start` passes it to the daemon.
+// flags are what containerd passes, from 1.6 on, and two of ours, which
+// `start` passes to the daemon: -config and -ready.
 type flags struct {
 	namespace, id string
 	address       string // containerd's socket
@@ -18,6 +18,7 @@ type flags struct {
 	debugSocket   string // accepted; nothing is served there
 	config        string
 	debug         bool
+	ready         bool // readyFD was inherited
 	version, info bool
 	action        string // start, delete, or empty for the daemon
 }
@@ -34,6 +35,7 @@ func parseFlags(args []string) (flags, error) {
 	set.StringVar(&f.socket, "socket", "", "")
 	set.StringVar(&f.debugSocket, "debug-socket", "", "")
 	set.StringVar(&f.config, "config", "", "")
+	set.BoolVar(&f.ready, "ready", false, "")
 	set.BoolVar(&f.debug, "debug", false, "")
 	set.BoolVar(&f.version, "v", false, "")
 	set.BoolVar(&f.version, "version", false, "")

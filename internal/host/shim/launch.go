@@ -37,7 +37,7 @@ type launch struct {
 	request
 	flags
 	socket, state string
-	network       func(netns string) error
+	release       func(podstate.State) error
 }
 
 // run returns once the daemon serves. When it fails, nothing is left of it.
@@ -59,7 +59,7 @@ func (l launch) run(ctx context.Context) error {
 func (l launch) clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanTime)
 	defer cancel()
-	return podstate.Cleaner{Network: l.network, Logger: slog.New(slog.DiscardHandler)}.Clean(ctx, l.state)
+	return podstate.Cleaner{Release: l.release, Logger: slog.New(slog.DiscardHandler)}.Clean(ctx, l.state)
 }
 
 func (l launch) spawn(ctx context.Context, socket *os.File) error {
@@ -68,7 +68,7 @@ func (l launch) spawn(ctx context.Context, socket *os.File) error {
 		return err
 	}
 	defer func() { _ = ours.Close() }()
-	args := []string{"-namespace", l.namespace, "-id", l.id, "-address", l.address}
+	args := []string{"-namespace", l.namespace, "-id", l.id, "-address", l.address, "-ready"}
 	if l.request.config != "" {
 		args = append(args, "-config", l.request.config)
 	}

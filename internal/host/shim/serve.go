@@ -14,9 +14,6 @@ import (
 	"sync"
 	"time"
 
-	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
-	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/containerd/ttrpc"
 	"golang.org/x/sys/unix"
 
@@ -27,7 +24,7 @@ import (
 // The times of a daemon's end, in their order.
 const (
 	closeTime = 20 * time.Second // of the pod, if it has not ended
-	drainTime = 2 * time.Second  // of calls in flight
+	drainTime = 1 * time.Second  // of connections
 	flushTime = 3 * time.Second  // of events
 )
 
@@ -40,7 +37,7 @@ func (p Program) serve(ctx context.Context, proc Process, f flags) (err error) {
 		return err
 	}
 	defer func() { _ = logFile.Close() }()
-	if proc.Stderr == os.Stderr {
+	if pipe != nil {
 		if err := logFile.takeStderr(); err != nil {
 			return fmt.Errorf("log: %w", err)
 		}
@@ -76,6 +73,7 @@ type server struct {
 	log      *slog.Logger
 	socket   string
 	listener net.Listener
+	peers    *peers
 	ttrpc    *ttrpc.Server
 	services *Services
 	state    *podstate.File
@@ -90,7 +88,7 @@ type server struct {
 }
 
 func (p Program) open(ctx context.Context, proc Process, f flags, settings Settings, log *slog.Logger) (_ *server, err error) {
-	s := &server{log: log, asked: make(chan struct{}), signals: make(chan os.Signal, 8)}
+	s := &server{log: log, peers: newPeers(), asked: make(chan struct{}), signals: make(chan os.Signal, 8)}
 	s.ask = sync.OnceFunc(func() { close(s.asked) })
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer func() {
@@ -115,14 +113,17 @@ func (p Program) open(ctx context.Context, proc Process, f flags, settings Setti
 		Logger: log, Publisher: s.events, State: s.state, Shutdown: s.ask,
 	})
 	if err == nil {
-		s.ttrpc, err = newServer(s.services)
+		s.ttrpc, err = newServer(s.services, s.peers)
 	}
 	if err != nil {
 		return nil, errors.Join(err, s.listener.Close(), s.events.Close(s.ctx), s.state.Remove())
 	}
 	s.background.Go(func() { reap(s.ctx) })
 	s.background.Go(func() {
-		if err := s.ttrpc.Serve(s.ctx, s.listener); err != nil && !errors.Is(err, ttrpc.ErrServerClosed) {
+		err := s.ttrpc.Serve(s.ctx, s.listener)
+		select {
+		case <-s.asked: // end has closed the socket
+		default:
 			s.log.ErrorContext(s.ctx, "the shim's socket failed; the shim ends", "error", err)
 			s.ask()
 		}
@@ -145,21 +146,12 @@ func (p Program) note(proc Process, f flags, settings Settings, socket string) (
 	})
 }
 
-func newServer(services *Services) (*ttrpc.Server, error) {
-	// Nobody else may ask: the mode of the socket says so, this checks it.
-	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(ttrpc.UnixSocketRequireSameUser()))
+func newServer(services *Services, p *peers) (*ttrpc.Server, error) {
+	server, err := ttrpc.NewServer(ttrpc.WithServerHandshaker(p))
 	if err != nil {
 		return nil, fmt.Errorf("ttrpc server: %w", err)
 	}
-	if services.TaskV2 != nil {
-		taskv2.RegisterTTRPCTaskService(server, services.TaskV2)
-	}
-	if services.TaskV3 != nil {
-		taskv3.RegisterTTRPCTaskService(server, services.TaskV3)
-	}
-	if services.Sandbox != nil {
-		sandboxapi.RegisterTTRPCSandboxService(server, services.Sandbox)
-	}
+	services.Register(server)
 	return server, nil
 }
 
@@ -191,14 +183,16 @@ func stacks() string {
 // what they had to say.
 func (s *server) end(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
+	s.ask()
 	var err error
 	if s.services.Close != nil {
 		err = within(ctx, closeTime, s.services.Close)
 	}
-	if err := within(ctx, drainTime, s.ttrpc.Shutdown); err != nil {
-		s.log.DebugContext(ctx, "calls in flight are cut off", "error", err)
-		_ = s.ttrpc.Close()
+	_ = s.listener.Close()
+	if err := within(ctx, drainTime, s.peers.wait); err != nil {
+		s.log.DebugContext(ctx, "a connection is cut off", "error", err)
 	}
+	_ = s.ttrpc.Close()
 	if err := within(ctx, flushTime, s.events.Close); err != nil {
 		s.log.WarnContext(ctx, "containerd was not told everything; it will ask", "error", err)
 	}
@@ -225,16 +219,17 @@ func within(ctx context.Context, limit time.Duration, f func(context.Context) er
 
 // sweep removes what pods left that nobody will ask to remove.
 func (p Program) sweep(ctx context.Context, log *slog.Logger, root string) {
-	if err := (podstate.Cleaner{Network: p.Network, Logger: log}).Sweep(ctx, root); err != nil {
+	if err := (podstate.Cleaner{Release: p.Release, Logger: log}).Sweep(ctx, root); err != nil {
 		log.WarnContext(ctx, "not all that dead shims left could be removed", "error", err)
 	}
 }
 
 // readyFile is the pipe to `start`; nil for a daemon that is started by hand.
 func readyFile(f flags) *os.File {
-	if f.socket != "" {
+	if !f.ready {
 		return nil
 	}
+	unix.CloseOnExec(readyFD) // start waits until nobody has it open
 	return os.NewFile(readyFD, "ready")
 }
 

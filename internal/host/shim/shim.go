@@ -21,9 +21,7 @@ import (
 	"slices"
 	"strings"
 
-	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
-	taskv2 "github.com/containerd/containerd/api/runtime/task/v2"
-	taskv3 "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/ttrpc"
 
 	"github.com/coffer-project/coffer/internal/host/shim/events"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
@@ -40,8 +38,9 @@ type Program struct {
 	Configure func(path string) (Settings, error)
 	// Open makes the daemon's services. ctx ends with the daemon.
 	Open func(ctx context.Context, d *Daemon) (*Services, error)
-	// Network removes the taps in a network namespace that may be gone.
-	Network func(netns string) error
+	// Release removes what a dead daemon left outside of its processes and
+	// files; see podstate.Cleaner.
+	Release func(podstate.State) error
 }
 
 // Settings are the parts of a configuration that matter here.
@@ -69,11 +68,11 @@ type Daemon struct {
 	Shutdown func()
 }
 
-// Services are what the daemon serves; those that are nil are not served.
+// Services are what the daemon serves.
 type Services struct {
-	TaskV2  taskv2.TTRPCTaskService
-	TaskV3  taskv3.TTRPCTaskService
-	Sandbox sandboxapi.TTRPCSandboxService
+	// Register registers the Task services, of version 2 and 3, and the Sandbox
+	// service.
+	Register func(*ttrpc.Server)
 	// Close ends the pod when it has not ended yet. ctx bounds it.
 	Close func(ctx context.Context) error
 }

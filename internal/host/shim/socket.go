@@ -118,6 +118,7 @@ func inherited(ctx context.Context, path string) (net.Listener, string, error) {
 		l, err := net.FileListener(file)
 		return l, path, errors.Join(err, file.Close())
 	}
+	unix.CloseOnExec(listenerFD) // a machine that outlives the daemon must not listen
 	file := os.NewFile(listenerFD, "socket")
 	l, err := net.FileListener(file)
 	if err := errors.Join(err, file.Close()); err != nil {

@@ -53,7 +53,7 @@ func (p Program) start(ctx context.Context, proc Process, f flags) error {
 		return fmt.Errorf("container %s: the shim of its pod %s does not run any more; the pod has to be made anew", f.id, pod)
 	}
 	if pod == f.id {
-		l := launch{Process: proc, request: r, flags: f, socket: path, state: state, network: p.Network}
+		l := launch{Process: proc, request: r, flags: f, socket: path, state: state, release: p.Release}
 		if err := l.run(ctx); err != nil && !errors.Is(err, errListening) {
 			return err
 		}
@@ -70,14 +70,24 @@ func (p Program) start(ctx context.Context, proc Process, f flags) error {
 	return err
 }
 
-// writeFile writes a small file into a bundle, whole or not at all.
-func writeFile(path, content string) error {
-	temp := filepath.Join(filepath.Dir(path), "."+filepath.Base(path))
-	if err := os.WriteFile(temp, []byte(content), 0o600); err != nil {
-		return fmt.Errorf("bundle: %w", err)
+// writeFile writes a small file into a bundle, whole or not at all. Two may at
+// once.
+func writeFile(path, content string) (err error) {
+	defer func() {
+		if err != nil {
+			err = fmt.Errorf("bundle: %w", err)
+		}
+	}()
+	f, err := os.CreateTemp(filepath.Dir(path), "."+filepath.Base(path)) // mode 0600
+	if err != nil {
+		return err
 	}
-	if err := os.Rename(temp, path); err != nil {
-		return fmt.Errorf("bundle: %w", err)
+	_, err = f.WriteString(content)
+	if err = errors.Join(err, f.Close()); err == nil {
+		err = os.Rename(f.Name(), path)
 	}
-	return nil
+	if err != nil {
+		err = errors.Join(err, os.Remove(f.Name()))
+	}
+	return err
 }

@@ -14,9 +14,10 @@ import (
 
 // Cleaner removes what dead shims left.
 type Cleaner struct {
-	// Network removes taps from a network namespace that may be gone; nil
-	// when the program makes none.
-	Network func(netns string) error
+	// Release removes what is neither a process nor a file, such as taps in a
+	// network namespace that may be gone; the processes have ended. It may be
+	// called again. nil: there is nothing.
+	Release func(State) error
 	Logger  *slog.Logger
 }
 
@@ -55,10 +56,8 @@ func (c Cleaner) remove(ctx context.Context, dir string, s State) error {
 			problems = append(problems, err)
 		}
 	}
-	if s.NetNS != "" && c.Network != nil {
-		if err := c.Network(s.NetNS); err != nil {
-			problems = append(problems, fmt.Errorf("network namespace %s: %w", s.NetNS, err))
-		}
+	if c.Release != nil {
+		problems = append(problems, c.Release(s))
 	}
 	if s.Socket != "" {
 		if err := os.Remove(s.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
