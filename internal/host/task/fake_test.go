@@ -43,6 +43,8 @@ type fakePod struct {
 	wg     sync.WaitGroup
 }
 
+var errDead = errors.New("the fake machine is dead")
+
 func newFakePod() *fakePod {
 	return &fakePod{
 		dead: make(chan struct{}), procs: map[string]*fakeProc{}, events: make(chan *agentapi.Event),
@@ -83,7 +85,7 @@ func (f *fakePod) enter(ctx context.Context, call, id string) error {
 	}
 	select {
 	case <-f.dead:
-		return errors.New("the fake machine is dead")
+		return errDead
 	default:
 		return ctx.Err()
 	}
@@ -182,6 +184,9 @@ func (f *fakePod) die(err error) {
 
 func (f *fakePod) Close(ctx context.Context) error {
 	err := f.enter(ctx, "Close", "")
+	if errors.Is(err, errDead) {
+		err = nil
+	}
 	f.mu.Lock()
 	f.closed++
 	f.mu.Unlock()
@@ -352,7 +357,7 @@ func (a fakeAgent) Wait(ctx context.Context, r *agentapi.WaitRequest) (*agentapi
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-f.dead:
-		return nil, errors.New("the fake machine is dead")
+		return nil, errDead
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()

@@ -540,8 +540,6 @@ func TestOOM(t *testing.T) {
 		synctest.Wait()
 		w.expect(w.about("web"), "create web", "start web", "oom web")
 		w.run("side", "sh", "-c", "exit 9")
-		w.pod.mu.Lock()
-		w.pod.mu.Unlock()
 		w.wait("side", "")
 		w.run("hungry", "sleep")
 		p, _ := w.pod.find("hungry", "")

@@ -110,8 +110,11 @@ func execTerminal(ctx context.Context, e *Environment) error {
 		return err
 	}
 	b, err := io.ReadAll(out)
-	if err != nil || !strings.Contains(string(b), "on a terminal") {
-		return fmt.Errorf("output: got %q, %v", b, err)
+	if err != nil {
+		return err
+	}
+	if !strings.Contains(string(b), "on a terminal") {
+		return fmt.Errorf("output: got %q", b)
 	}
 	if err := x.waitDelete(ctx, 0); err != nil {
 		return err
