@@ -39,16 +39,18 @@ deps-demo:
 	@scripts/deps demo >&2
 
 .PHONY: build
-build: $(PROGRAMS:%=bin/%) ## Build the programs in bin: static, reproducible
+build: $(PROGRAMS:%=bin/%) ## Build the programs in bin/: static, reproducible
 
 # Nothing of the building machine may reach the bytes: no paths, no VCS state, no
 # build id. The agent's bytes are part of every launch measurement.
-# The shim speaks ttrpc; containerd's API links gRPC unless it is told not to.
-bin/containerd-shim-coffer-v2: TAGS := no_grpc
 bin/%: $(SOURCES) build/sources | check-go
 	@echo "building $@" >&2
-	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -tags '$(TAGS)' -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(TAGS) -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
 	@touch $@
+
+# containerd's API knows gRPC as well; a shim is asked by ttrpc only, and every
+# pod has one.
+bin/containerd-shim-coffer-v2: TAGS := -tags no_grpc
 
 # PKCS#11 modules are shared libraries, which takes cgo: a trustee for hardware
 # security modules is a program of its own, linked to the machine's C library.

@@ -1,24 +1,32 @@
-// Containerd-shim-coffer-v2 is the runtime that containerd starts for the pods of
-// Coffer's runtime classes. docs/shim.md describes it.
+// Command containerd-shim-coffer-v2 runs pods in confidential virtual machines
+// for containerd, which starts it as the runtime io.containerd.coffer.v2.
+// docs/shim.md says how.
 package main
 
 import (
 	"context"
 	"fmt"
 	"os"
+	"runtime/debug"
 
-	"github.com/coffer-project/coffer/internal/host/podshim"
 	"github.com/coffer-project/coffer/internal/host/shim"
+	"github.com/coffer-project/coffer/internal/host/shim/coffershim"
 )
-
-// version is that of the programs.
-const version = "0.1.0"
 
 func main() {
 	self, err := shim.Self()
 	if err != nil {
-		fmt.Fprintf(os.Stderr, "%s: %v\n", podshim.Name, err)
+		fmt.Fprintln(os.Stderr, "containerd-shim-coffer-v2:", err)
 		os.Exit(1)
 	}
-	os.Exit(podshim.Program(version).Main(context.Background(), self))
+	os.Exit(coffershim.Program(version()).Main(context.Background(), self))
+}
+
+// version is the module's, as the builder knew it.
+func version() string {
+	info, ok := debug.ReadBuildInfo()
+	if !ok || info.Main.Version == "" {
+		return "(unknown)"
+	}
+	return info.Main.Version
 }

@@ -44,6 +44,11 @@ func sandbox(spec *specs.Spec, id string, single bool, read fileReader) (*Sandbo
 	if err := s.take(spec.Annotations); err != nil {
 		return nil, err
 	}
+	if single {
+		// They are the container's.
+		delete(s.Annotations, AnnotationImage)
+		delete(s.Annotations, AnnotationContainer)
+	}
 	dns, warnings, err := mountedDNS(spec.Mounts, s.Initdata != nil, read)
 	if err != nil {
 		return nil, err

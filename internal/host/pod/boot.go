@@ -132,6 +132,9 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		if p.trustee, err = unsealedTrustee(c.UnsealedTrustee); err != nil {
 			return err
 		}
+		if p.registries, err = unsealedRegistries(c.UnsealedRegistries); err != nil {
+			return err
+		}
 	}
 	if plan.Driver == runtimeconfig.DriverQEMU && needsProcessor(c) {
 		if plan.Sandbox.Processor, err = softTEE(c.SoftTEEState, p.o.Now()); err != nil {
@@ -208,7 +211,7 @@ func (p *Pod) watch(m Machine) {
 		p.end(nil)
 		return
 	}
-	var err error = errors.New("the pod's machine has ended")
+	err := errors.New("the pod's machine has ended")
 	if end := m.End(); end != nil {
 		err = end
 	}

@@ -61,17 +61,18 @@ type Pod struct {
 	life    context.Context //nolint:containedctx // of the machine, not of a call
 	endLife context.CancelCauseFunc
 
-	mu      sync.Mutex
-	booting chan struct{} // closed when Boot is done; nil before
-	closing bool
-	sandbox *cri.Sandbox
-	machine Machine
-	volumes Volumes
-	trustee *agentapi.UnsealedTrustee
-	release []func() error // undoes what Boot did, last first
-	err     error
-	created time.Time
-	hosts   bool // the guest has the entries of hostAliases
+	mu         sync.Mutex
+	booting    chan struct{} // closed when Boot is done; nil before
+	closing    bool
+	sandbox    *cri.Sandbox
+	machine    Machine
+	volumes    Volumes
+	trustee    *agentapi.UnsealedTrustee
+	registries *agentapi.UnsealedRegistries
+	release    []func() error // undoes what Boot did, last first
+	err        error
+	created    time.Time
+	hosts      bool // the guest has the entries of hostAliases
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}
@@ -172,7 +173,7 @@ func (p *Pod) running() (Machine, error) {
 // warn tells a person.
 func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	p.log.WarnContext(ctx, message)
+	p.log.WarnContext(ctx, "of the pod", "message", message)
 	if p.o.Warn != nil {
 		p.o.Warn(message)
 	}
@@ -184,9 +185,9 @@ func (p *Pod) warn(ctx context.Context, format string, args ...any) {
 func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	m := p.Machine()
 	var err error
-	if m != nil && m.End() == nil {
+	if alive(m) {
 		_, err = m.Agent().Delete(ctx, &agentapi.DeleteRequest{ContainerId: id, ExecId: exec})
-		if gone(err) || m.End() != nil {
+		if gone(err) || !alive(m) {
 			err = nil
 		}
 	}
@@ -195,6 +196,9 @@ func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	}
 	return p.explain(err)
 }
+
+// alive tells that a machine can be asked.
+func alive(m Machine) bool { return m != nil && m.End() == nil }
 
 func (p *Pod) releaseVolumes(id string) {
 	p.mu.Lock()
@@ -211,7 +215,7 @@ func (p *Pod) Exited(ctx context.Context, id string) error {
 	p.mu.Lock()
 	v, m := p.volumes, p.machine
 	p.mu.Unlock()
-	if v == nil || m == nil || m.End() != nil {
+	if v == nil || !alive(m) {
 		return nil
 	}
 	return p.explain(v.Exited(ctx, m, id))

@@ -276,16 +276,22 @@ func TestDeleteOfLivingPod(t *testing.T) {
 func TestDeleteLeavesDaemonThatAnswers(t *testing.T) {
 	n := newNode(t)
 	bundle := n.bundle(t, "pod1", podSpec)
-	socket := n.start(t, bundle)
+	task := taskv2.NewTTRPCTaskClient(dial(t, n.start(t, bundle)))
+	if _, err := task.Create(t.Context(), &taskv2.CreateTaskRequest{ID: "c1", Bundle: bundle}); err != nil {
+		t.Fatal(err)
+	}
 	out, err := n.call(t, bundle, nil, "-bundle", bundle, "delete")
 	checkDelete(t, out, err, 137)
 	state := n.state(t, "pod1")
 	if !state.Shim.Alive() {
 		t.Fatal("the daemon is gone")
 	}
-	if _, err := taskv2.NewTTRPCTaskClient(dial(t, socket)).Shutdown(t.Context(), &taskv2.ShutdownRequest{}); err != nil {
+	if _, err := task.Delete(t.Context(), &taskv2.DeleteRequest{ID: "c1"}); err != nil {
 		t.Error(err)
 	}
+	// Now that it has nothing to do, the same `delete` ends it.
+	out, err = n.call(t, bundle, nil, "-bundle", bundle, "delete")
+	checkDelete(t, out, err, 137)
 	awaitEnd(t, state.Shim)
 }
 

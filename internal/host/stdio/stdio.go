@@ -98,6 +98,7 @@ func (s *Streams) Connect(ctx context.Context, open Opener) error {
 		if err != nil {
 			return err
 		}
+		s.stdin.begun.Store(true)
 		s.all.Go(func() { s.stdin.copy(conn, s.log) })
 	}
 	for kind, out := range map[agentapi.StreamHeader_Kind]*output{
