@@ -86,8 +86,8 @@ func discover(ctx context.Context, o Options, n *node) (*Containerd, error) {
 	if err != nil {
 		return nil, err
 	}
-	if c.main, err = conffile.Parse(data); err != nil {
-		return nil, fmt.Errorf("containerd's configuration %s: %w", c.Config, err)
+	if c.main, err = parseMain(c.Config, data); err != nil {
+		return nil, err
 	}
 	if err := c.configVersion(there); err != nil {
 		return nil, err
@@ -135,7 +135,11 @@ func flavour(n *node) (Flavour, error) {
 }
 
 func program(n *node) string {
-	for _, p := range []string{"/usr/local/bin/containerd", "/usr/bin/containerd", "/usr/local/sbin/containerd", "/usr/sbin/containerd"} {
+	return n.firstProgram("/usr/local/bin/containerd", "/usr/bin/containerd", "/usr/local/sbin/containerd", "/usr/sbin/containerd")
+}
+
+func (n *node) firstProgram(places ...string) string {
+	for _, p := range places {
 		// A link may lead anywhere: the program runs inside the node's root.
 		if info, err := n.Lstat(rel(p)); err == nil && (info.Mode()&fs.ModeSymlink != 0 || info.Mode().IsRegular() && info.Mode()&0o111 != 0) {
 			return p
@@ -205,6 +209,14 @@ func (c *Containerd) configVersion(there bool) error {
 	return nil
 }
 
+func parseMain(p string, data []byte) (*conffile.Main, error) {
+	m, err := conffile.Parse(data)
+	if err != nil {
+		return nil, fmt.Errorf("containerd's configuration %s: %w", p, err)
+	}
+	return m, nil
+}
+
 // readConfig reads a file that need not be there.
 func readConfig(n *node, p string) (data []byte, there bool, err error) {
 	f, err := n.Open(rel(p))
@@ -251,8 +263,8 @@ func (c *Containerd) embedded(o Options, n *node) error {
 	if !there {
 		return fmt.Errorf("%s has not generated %s yet (start it once)", c.Flavour, c.Config)
 	}
-	if c.main, err = conffile.Parse(data); err != nil {
-		return fmt.Errorf("containerd's configuration %s: %w", c.Config, err)
+	if c.main, err = parseMain(c.Config, data); err != nil {
+		return err
 	}
 	version := o.Version
 	if version == "" {
@@ -319,9 +331,9 @@ func (c *Containerd) configured(n *node) (map[string]any, error) {
 		if !there && p != c.Config {
 			return nil, fmt.Errorf("containerd's configuration %s imports %s, which does not exist: containerd would not start", c.Config, p)
 		}
-		m, err := conffile.Parse(data)
+		m, err := parseMain(p, data)
 		if err != nil {
-			return nil, fmt.Errorf("containerd's configuration %s: %w", p, err)
+			return nil, err
 		}
 		if s, ok := m.Plugins[criPlugin2].(map[string]any); ok {
 			section = s

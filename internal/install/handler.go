@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // Handler is a runtime handler: what a RuntimeClass names.
@@ -16,6 +18,16 @@ type Handler struct {
 	Name string
 	// TEE is what protects its machines: snp, tdx or soft.
 	TEE string
+}
+
+// Overhead is what a pod of the handler needs besides what its containers may
+// use, in MiB: in all, as its RuntimeClass declares it, and of that in the guest,
+// for its kernel and the agent. The rest is the emulator's and the shim's.
+func (h Handler) Overhead() (pod, guest int) {
+	if h.TEE == "snp" || h.TEE == "tdx" {
+		return 512, 384
+	}
+	return 256, 192
 }
 
 // Handlers are all there are, in the order in which they are installed.
@@ -65,12 +77,7 @@ func (o Options) choose(n *node) (chosen []Handler, ovmf map[string]string, note
 		if p := o.Firmware[h.TEE]; p != "" {
 			places = []string{p}
 		}
-		for _, p := range places {
-			if info, err := n.Stat(rel(p)); err == nil && info.Mode().IsRegular() {
-				ovmf[h.TEE] = p
-				break
-			}
-		}
+		ovmf[h.TEE] = n.firstFile(places)
 		if len(places) > 0 && ovmf[h.TEE] == "" {
 			missing := fmt.Sprintf("%s: no firmware for it on this node, none of %s is a file (install OVMF for %s guests, or name it with --%s-firmware)",
 				h.Name, strings.Join(places, ", "), strings.ToUpper(h.TEE), h.TEE)
@@ -85,6 +92,29 @@ func (o Options) choose(n *node) (chosen []Handler, ovmf map[string]string, note
 	return chosen, ovmf, notes, nil
 }
 
+func (n *node) firstFile(places []string) string {
+	for _, p := range places {
+		if info, err := n.Stat(rel(p)); err == nil && info.Mode().IsRegular() {
+			return p
+		}
+	}
+	return ""
+}
+
+// FindFirmware returns the path of the firmware for a TEE below root: named, or
+// in the places of Linux distributions; "" where there is none.
+func FindFirmware(root, tee, named string) string {
+	n, err := Options{Root: root, testOnlyStep: func() {}}.open()
+	if err != nil {
+		return ""
+	}
+	defer n.Close() //nolint:errcheck // a directory
+	if named != "" {
+		return n.firstFile([]string{named})
+	}
+	return n.firstFile(firmware(tee))
+}
+
 func handlerNames() string {
 	var names []string
 	for _, h := range Handlers() {
@@ -93,6 +123,9 @@ func handlerNames() string {
 	return strings.Join(names, ", ")
 }
 
+// maxExtra bounds further settings, in bytes.
+const maxExtra = 60 << 10
+
 // settings is the configuration file of a handler.
 func (h Handler) settings(o Options, guest, ovmf string) ([]byte, error) {
 	var b bytes.Buffer
@@ -100,6 +133,14 @@ func (h Handler) settings(o Options, guest, ovmf string) ([]byte, error) {
 	fmt.Fprintf(&b, "tee = %q\nguest_image = %q\n", h.TEE, guest)
 	if ovmf != "" {
 		fmt.Fprintf(&b, "firmware = %q\n", ovmf)
+	}
+	extra, err := boundedtoml.Decode(o.Extra, maxExtra)
+	if err != nil {
+		return nil, fmt.Errorf("further settings of handlers: %w", err)
+	}
+	if _, set := extra["overhead_memory"]; !set {
+		pod, guest := h.Overhead()
+		fmt.Fprintf(&b, "# With what the emulator needs, the %d MiB that the RuntimeClass declares.\noverhead_memory = %d\n", pod, guest)
 	}
 	if len(o.Extra) > 0 {
 		b.WriteByte('\n')

@@ -73,6 +73,8 @@ type Options struct {
 	Sandboxer string
 	// Replace files that were installed and changed since.
 	Replace bool
+	// Force uninstalls under running pods.
+	Force bool
 	// Exec runs programs of the node; nil: in a chroot of Root.
 	Exec   Exec
 	Logger *slog.Logger

@@ -135,6 +135,9 @@ func (p *Plan) fill(ctx context.Context) error {
 		text = slices.Concat([]byte("{{ template \"base\" . }}\n"), text)
 	}
 	p.text(c.DropIn, text)
+	if base != nil {
+		p.Files[len(p.Files)-1].mode = 0o600 // it may repeat credentials of registries
+	}
 	if err := p.edit(c); err != nil {
 		return err
 	}

@@ -42,6 +42,11 @@ func Uninstall(ctx context.Context, o Options) (*Result, error) {
 		_ = n.Remove(rel(n.prefix))
 		return nil, fmt.Errorf("uninstall: %w: no record at %s", ErrNotInstalled, path.Join(o.Root, n.state(recordName)))
 	}
+	if !o.Force {
+		if err := n.idle(); err != nil {
+			return nil, fmt.Errorf("uninstall: %w", err)
+		}
+	}
 	r := &Result{Units: record.Containerd.Units}
 	if err := n.remove(ctx, record, o.Replace, r); err != nil {
 		return nil, fmt.Errorf("uninstall: %w (the rest is still recorded: run it again)", err)

@@ -89,7 +89,10 @@ func ping(t *testing.T, ns *hosttest.Namespace, address string) {
 		network, request, answer = "ip6:ipv6-icmp", 128, 129
 	}
 	var conn *net.IPConn
-	if err := ns.Do(func() (err error) { conn, err = net.DialIP(network, nil, &net.IPAddr{IP: net.ParseIP(address)}); return err }); err != nil {
+	if err := ns.Do(func() (err error) {
+		conn, err = net.DialIP(network, nil, &net.IPAddr{IP: net.ParseIP(address)})
+		return err
+	}); err != nil {
 		t.Fatal(err)
 	}
 	defer conn.Close()

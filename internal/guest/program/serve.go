@@ -162,6 +162,11 @@ type noDisks struct{}
 // errNoDisks refuses a disk.
 var errNoDisks = errors.New("this agent is a plain process and has no disks: those of its host are left alone")
 
+// OpenRaw implements agent.Disks.
+func (noDisks) OpenRaw(context.Context, string, string) (storage.Opened, error) {
+	return storage.Opened{}, errNoDisks
+}
+
 // OpenVolume implements agent.Disks.
 func (noDisks) OpenVolume(context.Context, storage.Volume) (storage.Opened, error) {
 	return storage.Opened{}, errNoDisks

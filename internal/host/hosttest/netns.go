@@ -75,7 +75,7 @@ func away(leave, f func() error) error {
 			done <- err
 			return
 		}
-		defer home.Close() //nolint:errcheck // only read
+		defer home.Close()
 		if err = leave(); err == nil {
 			err = f()
 		}

@@ -132,6 +132,9 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		if p.trustee, err = unsealedTrustee(c.UnsealedTrustee); err != nil {
 			return err
 		}
+		if p.registries, err = unsealedRegistries(c.UnsealedRegistries); err != nil {
+			return err
+		}
 	}
 	if plan.Driver == runtimeconfig.DriverQEMU && needsProcessor(c) {
 		if plan.Sandbox.Processor, err = softTEE(c.SoftTEEState, p.o.Now()); err != nil {

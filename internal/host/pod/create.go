@@ -109,6 +109,7 @@ func (p *Pod) sandboxRequest(m Machine, s *cri.Sandbox, sharePID bool) *agentapi
 		if t := p.trustee; t != nil {
 			req.UnsealedTrustee = t
 		}
+		req.UnsealedRegistries = p.registries
 	}
 	return req
 }

@@ -2,9 +2,6 @@ package pod
 
 import (
 	"context"
-	"fmt"
-	"io"
-	"os"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/network"
@@ -66,31 +63,3 @@ func launchMachine(ctx context.Context, plan *Plan) (Machine, error) {
 type agentProcess struct{ *process.Machine }
 
 func (agentProcess) Network() *agentapi.Network { return nil }
-
-// maxCA bounds the file of the unsealed trustee's authorities.
-const maxCA = 256 << 10
-
-// unsealedTrustee is the trustee that a pod without initdata is told of; nil: none.
-func unsealedTrustee(t runtimeconfig.Trustee) (*agentapi.UnsealedTrustee, error) {
-	if t.URL == "" {
-		return nil, nil //nolint:nilnil // there is none
-	}
-	told := &agentapi.UnsealedTrustee{Url: t.URL}
-	if t.CA == "" {
-		return told, nil
-	}
-	f, err := os.Open(t.CA)
-	if err != nil {
-		return nil, fmt.Errorf("unsealed_trustee.ca: %w", err)
-	}
-	defer f.Close() //nolint:errcheck // only read
-	pem, err := io.ReadAll(io.LimitReader(f, maxCA+1))
-	if err == nil && len(pem) > maxCA {
-		err = fmt.Errorf("expected at most %d bytes, got more", maxCA)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("unsealed_trustee.ca: %s: %w", t.CA, err)
-	}
-	told.CaPem = string(pem)
-	return told, nil
-}

@@ -61,17 +61,18 @@ type Pod struct {
 	life    context.Context //nolint:containedctx // of the machine, not of a call
 	endLife context.CancelCauseFunc
 
-	mu      sync.Mutex
-	booting chan struct{} // closed when Boot is done; nil before
-	closing bool
-	sandbox *cri.Sandbox
-	machine Machine
-	volumes Volumes
-	trustee *agentapi.UnsealedTrustee
-	release []func() error // undoes what Boot did, last first
-	err     error
-	created time.Time
-	hosts   bool // the guest has the entries of hostAliases
+	mu         sync.Mutex
+	booting    chan struct{} // closed when Boot is done; nil before
+	closing    bool
+	sandbox    *cri.Sandbox
+	machine    Machine
+	volumes    Volumes
+	trustee    *agentapi.UnsealedTrustee
+	registries *agentapi.UnsealedRegistries
+	release    []func() error // undoes what Boot did, last first
+	err        error
+	created    time.Time
+	hosts      bool // the guest has the entries of hostAliases
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}

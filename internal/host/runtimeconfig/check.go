@@ -73,6 +73,8 @@ func (c *Config) pathProblems() []error {
 		{"guest_image", c.GuestImage, c.Driver == DriverProcess}, {"firmware", c.Firmware, true}, {"scratch_directory", c.ScratchDirectory, c.Scratch == 0},
 		{"blob_cache", c.BlobCache, true}, {"state_dir", c.StateDir, false}, {"softtee_state", c.SoftTEEState, false},
 		{"kubelet_root", c.KubeletRoot, false}, {"agent", c.Agent, true}, {"unsealed_trustee.ca", c.UnsealedTrustee.CA, true},
+		{"unsealed_registries.ca", c.UnsealedRegistries.CA, true}, {"unsealed_registries.config", c.UnsealedRegistries.Config, true},
+		{"unsealed_registries.auth", c.UnsealedRegistries.Auth, true},
 	} {
 		if p.path == "" && p.optional {
 			continue

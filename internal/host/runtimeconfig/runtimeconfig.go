@@ -98,6 +98,8 @@ type Config struct {
 	Annotations []string `toml:"annotations"`
 	// UnsealedTrustee is the trustee that pods without initdata are told of.
 	UnsealedTrustee Trustee `toml:"unsealed_trustee"`
+	// UnsealedRegistries is how pods without initdata reach registries.
+	UnsealedRegistries Registries `toml:"unsealed_registries"`
 
 	// Driver is qemu or process; process needs Development and Agent, the
 	// path of the agent's program.
@@ -114,6 +116,21 @@ type Trustee struct {
 	URL string `toml:"url"`
 	// CA is a file of PEM certificates that vouch for it.
 	CA string `toml:"ca"`
+}
+
+// DefaultAuthorities is where Debian and most others keep the certificates of
+// public authorities.
+const DefaultAuthorities = "/etc/ssl/certs/ca-certificates.crt"
+
+// Registries are files that say how registries are reached; an empty path is
+// none.
+type Registries struct {
+	// CA has PEM certificates that registries' certificates may chain to.
+	CA string `toml:"ca"`
+	// Config is a containers-registries.conf of version 2.
+	Config string `toml:"config"`
+	// Auth has credentials, as docker's config.json.
+	Auth string `toml:"auth"`
 }
 
 // Duration is written as "90s" or "10m".
@@ -137,8 +154,9 @@ func Default() *Config {
 		BootTimeout: Duration(90 * time.Second), CreateTimeout: Duration(20 * time.Minute), ShutdownTimeout: Duration(10 * time.Second),
 		ScratchDirectory: "/var/tmp", BlobCacheSize: 10 << 30, DiskSlots: 4,
 		StateDir: "/run/coffer", SoftTEEState: "/var/lib/coffer/softtee", KubeletRoot: "/var/lib/kubelet", HostPath: HostPathCopy,
-		Annotations: []string{"coffer-project.io/vcpus", "coffer-project.io/memory", "coffer-project.io/volumes"},
-		Driver:      DriverQEMU,
+		Annotations:        []string{"coffer-project.io/vcpus", "coffer-project.io/memory", "coffer-project.io/volumes"},
+		UnsealedRegistries: Registries{CA: DefaultAuthorities},
+		Driver:             DriverQEMU,
 	}
 }
 

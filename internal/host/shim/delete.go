@@ -155,7 +155,8 @@ func ends(ctx context.Context, p podstate.Process, limit time.Duration) bool {
 	return p.Wait(ctx) == nil
 }
 
-// answers tells whether the daemon is well.
+// answers asks the daemon to end if it has nothing to do any more, and tells
+// whether it is well.
 func answers(ctx context.Context, socket, id string) bool {
 	ctx, cancel := context.WithTimeout(ctx, dialTime)
 	defer cancel()
@@ -165,6 +166,6 @@ func answers(ctx context.Context, socket, id string) bool {
 	}
 	client := ttrpc.NewClient(conn)
 	defer func() { _ = client.Close() }()
-	_, err = taskv2.NewTTRPCTaskClient(client).Connect(ctx, &taskv2.ConnectRequest{ID: id})
+	_, err = taskv2.NewTTRPCTaskClient(client).Shutdown(ctx, &taskv2.ShutdownRequest{ID: id})
 	return err == nil || ctx.Err() == nil && !errors.Is(err, ttrpc.ErrClosed)
 }

@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
 )
 
@@ -50,28 +51,10 @@ func newNode(t *testing.T) *node {
 		}
 		_ = os.RemoveAll(dir)
 	})
-	n := &node{dir: dir, binary: installShim(t, dir)}
+	n := &node{dir: dir, binary: hosttest.InstallShim(t, dir, shimName)}
 	n.env = append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "s"), "COFFER_SHIM_TEST_STATE="+filepath.Join(dir, "state"),
 		"TTRPC_ADDRESS="+filepath.Join(dir, "none.ttrpc"))
 	return n
-}
-
-// installShim puts this program where containerd finds it as a shim.
-func installShim(t *testing.T, dir string) string {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(dir, "containerd-shim-coffertest-v2")
-	data, err := os.ReadFile(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(binary, data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return binary
 }
 
 // leftovers are sockets and pods' directories.
@@ -276,16 +259,22 @@ func TestDeleteOfLivingPod(t *testing.T) {
 func TestDeleteLeavesDaemonThatAnswers(t *testing.T) {
 	n := newNode(t)
 	bundle := n.bundle(t, "pod1", podSpec)
-	socket := n.start(t, bundle)
+	task := taskv2.NewTTRPCTaskClient(dial(t, n.start(t, bundle)))
+	if _, err := task.Create(t.Context(), &taskv2.CreateTaskRequest{ID: "c1", Bundle: bundle}); err != nil {
+		t.Fatal(err)
+	}
 	out, err := n.call(t, bundle, nil, "-bundle", bundle, "delete")
 	checkDelete(t, out, err, 137)
 	state := n.state(t, "pod1")
 	if !state.Shim.Alive() {
 		t.Fatal("the daemon is gone")
 	}
-	if _, err := taskv2.NewTTRPCTaskClient(dial(t, socket)).Shutdown(t.Context(), &taskv2.ShutdownRequest{}); err != nil {
+	if _, err := task.Delete(t.Context(), &taskv2.DeleteRequest{ID: "c1"}); err != nil {
 		t.Error(err)
 	}
+	// Now that it has nothing to do, the same `delete` ends it.
+	out, err = n.call(t, bundle, nil, "-bundle", bundle, "delete")
+	checkDelete(t, out, err, 137)
 	awaitEnd(t, state.Shim)
 }
 

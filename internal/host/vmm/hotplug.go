@@ -134,9 +134,10 @@ func (vm *VM) device(d Disk, hot *hotDisk) map[string]any {
 	return device
 }
 
-// DetachDisk takes a disk out that AttachDisk gave. It waits until the guest's
+// DetachDisk takes a disk out that AttachDisk gave. The guest should no longer
+// use it: its kernel drops what it had not written. DetachDisk waits until that
 // kernel has let go, which a guest may never do: the caller bounds it with ctx,
-// and may try again. The guest's data is on the image when DetachDisk returns.
+// and may try again. The emulator has closed the image when DetachDisk returns.
 // The error for a disk that is not there is ErrNoDisk.
 func (vm *VM) DetachDisk(ctx context.Context, serial string) error {
 	hot, err := vm.slots.hold(serial)

@@ -8,6 +8,10 @@
 // ends. It ends with the context it was started in, with [VM.Close], and with
 // the process that started it.
 //
+// Network cards are on taps of the host, which come by descriptor as well.
+// Disks may be attached and detached while the machine runs
+// ([VM.AttachDisk]): spare PCI Express ports take them.
+//
 // The emulator is confined by its own seccomp filter: it starts no program
 // and gains no privilege.
 package vmm

@@ -95,7 +95,7 @@ func (p *planner) block(b claimed, at blockPlace) error {
 		volume: v.name, serial: serial(p.m.o.PodUID, v.name), path: filepath.Join(p.m.pod.path, b.link),
 		dev: unix.Mkdev(uint32(b.dev.Major), uint32(b.dev.Minor)), readOnly: b.readOnly,
 	}
-	v.work = d.attach
+	v.work, v.lasting = d.attach, true
 	p.addVolume(v)
 	if at.mount != nil {
 		p.proposal.Mounts = append(p.proposal.Mounts, &agentapi.Mount{Path: at.mount.Path, Volume: v.name, ReadOnly: at.mount.ReadOnly, SubPath: at.mount.SubPath})

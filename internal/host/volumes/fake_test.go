@@ -31,8 +31,9 @@ type fakeGuest struct {
 	announced map[string]chan net.Conn
 	puts      chan string // told of every PutFiles, if not nil
 	disks     map[string]vmm.Disk
-	attached  []string // VOLUME=SERIAL
-	noDisk    error    // answer to AttachVolume
+	attached  []string      // VOLUME=SERIAL
+	noDisk    error         // answer to AttachVolume
+	opening   chan struct{} // AttachVolume waits until it is closed, if not nil
 	detached  []string
 	message   []byte
 }
@@ -106,7 +107,11 @@ func (g *fakeGuest) PutFiles(ctx context.Context, req *agentapi.PutFilesRequest)
 		if err != nil {
 			return nil, err
 		}
-		files[h.Name] = fmt.Sprintf("%04o %s", h.Mode, body)
+		owner := ""
+		if h.Uid != 0 || h.Gid != 0 {
+			owner = fmt.Sprintf(" %d:%d", h.Uid, h.Gid)
+		}
+		files[h.Name] = fmt.Sprintf("%04o%s %s", h.Mode, owner, body)
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -148,7 +153,14 @@ func (g *fakeGuest) DetachDisk(_ context.Context, serial string) error {
 	return nil
 }
 
-func (g *fakeGuest) AttachVolume(_ context.Context, req *agentapi.AttachVolumeRequest) (*agentapi.AttachVolumeResponse, error) {
+func (g *fakeGuest) AttachVolume(ctx context.Context, req *agentapi.AttachVolumeRequest) (*agentapi.AttachVolumeResponse, error) {
+	if g.opening != nil {
+		select {
+		case <-g.opening:
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		}
+	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	if g.noDisk != nil {

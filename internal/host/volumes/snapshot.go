@@ -41,9 +41,10 @@ var errContent = errors.New("volume content")
 
 // file is one file of a volume. Its content may be secret, and is not logged.
 type file struct {
-	name    string
-	mode    fs.FileMode
-	content []byte
+	name     string
+	mode     fs.FileMode // permissions only
+	uid, gid uint32
+	content  []byte
 }
 
 // snapshot is all files of a volume at one time, by name, and the group of its
@@ -63,18 +64,22 @@ func (s *snapshot) digest() [sha256.Size]byte {
 		number(len(f.name))
 		_, _ = io.WriteString(h, f.name)
 		number(int(f.mode))
+		number(int(f.uid))
+		number(int(f.gid))
 		number(len(f.content))
 		_, _ = h.Write(f.content)
 	}
 	return [sha256.Size]byte(h.Sum(nil))
 }
 
-// archive writes the files as a tar archive.
+// archive writes the files as a tar archive. Modes and owners are those on the
+// node: the kubelet gives a token to the container's user, and files to the
+// pod's group. A guest with a policy takes those of the policy.
 func (s *snapshot) archive(w io.Writer) error {
 	b := bufio.NewWriterSize(w, 32<<10)
 	t := tar.NewWriter(b)
 	for _, f := range s.files {
-		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: int64(f.mode), Size: int64(len(f.content)), Format: tar.FormatPAX}); err != nil {
+		if err := t.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: f.name, Mode: int64(f.mode), Uid: int(f.uid), Gid: int(f.gid), Size: int64(len(f.content)), Format: tar.FormatPAX}); err != nil {
 			return err
 		}
 		if _, err := t.Write(f.content); err != nil {
@@ -272,20 +277,12 @@ func (r *reader) file(name string) error {
 		return tooLarge(int64(len(content)))
 	}
 	r.bytes += int64(len(content))
-	r.out.files = append(r.out.files, file{name: name, mode: modeOf(info), content: content})
-	return nil
-}
-
-// modeOf is the mode that a file has in the guest, within what the guest takes
-// (no set-id bits, no write for others). There files belong to root and the
-// volume's group: what the kubelet gave to a container's user (the token of a
-// pod with runAsUser) must be readable by others, who are that user.
-func modeOf(info fs.FileInfo) fs.FileMode {
-	mode := info.Mode().Perm() & 0o775
-	if st, ok := info.Sys().(*syscall.Stat_t); ok && st.Uid != 0 {
-		mode |= mode >> 6 & 0o5
+	out := file{name: name, mode: info.Mode().Perm(), content: content}
+	if st, ok := info.Sys().(*syscall.Stat_t); ok {
+		out.uid, out.gid = st.Uid, st.Gid
 	}
-	return mode
+	r.out.files = append(r.out.files, out)
+	return nil
 }
 
 func typeName(m fs.FileMode) string {

@@ -26,6 +26,10 @@ func (m *Manager) Exited(ctx context.Context, h Host, id string) error {
 		return nil
 	}
 	resp, err := h.Agent().TerminationMessage(ctx, &agentapi.TerminationMessageRequest{ContainerId: id})
+	if refused(err) {
+		m.o.Logger.DebugContext(ctx, "the guest keeps the termination message", "container", id, "error", err)
+		return nil
+	}
 	if err != nil {
 		return fmt.Errorf("termination message of container %s: %w", id, err)
 	}

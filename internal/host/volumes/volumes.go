@@ -140,6 +140,10 @@ type volume struct {
 	watch string
 	// work brings it into the guest; nil for nothing to do.
 	work func(ctx context.Context, h Host) error
+	// lasting work goes on when who has asked for it gives up, and stays done: a
+	// guest that is stopped while it makes a new volume leaves a disk that is
+	// neither blank nor a volume.
+	lasting bool
 
 	users  map[string]bool
 	worker *worker // nil before the first
@@ -183,6 +187,9 @@ func (m *Manager) Prepare(ctx context.Context, h Host, c Container) (*Proposal, 
 	for _, w := range workers {
 		if err := w.do(ctx); err != nil {
 			m.Release(c.ID)
+			if w.lasting && ctx.Err() != nil {
+				err = fmt.Errorf("the guest is still opening the disk, which goes on; create the container again: %w", err)
+			}
 			return nil, fmt.Errorf("container %s: volume %s: %w", c.Name, w.name, err)
 		}
 	}
@@ -192,7 +199,8 @@ func (m *Manager) Prepare(ctx context.Context, h Host, c Container) (*Proposal, 
 // named is a volume's worker.
 type named struct {
 	*worker
-	name string
+	name    string
+	lasting bool
 }
 
 // take notes what a container uses, and starts the workers for it.
@@ -226,7 +234,7 @@ func (m *Manager) take(h Host, id string, p *planner) (workers []named, err erro
 		}
 		v.users[id] = true
 		if v.work != nil {
-			workers = append(workers, named{v.worker, v.name})
+			workers = append(workers, named{v.worker, v.name, v.lasting})
 		}
 	}
 	return workers, nil
@@ -234,11 +242,15 @@ func (m *Manager) take(h Host, id string, p *planner) (workers []named, err erro
 
 // begin has a volume's worker run. The caller holds mu.
 func (m *Manager) begin(h Host, v *volume) error {
-	if v.work == nil || len(v.users) > 0 {
+	if v.work == nil || len(v.users) > 0 || v.lasting && v.worker != nil {
 		return nil
 	}
+	pace := m.pace
+	if v.lasting {
+		pace.attempt = 0
+	}
 	w := &worker{
-		pace: m.pace, work: func(ctx context.Context) error { return v.work(ctx, h) },
+		pace: pace, work: func(ctx context.Context) error { return v.work(ctx, h) },
 		final: final, failed: func(err error, next time.Duration) { m.failed(v.name, err, next) },
 	}
 	w.start(m.ctx, v.worker)
@@ -301,7 +313,7 @@ func (m *Manager) release(id string) {
 			continue
 		}
 		delete(v.users, id)
-		if len(v.users) > 0 || v.worker == nil {
+		if len(v.users) > 0 || v.worker == nil || v.lasting {
 			continue
 		}
 		if v.watch != "" && m.watcher != nil {

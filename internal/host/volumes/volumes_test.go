@@ -118,8 +118,7 @@ func TestPrepare(t *testing.T) {
 	}
 }
 
-// A token that the kubelet gave to the container's user must be readable there.
-func TestModes(t *testing.T) {
+func TestOwners(t *testing.T) {
 	t.Parallel()
 	if os.Getuid() != 0 {
 		unsupported(t, fmt.Errorf("not root"))
@@ -128,12 +127,12 @@ func TestModes(t *testing.T) {
 	v := k.volume(pluginProjected, "token", map[string]string{"token": "t", "run": "r", "odd": "o"})
 	at := func(name string) string { return filepath.Join(v.dir, "..data", name) }
 	k.check(os.Chmod(at("token"), 0o600))
-	k.check(os.Chown(at("token"), 1000, 0))
+	k.check(os.Chown(at("token"), 1000, 2000))
 	k.check(os.Chmod(at("run"), 0o755))
 	k.check(os.Chmod(at("odd"), 0o667|os.ModeSetuid))
 	m, _ := k.manager()
 	prepare(t, m, g, Container{ID: "c", Name: "web", Mounts: []specs.Mount{bind(v.dir, "/v")}})
-	if diff := cmp.Diff(contents{"token": "0604 t", "run": "0755 r", "odd": "0665 o"}, g.latest("token")); diff != "" {
+	if diff := cmp.Diff(contents{"token": "0600 1000:2000 t", "run": "0755 r", "odd": "0667 o"}, g.latest("token")); diff != "" {
 		t.Error(diff)
 	}
 }

@@ -12,7 +12,8 @@ type pace struct {
 	settle time.Duration
 	// retry is the first wait after a failure; it doubles up to most.
 	retry, most time.Duration
-	// attempt bounds one run: the guest may have to attest and to fetch secrets.
+	// attempt bounds one run, if it is not zero: the guest may have to attest and
+	// to fetch secrets.
 	attempt time.Duration
 }
 
@@ -117,8 +118,11 @@ func (w *worker) run(ctx context.Context) {
 }
 
 func (w *worker) attempt(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, w.pace.attempt)
-	defer cancel()
+	if w.pace.attempt > 0 {
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, w.pace.attempt)
+		defer cancel()
+	}
 	return w.work(ctx)
 }
 

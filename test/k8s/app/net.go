@@ -65,7 +65,9 @@ func serveHTTP(address string) error {
 		}
 		_, _ = fmt.Fprintf(w, "%s from %s to %s\n", name, r.RemoteAddr, r.Host)
 	})
-	mux.HandleFunc("/env", func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, strings.Join(os.Environ(), "\n")) })
+	mux.HandleFunc("/env", func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = io.WriteString(w, strings.Join(os.Environ(), "\n"))
+	})
 	mux.HandleFunc("/file", func(w http.ResponseWriter, r *http.Request) { http.ServeFile(w, r, r.URL.RawQuery) })
 	mux.HandleFunc("/sick", set(true))
 	mux.HandleFunc("/healthy", set(false))

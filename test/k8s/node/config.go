@@ -3,6 +3,7 @@ package node
 import (
 	"context"
 	"fmt"
+	"maps"
 	"os"
 	"path/filepath"
 	"sort"
@@ -46,12 +47,13 @@ type Handler struct {
 // writeConfig writes the files that programs of the node read.
 func (n *Node) writeConfig() error {
 	files := map[string]string{
-		"/etc/containerd/config.toml": n.containerdConfig(),
+		"/etc/containerd/config.toml":                         n.containerdConfig(),
 		"/etc/containerd/certs.d/" + Registry + "/hosts.toml": fmt.Sprintf("server = \"https://%s\"\n[host.\"https://%s\"]\n  ca = %q\n", Registry, Registry, n.CA()),
 		"/etc/cni/net.d/10-node.conflist":                     cniConfig,
 		"/etc/coffer-node/kubelet.yaml":                       n.kubeletConfig(),
 		"/etc/coffer-node/resolv.conf":                        "nameserver " + IP + "\n",
 	}
+	maps.Copy(files, n.options.Files)
 	for path, text := range files {
 		if err := n.writeInside(path, text); err != nil {
 			return err

@@ -65,6 +65,9 @@ type Options struct {
 	Path []string
 	// Handlers are runtimes beside runc.
 	Handlers []Handler
+	// Files are written to the node's disk before it is started: path to text. They
+	// lie in /etc, /opt, /var/lib or /usr/local.
+	Files map[string]string
 	// Prepare is called in each boot before containerd is started, and may run
 	// commands inside. It may be nil.
 	Prepare func(ctx context.Context, n *Node) error
@@ -88,6 +91,7 @@ type Node struct {
 	mu        sync.Mutex
 	machine   *machine
 	listeners []*Listener
+	dns       *resolver
 }
 
 // MissingError says what a node cannot be run without.
@@ -169,6 +173,9 @@ func (n *Node) boot(ctx context.Context) error {
 			return err
 		}
 	}
+	if err := n.startDNS(); err != nil {
+		return err
+	}
 	if n.options.Prepare != nil {
 		if err := n.options.Prepare(ctx, n); err != nil {
 			return fmt.Errorf("preparing: %w", err)
@@ -185,12 +192,18 @@ func (n *Node) boot(ctx context.Context) error {
 // what its disk holds; it returns when the node is ready. Listeners listen again.
 func (n *Node) Reboot(ctx context.Context) error {
 	n.mu.Lock()
-	m := n.machine
-	n.machine = nil
+	m, dns := n.machine, n.dns
+	n.machine, n.dns = nil, nil
 	listeners := append([]*Listener(nil), n.listeners...)
 	n.mu.Unlock()
+	if m == nil {
+		return errDown
+	}
 	for _, l := range listeners {
 		l.shut()
+	}
+	if dns != nil {
+		dns.Close()
 	}
 	m.kill()
 	// What a power cut does to them: they are the kernel's memory.
@@ -213,9 +226,12 @@ func (n *Node) Reboot(ctx context.Context) error {
 // not be removed: there should be nothing. It may be called again.
 func (n *Node) Close() error {
 	n.mu.Lock()
-	m, listeners := n.machine, n.listeners
-	n.machine, n.listeners = nil, nil
+	m, listeners, dns := n.machine, n.listeners, n.dns
+	n.machine, n.listeners, n.dns = nil, nil, nil
 	n.mu.Unlock()
+	if dns != nil {
+		dns.Close()
+	}
 	for _, l := range listeners {
 		_ = l.Close()
 	}

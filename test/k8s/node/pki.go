@@ -131,7 +131,7 @@ func (n *Node) writePKI() error {
 		}
 	}
 	servers := map[string][]string{
-		"apiserver": {"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", IP, IP6, "10.96.0.1"},
+		"apiserver":      {"kubernetes", "kubernetes.default", "kubernetes.default.svc", "localhost", "127.0.0.1", IP, IP6, "10.96.0.1"},
 		"kubelet-server": {Name, IP, IP6, "127.0.0.1"},
 		// For servers of the tests that listen on the node.
 		"service": {"localhost", "127.0.0.1", IP, IP6, "registry.node", "trustee.node"},

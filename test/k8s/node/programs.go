@@ -303,3 +303,6 @@ func (n *Node) tail(file string, lines int) string {
 	all := strings.Split(strings.TrimRight(string(buf), "\n"), "\n")
 	return strings.Join(all[max(0, len(all)-lines):], "\n")
 }
+
+// LogTail is the end of the log of one of the node's programs.
+func (n *Node) LogTail(program string, lines int) string { return n.tail(n.logFile(program), lines) }

@@ -19,9 +19,10 @@ import (
 	eventsapi "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types"
 	"github.com/containerd/ttrpc"
-	"github.com/containerd/typeurl/v2"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+	"google.golang.org/protobuf/types/known/anypb"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -92,12 +93,18 @@ func New(o Options) *Publisher {
 // containerd/api/events. The error is about the event, never about
 // containerd. When the queue is full the oldest event goes.
 func (p *Publisher) Publish(_ context.Context, topic string, event any) error {
-	any, err := typeurl.MarshalAnyToProto(event)
+	message, ok := event.(proto.Message)
+	if !ok {
+		return fmt.Errorf("event %s: expected a message of containerd/api/events, got %T", topic, event)
+	}
+	value, err := proto.Marshal(message)
 	if err != nil {
 		return fmt.Errorf("event %s: %w", topic, err)
 	}
 	envelope := &types.Envelope{
-		Timestamp: timestamppb.New(p.options.Now()), Namespace: p.options.Namespace, Topic: topic, Event: any,
+		Timestamp: timestamppb.New(p.options.Now()), Namespace: p.options.Namespace, Topic: topic,
+		// As package typeurl writes it: the bare name.
+		Event: &anypb.Any{TypeUrl: string(message.ProtoReflect().Descriptor().FullName()), Value: value},
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -44,6 +44,8 @@ type State struct {
 	// Socket is the path of the shim's socket.
 	Socket string  `json:"socket"`
 	Shim   Process `json:"shim"`
+	// Driver is what the machine is, as the configuration calls it.
+	Driver string `json:"driver,omitempty"`
 	// Machines are the processes of the virtual machine.
 	Machines []Process `json:"machines,omitempty"`
 	// NetNS is the network namespace that has taps of ours.
