@@ -11,7 +11,7 @@ MAKEFLAGS   += --no-builtin-rules
 .NOTPARALLEL:
 
 GO       ?= $(shell scripts/find-go)
-PROGRAMS := coffer coffer-agent coffer-trustee
+PROGRAMS := coffer coffer-agent coffer-trustee containerd-shim-coffer-v2
 GUEST    := build/guest
 CACHE    := build/cache/packages
 LINT     := build/tools/golangci-lint
@@ -39,14 +39,18 @@ deps-demo:
 	@scripts/deps demo >&2
 
 .PHONY: build
-build: $(PROGRAMS:%=bin/%) ## Build bin/coffer, bin/coffer-agent and bin/coffer-trustee: static, reproducible
+build: $(PROGRAMS:%=bin/%) ## Build the programs in bin/: static, reproducible
 
 # Nothing of the building machine may reach the bytes: no paths, no VCS state, no
 # build id. The agent's bytes are part of every launch measurement.
 bin/%: $(SOURCES) build/sources | check-go
 	@echo "building $@" >&2
-	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(TAGS) -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
 	@touch $@
+
+# containerd's API knows gRPC as well; a shim is asked by ttrpc only, and every
+# pod has one.
+bin/containerd-shim-coffer-v2: TAGS := -tags no_grpc
 
 # PKCS#11 modules are shared libraries, which takes cgo: a trustee for hardware
 # security modules is a program of its own, linked to the machine's C library.
@@ -86,6 +90,13 @@ $(GUEST)/manifest.json: bin/coffer bin/coffer-agent | deps-demo
 	@bin/coffer guest build --out $(GUEST) --cache $(CACHE) --agent bin/coffer-agent >&2
 	@touch $@
 
+NODE_IMAGE := build/node-image
+
+.PHONY: node-image
+node-image: bin/coffer bin/containerd-shim-coffer-v2 guest-image ## Make the image of the nodes' DaemonSet in build/node-image (an OCI layout)
+	@rm -rf $(NODE_IMAGE)
+	@$(GO) run ./deploy/nodeimage --programs bin --guest-image $(GUEST) --out $(NODE_IMAGE) --tag 0.1.0
+
 .PHONY: demo
 demo: deps-demo build guest-image ## Show an attested pod, and the host's attacks refused (OUTPUT=json: a report)
 	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
@@ -93,6 +104,31 @@ demo: deps-demo build guest-image ## Show an attested pod, and the host's attack
 .PHONY: test
 test: deps build build-pkcs11 guest-image ## Lint, unit tests and end-to-end tests in virtual machines
 	@GO=$(GO) LINT=$(LINT) $(TEST_ENV) scripts/test >&2
+
+# Kubernetes' own programs, in one file, and two versions of containerd, for tests on
+# a real node. Minutes when cold, kept until the versions in go.mod change.
+K8S := build/k8s
+KUBE := kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl
+
+.PHONY: k8s-node
+k8s-node: deps-k8s $(K8S)/bin/kube $(K8S)/bin/app $(K8S)/containerd-2.2/containerd $(K8S)/containerd-2.4/containerd ## Build the programs of a Kubernetes node in build/k8s
+
+.PHONY: deps-k8s
+deps-k8s:
+	@scripts/deps k8s >&2
+
+$(K8S)/bin/kube: test/k8s/kube/main.go test/k8s/go.mod test/k8s/go.sum scripts/build-k8s | check-go
+	@GO=$(GO) scripts/build-k8s kube $(K8S)/bin $(KUBE) >&2
+
+$(K8S)/bin/app: $(wildcard test/k8s/app/*.go) test/k8s/go.mod test/k8s/go.sum scripts/build-k8s | check-go
+	@GO=$(GO) scripts/build-k8s app $(K8S)/bin >&2
+
+$(K8S)/containerd-%/containerd: tools/containerd-%/go.mod tools/containerd-%/go.sum scripts/build-k8s | check-go
+	@GO=$(GO) scripts/build-k8s containerd $(K8S)/containerd-$* tools/containerd-$* >&2
+
+.PHONY: test-k8s
+test-k8s: deps build guest-image k8s-node ## Test pods on a real Kubernetes node (build/k8s/report.md; COFFER_K8S=core: the core only)
+	@GO=$(GO) $(TEST_ENV) scripts/test-k8s >&2
 
 .PHONY: lint
 lint: $(LINT) ## Run golangci-lint and go vet
@@ -105,6 +141,12 @@ $(LINT): tools/go.mod tools/go.sum | check-go
 	@touch $@
 
 test: $(LINT)
+
+# Renders the chart in tests.
+build/tools/helm: tools/helm/go.mod tools/helm/go.sum | check-go
+	@echo "building $@ (takes minutes the first time)" >&2
+	@cd tools/helm && CGO_ENABLED=0 GOFLAGS= $(GO) build -o ../../$@ helm.sh/helm/v3/cmd/helm >&2
+	@touch $@
 
 .PHONY: generate
 generate: deps ## Generate Go code anew from the .proto files
@@ -132,4 +174,4 @@ bench-guest: deps bin/coffer-agent ## Compare pulls and decryption with skopeo, 
 
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays
-	@rm -rf bin build/guest build/bench build/tools
+	@rm -rf bin build/guest build/bench build/tools build/k8s

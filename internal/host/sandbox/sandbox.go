@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
@@ -185,13 +186,29 @@ func (s *Sandbox) Info() Info { return s.info }
 // machine has ended returns its *vmm.End.
 func (s *Sandbox) Agent() agentapi.AgentService { return s.agent }
 
-// Network is what CreateSandbox is to be told; nil without a network. It is
-// the caller's to change.
+// Network is what CreateSandbox is to be told: Config.Network's Guest, or what
+// fits the user-mode network; nil without a network. It is the caller's to
+// change.
 func (s *Sandbox) Network() *agentapi.Network {
-	if s.network == nil {
-		return nil
+	return proto.CloneOf(s.network)
+}
+
+// AttachDisk gives the running machine another disk, see vmm.VM.AttachDisk. The
+// guest agent is then told of it by its serial number (AttachVolume).
+func (s *Sandbox) AttachDisk(ctx context.Context, d vmm.Disk) error {
+	if err := s.vm.AttachDisk(ctx, d); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
-	return network(s.mac)
+	return nil
+}
+
+// DetachDisk takes out a disk that AttachDisk gave. It waits until the guest
+// has let go, which the caller bounds with ctx, see vmm.VM.DetachDisk.
+func (s *Sandbox) DetachDisk(ctx context.Context, serial string) error {
+	if err := s.vm.DetachDisk(ctx, serial); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
+	}
+	return nil
 }
 
 // Open opens a stream to the agent. A stream that the policy forbids opens
