@@ -26,6 +26,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
 )
 
@@ -50,28 +51,10 @@ func newNode(t *testing.T) *node {
 		}
 		_ = os.RemoveAll(dir)
 	})
-	n := &node{dir: dir, binary: installShim(t, dir)}
+	n := &node{dir: dir, binary: hosttest.InstallShim(t, dir, shimName)}
 	n.env = append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "s"), "COFFER_SHIM_TEST_STATE="+filepath.Join(dir, "state"),
 		"TTRPC_ADDRESS="+filepath.Join(dir, "none.ttrpc"))
 	return n
-}
-
-// installShim puts this program where containerd finds it as a shim.
-func installShim(t *testing.T, dir string) string {
-	t.Helper()
-	self, err := os.Executable()
-	if err != nil {
-		t.Fatal(err)
-	}
-	binary := filepath.Join(dir, "containerd-shim-coffertest-v2")
-	data, err := os.ReadFile(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := os.WriteFile(binary, data, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	return binary
 }
 
 // leftovers are sockets and pods' directories.

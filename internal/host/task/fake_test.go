@@ -14,14 +14,15 @@ import (
 
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 )
 
 // fakePod is a pod whose guest runs in this process. Its programs are true,
-// false, cat, echo WORDS, sleep, "sh -c exit N" and flood; hooks hold calls up
-// or fail them.
+// false, cat, echo WORDS, sleep, seq N, sh -c "exit N" and sh -c "echo WORDS >&2";
+// hooks hold calls up or fail them.
 type fakePod struct {
 	// hook is called at the beginning of each call, by its name: an error is
 	// the call's.
@@ -41,6 +42,8 @@ type fakePod struct {
 	sizes  []string
 	wg     sync.WaitGroup
 }
+
+var errDead = errors.New("the fake machine is dead")
 
 func newFakePod() *fakePod {
 	return &fakePod{
@@ -82,7 +85,7 @@ func (f *fakePod) enter(ctx context.Context, call, id string) error {
 	}
 	select {
 	case <-f.dead:
-		return errors.New("the fake machine is dead")
+		return errDead
 	default:
 		return ctx.Err()
 	}
@@ -181,6 +184,9 @@ func (f *fakePod) die(err error) {
 
 func (f *fakePod) Close(ctx context.Context) error {
 	err := f.enter(ctx, "Close", "")
+	if errors.Is(err, errDead) {
+		err = nil
+	}
 	f.mu.Lock()
 	f.closed++
 	f.mu.Unlock()
@@ -267,16 +273,17 @@ func (f *fakePod) run(p *fakeProc, id, exec string) {
 		code = 1
 	case arg == "echo":
 		_, _ = io.WriteString(p.out, strings.Join(p.args[1:], " ")+"\n")
-	case arg == "warn":
-		_, _ = io.WriteString(p.err, strings.Join(p.args[1:], " ")+"\n")
 	case arg == "cat":
 		_, _ = io.Copy(p.out, p.in)
-	case arg == "flood":
-		for i := range 1000 {
-			if _, err := fmt.Fprintf(p.out, "%0127d\n", i); err != nil {
+	case arg == "seq":
+		n, _ := strconv.Atoi(p.args[1])
+		for i := range n {
+			if _, err := fmt.Fprintln(p.out, i+1); err != nil {
 				break
 			}
 		}
+	case arg == "sh" && strings.HasPrefix(p.args[2], "echo "):
+		_, _ = io.WriteString(p.err, strings.TrimSuffix(strings.TrimPrefix(p.args[2], "echo "), " >&2")+"\n")
 	case arg == "sh":
 		n, _ := strconv.Atoi(strings.TrimPrefix(p.args[2], "exit "))
 		code = uint32(n)
@@ -350,7 +357,7 @@ func (a fakeAgent) Wait(ctx context.Context, r *agentapi.WaitRequest) (*agentapi
 	case <-ctx.Done():
 		return nil, ctx.Err()
 	case <-f.dead:
-		return nil, errors.New("the fake machine is dead")
+		return nil, errDead
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
@@ -386,11 +393,7 @@ func (a fakeAgent) Stats(ctx context.Context, r *agentapi.StatsRequest) (*agenta
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	s := f.stats
-	return &agentapi.StatsResponse{
-		MemoryBytes: s.GetMemoryBytes(), MemoryLimitBytes: s.GetMemoryLimitBytes(), CpuUsageNs: s.GetCpuUsageNs(), Pids: s.GetPids(),
-		MemoryInactiveFileBytes: s.GetMemoryInactiveFileBytes(), OomKills: s.GetOomKills(),
-	}, nil
+	return proto.CloneOf(f.stats), nil
 }
 
 func (a fakeAgent) Update(ctx context.Context, r *agentapi.UpdateRequest) (*agentapi.UpdateResponse, error) {

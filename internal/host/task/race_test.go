@@ -201,7 +201,9 @@ func TestCreateCompletesTooLate(t *testing.T) {
 			return nil
 		})
 		w.bundle(cri.KindContainer, "big", "sleep")
-		created := async(func() error { return second(w.v3.Create(context.WithoutCancel(t.Context()), &api.CreateTaskRequest{ID: "big"})) })
+		created := async(func() error {
+			return second(w.v3.Create(context.WithoutCancel(t.Context()), &api.CreateTaskRequest{ID: "big"}))
+		})
 		synctest.Wait()
 		// The fake looks at its context at the end of the hook, so cancel after.
 		close(late)
@@ -538,8 +540,6 @@ func TestOOM(t *testing.T) {
 		synctest.Wait()
 		w.expect(w.about("web"), "create web", "start web", "oom web")
 		w.run("side", "sh", "-c", "exit 9")
-		w.pod.mu.Lock()
-		w.pod.mu.Unlock()
 		w.wait("side", "")
 		w.run("hungry", "sleep")
 		p, _ := w.pod.find("hungry", "")

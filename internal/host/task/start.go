@@ -67,7 +67,9 @@ func (s *Service) start(ctx context.Context, c *container, p *process) error {
 	}
 	asked := p.setRunning(func() { s.tellStart(p, p.pid) })
 	if asked != nil {
-		s.resize(ctx, m, p, *asked)
+		if err := s.resize(ctx, m, p, *asked); err != nil {
+			s.log.WarnContext(ctx, "the terminal does not have the size that was asked for", "error", err)
+		}
 	}
 	s.spawn(func() { s.watch(h, m, c, p) })
 	return nil

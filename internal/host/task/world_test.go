@@ -27,7 +27,7 @@ type world struct {
 	s   *Service
 	v3  V3
 	pod *fakePod
-	log *bytes.Buffer
+	log *logBuffer
 
 	mu        sync.Mutex
 	bundles   map[string]*cri.Bundle
@@ -35,20 +35,26 @@ type world struct {
 	shutdowns int
 }
 
-// lockedWriter lets log lines of goroutines follow each other.
-type lockedWriter struct {
+// logBuffer may be read while others write.
+type logBuffer struct {
 	mu sync.Mutex
-	b  *bytes.Buffer
+	b  bytes.Buffer
 }
 
-func (w *lockedWriter) Write(p []byte) (int, error) {
+func (w *logBuffer) Write(p []byte) (int, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.b.Write(p)
 }
 
+func (w *logBuffer) String() string {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.b.String()
+}
+
 func newWorld(t *testing.T, change ...func(*Options)) *world {
-	w := &world{t: t, pod: newFakePod(), bundles: map[string]*cri.Bundle{}, log: new(bytes.Buffer)}
+	w := &world{t: t, pod: newFakePod(), bundles: map[string]*cri.Bundle{}, log: new(logBuffer)}
 	o := Options{
 		Read: func(_, id string) (*cri.Bundle, error) {
 			w.mu.Lock()
@@ -70,7 +76,7 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 			defer w.mu.Unlock()
 			w.shutdowns++
 		},
-		Logger: slog.New(slog.NewTextHandler(&lockedWriter{b: w.log}, nil)),
+		Logger: slog.New(slog.NewTextHandler(w.log, nil)),
 	}
 	for _, c := range change {
 		c(&o)
