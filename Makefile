@@ -90,6 +90,13 @@ $(GUEST)/manifest.json: bin/coffer bin/coffer-agent | deps-demo
 	@bin/coffer guest build --out $(GUEST) --cache $(CACHE) --agent bin/coffer-agent >&2
 	@touch $@
 
+NODE_IMAGE := build/node-image
+
+.PHONY: node-image
+node-image: bin/coffer bin/containerd-shim-coffer-v2 guest-image ## Make the image of the nodes' DaemonSet in build/node-image (an OCI layout)
+	@rm -rf $(NODE_IMAGE)
+	@$(GO) run ./deploy/nodeimage --programs bin --guest-image $(GUEST) --out $(NODE_IMAGE) --tag 0.1.0
+
 .PHONY: demo
 demo: deps-demo build guest-image ## Show an attested pod, and the host's attacks refused (OUTPUT=json: a report)
 	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
@@ -134,6 +141,12 @@ $(LINT): tools/go.mod tools/go.sum | check-go
 	@touch $@
 
 test: $(LINT)
+
+# Renders the chart in tests.
+build/tools/helm: tools/helm/go.mod tools/helm/go.sum | check-go
+	@echo "building $@ (takes minutes the first time)" >&2
+	@cd tools/helm && CGO_ENABLED=0 GOFLAGS= $(GO) build -o ../../$@ helm.sh/helm/v3/cmd/helm >&2
+	@touch $@
 
 .PHONY: generate
 generate: deps ## Generate Go code anew from the .proto files

@@ -13,7 +13,7 @@ import (
 )
 
 // daemonsVariable names containerd programs to test with, separated by colons.
-// Without it, Debian's is used, if it is installed.
+// Without it, Debian's is used, and those of `make k8s-node`.
 const daemonsVariable = "COFFER_CONTAINERDS"
 
 // daemons are the containerd programs of this machine.
@@ -25,11 +25,17 @@ func daemons(t *testing.T) []string {
 	if list := os.Getenv(daemonsVariable); list != "" {
 		return strings.Split(list, ":")
 	}
-	p, err := exec.LookPath("containerd")
+	built, err := filepath.Glob("../../build/k8s/containerd-*/containerd")
 	if err != nil {
-		unsupported(t, "no containerd: install it, or set "+daemonsVariable)
+		t.Fatal(err)
 	}
-	return []string{p}
+	if p, err := exec.LookPath("containerd"); err == nil {
+		built = append(built, p)
+	}
+	if len(built) == 0 {
+		unsupported(t, "no containerd: install it, run `make k8s-node`, or set "+daemonsVariable)
+	}
+	return built
 }
 
 func unsupported(t *testing.T, why string) {

@@ -8,6 +8,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
 // Handler is a runtime handler: what a RuntimeClass names.
@@ -16,6 +18,16 @@ type Handler struct {
 	Name string
 	// TEE is what protects its machines: snp, tdx or soft.
 	TEE string
+}
+
+// Overhead is what a pod of the handler needs besides what its containers may
+// use, in MiB: in all, as its RuntimeClass declares it, and of that in the guest,
+// for its kernel and the agent. The rest is the emulator's and the shim's.
+func (h Handler) Overhead() (pod, guest int) {
+	if h.TEE == "snp" || h.TEE == "tdx" {
+		return 512, 384
+	}
+	return 256, 192
 }
 
 // Handlers are all there are, in the order in which they are installed.
@@ -111,6 +123,13 @@ func handlerNames() string {
 	return strings.Join(names, ", ")
 }
 
+// scratch is the size of a machine's disk, in bytes: 8 GiB, of which the node
+// stores what is written.
+const scratch = 8 << 30
+
+// maxExtra bounds further settings, in bytes.
+const maxExtra = 60 << 10
+
 // settings is the configuration file of a handler.
 func (h Handler) settings(o Options, guest, ovmf string) ([]byte, error) {
 	var b bytes.Buffer
@@ -118,6 +137,17 @@ func (h Handler) settings(o Options, guest, ovmf string) ([]byte, error) {
 	fmt.Fprintf(&b, "tee = %q\nguest_image = %q\n", h.TEE, guest)
 	if ovmf != "" {
 		fmt.Fprintf(&b, "firmware = %q\n", ovmf)
+	}
+	extra, err := boundedtoml.Decode(o.Extra, maxExtra)
+	if err != nil {
+		return nil, fmt.Errorf("further settings of handlers: %w", err)
+	}
+	if _, set := extra["overhead_memory"]; !set {
+		pod, guest := h.Overhead()
+		fmt.Fprintf(&b, "# With what the emulator needs, the %d MiB that the RuntimeClass declares.\noverhead_memory = %d\n", pod, guest)
+	}
+	if _, set := extra["scratch"]; !set {
+		fmt.Fprintf(&b, "# Images and what containers write lie on a sparse, encrypted disk, not in memory.\nscratch = %d\n", scratch)
 	}
 	if len(o.Extra) > 0 {
 		b.WriteByte('\n')

@@ -165,12 +165,12 @@ func TestMachine(t *testing.T) {
 		if from.ns == "node" {
 			ns = w.node
 		}
-		var conn net.Conn
-		for conn == nil { // it is not listening yet
-			if conn, err = w.dial(ns, from.address, "8080", limit); err != nil && !errors.Is(err, unix.ECONNREFUSED) {
-				t.Fatal(err)
-			}
-			time.Sleep(50 * time.Millisecond)
+		conn, err := w.dial(ns, from.address, "8080", limit)
+		for tick := time.NewTicker(50 * time.Millisecond); errors.Is(err, unix.ECONNREFUSED); <-tick.C { // it does not listen yet
+			conn, err = w.dial(ns, from.address, "8080", limit)
+		}
+		if err != nil {
+			t.Fatal(err)
 		}
 		defer conn.Close()
 		if err := conn.SetDeadline(time.Now().Add(time.Minute)); err != nil {

@@ -120,11 +120,21 @@ func (c *Crun) dropMissing(r *specs.LinuxResources) {
 	}
 }
 
+// set writes a file of the group that is there.
+func (c *Container) set(name, value string) error {
+	f, err := os.OpenFile(filepath.Join(c.cgroup, name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
+}
+
 // Update changes limits of a running container.
 func (c *Container) Update(l Limits) error {
 	var errs []error
 	set := func(name, value string) {
-		err := os.WriteFile(filepath.Join(c.cgroup, name), []byte(value), 0)
+		err := c.set(name, value)
 		if missing := errors.Is(err, os.ErrNotExist) && c.crun.o.WithoutMissing; err != nil && !missing {
 			errs = append(errs, err)
 		}

@@ -167,7 +167,7 @@ func (c *Container) Exec(ctx context.Context, execID string, process *specs.Proc
 // KillAll kills every process of the container, at once where the kernel can
 // (cgroup.kill, Linux 5.14).
 func (c *Container) KillAll() error {
-	err := os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
+	err := c.set("cgroup.kill", "1")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no cgroup, no processes
 	}

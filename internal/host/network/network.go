@@ -49,8 +49,8 @@ func (o Options) logger() *slog.Logger {
 	return o.Logger
 }
 
-// Attachment is a pod's network, connected to taps. Its methods are safe for
-// concurrent use.
+// Attachment is a pod's network, connected to taps. It keeps the network
+// namespace alive until Close. Its methods are safe for concurrent use.
 type Attachment struct {
 	// Cards are for vmm.Machine, in the order of the interfaces. The taps belong
 	// to the attachment.

@@ -1,12 +1,15 @@
 package network_test
 
 import (
+	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
@@ -16,6 +19,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
 func attach(t *testing.T, ns *hosttest.Namespace) *network.Attachment {
@@ -224,14 +228,40 @@ func TestRefused(t *testing.T) {
 			pod.Up("net1")
 			pod.Address("net1", "10.0.0.2/24")
 		}, nil, "interface net1: it is of kind dummy; expected veth or macvlan"},
+		{"many interfaces", func(_ *testing.T, node, pod *hosttest.Namespace) {
+			for i := range vmm.MaxCards + 1 {
+				name := fmt.Sprintf("net%d", i)
+				node.Veth("v"+name, pod, name, 1500)
+				pod.Address(name, fmt.Sprintf("10.0.%d.2/24", i))
+			}
+		}, nil, "has 9 interfaces with addresses; a virtual machine takes at most 8"},
+		{"many routes", func(_ *testing.T, node, pod *hosttest.Namespace) {
+			node.Veth("veth0", pod, "eth0", 1500)
+			pod.Address("eth0", "10.0.0.2/24")
+			for i := range 257 {
+				pod.Route("eth0", fmt.Sprintf("192.168.%d.%d/32", i/256, i%256), "10.0.0.1")
+			}
+		}, nil, "routes: expected at most 256, got 258"},
+		{"gateway of the other family", func(t *testing.T, node, pod *hosttest.Namespace) {
+			node.Veth("veth0", pod, "eth0", 1500)
+			pod.Address("eth0", "10.0.0.2/32", "fd00::2/64")
+			_, all, _ := net.ParseCIDR("0.0.0.0/0")
+			via := &netlink.Via{AddrFamily: unix.AF_INET6, Addr: net.ParseIP("fd00::1")}
+			if err := pod.Netlink.RouteAdd(&netlink.Route{LinkIndex: pod.Link("eth0").Attrs().Index, Dst: all, Via: via}); err != nil {
+				t.Skipf("not supported here: %v", err)
+			}
+		}, nil, "its next hop is of another address family"},
 		{"name that a guest does not take", func(_ *testing.T, node, pod *hosttest.Namespace) {
 			node.Veth("veth0", pod, "eth@0", 1500)
 			pod.Address("eth@0", "10.0.0.2/24")
 		}, nil, `name: expected 1 to 15 characters of [A-Za-z0-9._-], got "eth@0"`},
 		{"somebody else's qdisc", func(t *testing.T, node, pod *hosttest.Namespace) {
+			// The first interface is connected by then, and given back.
 			node.Veth("veth0", pod, "eth0", 1500)
 			pod.Address("eth0", "10.0.0.2/24")
-			q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: pod.Link("eth0").Attrs().Index, Handle: 0xffff0000, Parent: netlink.HANDLE_INGRESS}}
+			node.Veth("veth1", pod, "net1", 1500)
+			pod.Address("net1", "10.0.1.2/24")
+			q := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: pod.Link("net1").Attrs().Index, Handle: 0xffff0000, Parent: netlink.HANDLE_INGRESS}}
 			if err := pod.Netlink.QdiscAdd(q); err != nil {
 				t.Fatal(err)
 			}
@@ -242,7 +272,7 @@ func TestRefused(t *testing.T) {
 				}
 				clean(t, pod)
 			})
-		}, nil, "another program has an ingress qdisc"},
+		}, nil, "interface net1: redirect to the tap: another program has an ingress qdisc"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			node, pod := hosttest.NewNamespace(t), hosttest.NewNamespace(t)
@@ -301,6 +331,25 @@ func TestRemove(t *testing.T) {
 				t.Error(err)
 			}
 		}
+	}
+}
+
+// TestBusy: the machine that had the namespace is still being taken apart.
+func TestBusy(t *testing.T) {
+	node, pod := hosttest.NewNamespace(t), hosttest.NewNamespace(t)
+	node.Veth("veth0", pod, "eth0", 1500)
+	pod.Address("eth0", "10.0.0.2/24")
+	a := attach(t, pod)
+	ended, end := context.WithCancelCause(t.Context())
+	end(errors.New("the kubelet gave up"))
+	if _, err := network.Attach(ended, pod.Path(), network.Options{}); !errors.Is(err, network.ErrInUse) || !strings.Contains(err.Error(), "the kubelet gave up") {
+		t.Errorf("an ended context: %v", err)
+	}
+	gone := time.AfterFunc(300*time.Millisecond, func() { _ = a.Cards[0].Tap.Close() })
+	defer gone.Stop()
+	b := attach(t, pod)
+	if len(b.Cards) != 1 {
+		t.Errorf("cards %+v", b.Cards)
 	}
 }
 

@@ -5,25 +5,22 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/signal"
 	"path/filepath"
 	"strings"
-	"syscall"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/host/shim"
+	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
 )
 
-// envInit makes this program the first process of a PID namespace.
-const envInit = "COFFER_SHIM_TEST_INIT"
+// shimName is what this program is called as a shim.
+const shimName = "containerd-shim-coffertest-v2"
 
 // TestMain makes this program a shim when it is called like one: the tests and
 // containerd start copies of it.
 func TestMain(m *testing.M) {
-	if os.Getenv(envInit) != "" {
-		beInit()
-	}
-	if strings.HasPrefix(filepath.Base(os.Args[0]), "containerd-shim-") {
+	hosttest.Init()
+	if filepath.Base(os.Args[0]) == shimName {
 		os.Exit(beShim())
 	}
 	os.Exit(m.Run())
@@ -60,20 +57,5 @@ func program() shim.Program {
 			h := newHostTasks(d)
 			return &shim.Services{Register: h.register, Close: h.Close}, nil
 		},
-	}
-}
-
-// beInit waits for the children that a PID namespace leaves to its first
-// process, until it is killed.
-func beInit() {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGCHLD)
-	fmt.Println("up")
-	for range signals {
-		for {
-			if pid, err := syscall.Wait4(-1, nil, syscall.WNOHANG, nil); pid <= 0 || err != nil {
-				break
-			}
-		}
 	}
 }

@@ -104,7 +104,7 @@ func TestRun(t *testing.T) {
 				ctx, cancel := context.WithCancel(t.Context())
 				result := make(chan error, 1)
 				go func() { result <- n.agent().Run(ctx) }()
-				time.Sleep(2*time.Hour + time.Minute)
+				<-time.After(2*time.Hour + time.Minute)
 				if want := slices.Concat(up, up, up); !slices.Equal(n.did, want) || len(n.labelled) != 2 {
 					t.Errorf("up: %q, labels %v", n.did, n.labelled)
 				}
