@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -36,6 +37,9 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 		return err
 	}
 	req := c.Proposal()
+	if err := p.leaveToPolicy(req, c); err != nil {
+		return err
+	}
 	v, err := p.volumes.Prepare(ctx, m, volumesOf(c))
 	if err != nil {
 		return err
@@ -49,6 +53,31 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	}
 	_, err = m.Agent().CreateContainer(ctx, req)
 	return err
+}
+
+// The smallest quota that the kubelet writes, and its period
+// (kubernetes@v1.35.4 pkg/kubelet/cm/helpers_linux.go, MinQuotaPeriod and
+// QuotaPeriod): any limit of less than a hundredth of a CPU becomes this.
+const (
+	leastQuota  = 1000
+	quotaPeriod = 100_000
+)
+
+// leaveToPolicy takes out of a proposal what the node's software does not know
+// exactly, where a policy does.
+func (p *Pod) leaveToPolicy(req *agentapi.CreateContainerRequest, c *cri.Container) error {
+	sealed := p.Sandbox().Initdata != nil
+	if strings.HasPrefix(req.GetImage(), "sha256:") {
+		if !sealed {
+			return fmt.Errorf("image %.80s: the container runtime knows it by its id only, by which the guest cannot pull it: write the image's registry, repository and tag", req.GetImage())
+		}
+		req.Image = ""
+	}
+	if r := c.Spec.Linux.Resources; sealed && r != nil && r.CPU != nil && r.CPU.Quota != nil && r.CPU.Period != nil &&
+		*r.CPU.Quota == leastQuota && *r.CPU.Period == quotaPeriod {
+		req.Resources.CpuMillis = 0
+	}
+	return nil
 }
 
 // volumesOf is the container as far as its volumes matter.

@@ -451,3 +451,28 @@ func TestDevices(t *testing.T) {
 		t.Errorf("got %+v", v)
 	}
 }
+
+// TestLeaveToPolicy: what the node's software does not know exactly is left to the
+// policy, where there is one.
+func TestLeaveToPolicy(t *testing.T) {
+	t.Parallel()
+	quota, period := int64(1000), uint64(100_000)
+	c := aContainer("c")
+	c.Image = "sha256:0123"
+	c.Spec.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}
+	for _, sealed := range []bool{true, false} {
+		p := New(Options{ID: "p", Config: runtimeconfig.Default()})
+		p.sandbox = aSandbox()
+		if sealed {
+			p.sandbox.Initdata = []byte{1}
+		}
+		req := c.Proposal()
+		err := p.leaveToPolicy(req, c)
+		if sealed && (err != nil || req.GetImage() != "" || req.GetResources().GetCpuMillis() != 0) {
+			t.Errorf("sealed: %v, %v", req, err)
+		}
+		if !sealed && (err == nil || !strings.Contains(err.Error(), "registry, repository and tag")) {
+			t.Errorf("unsealed: %v", err)
+		}
+	}
+}
