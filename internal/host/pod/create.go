@@ -7,6 +7,8 @@ import (
 	"strings"
 	"time"
 
+	"google.golang.org/grpc/codes"
+
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
@@ -22,12 +24,12 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := within(ctx, p.o.Config.CreateTimeout.D(), fmt.Sprintf("container %s was not created", c.Name))
+	ctx, limit, cancel := within(ctx, p.o.Config.CreateTimeout.D(), fmt.Sprintf("container %s was not created", c.Name))
 	defer cancel()
 	defer func() {
 		if err != nil {
 			p.releaseVolumes(c.ID)
-			err = p.explain(withCause(ctx, err))
+			err = p.explain(limit.explain(ctx, err))
 		}
 	}()
 	for _, w := range c.Warnings {
@@ -185,13 +187,15 @@ const (
 
 // within bounds ctx by a limit and to end a little before its own deadline, with
 // a cause that says what was not done.
-func within(ctx context.Context, limit time.Duration, what string) (context.Context, context.CancelFunc) {
+func within(ctx context.Context, limit time.Duration, what string) (context.Context, *timeoutError, context.CancelFunc) {
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		left -= min(max(left/20, leastMargin), mostMargin)
 		limit = min(limit, max(left, 0))
 	}
-	return context.WithTimeoutCause(ctx, limit, &timeoutError{what, limit})
+	cause := &timeoutError{what, limit}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, cause)
+	return ctx, cause, cancel
 }
 
 // timeoutError is a limit that was reached.
@@ -206,11 +210,18 @@ func (e *timeoutError) Error() string {
 
 func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
 
-// withCause says which limit was reached.
-func withCause(ctx context.Context, err error) error {
+// explain says which limit was reached, if one was. The guest is told of the
+// limit and may notice first.
+func (e *timeoutError) explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
 	cause := context.Cause(ctx)
-	if err == nil || cause == nil || errors.Is(err, cause) {
+	if st, _ := answer(err); cause == nil && st != nil && st.Code() == codes.DeadlineExceeded {
+		cause = e
+	}
+	if cause == nil || errors.Is(err, cause) {
 		return err
 	}
-	return fmt.Errorf("%w (%w)", cause, err)
+	return fmt.Errorf("%w (%s)", cause, printable(err.Error()))
 }
