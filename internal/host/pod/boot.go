@@ -31,12 +31,12 @@ func (p *Pod) Boot(ctx context.Context, s *cri.Sandbox) error {
 	booting := make(chan struct{})
 	p.booting, p.sandbox = booting, s
 	p.mu.Unlock()
-	ctx, cancel := within(ctx, p.o.Config.CreateTimeout.D(), "the pod's machine was not ready")
+	ctx, limit, cancel := within(ctx, p.o.Config.CreateTimeout.D(), "the pod's machine was not ready")
 	defer cancel()
 	// Close ends it, too.
 	ctx, giveUp := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(p.life, func() { giveUp(errClosed) })
-	err := withCause(ctx, p.boot(ctx, s))
+	err := limit.explain(ctx, p.boot(ctx, s))
 	stop()
 	giveUp(nil)
 	p.mu.Lock()
