@@ -123,6 +123,10 @@ func handlerNames() string {
 	return strings.Join(names, ", ")
 }
 
+// scratch is the size of a machine's disk, in bytes: 8 GiB, of which the node
+// stores what is written.
+const scratch = 8 << 30
+
 // maxExtra bounds further settings, in bytes.
 const maxExtra = 60 << 10
 
@@ -141,6 +145,9 @@ func (h Handler) settings(o Options, guest, ovmf string) ([]byte, error) {
 	if _, set := extra["overhead_memory"]; !set {
 		pod, guest := h.Overhead()
 		fmt.Fprintf(&b, "# With what the emulator needs, the %d MiB that the RuntimeClass declares.\noverhead_memory = %d\n", pod, guest)
+	}
+	if _, set := extra["scratch"]; !set {
+		fmt.Fprintf(&b, "# Images and what containers write lie on a sparse, encrypted disk, not in memory.\nscratch = %d\n", scratch)
 	}
 	if len(o.Extra) > 0 {
 		b.WriteByte('\n')
