@@ -11,7 +11,7 @@ MAKEFLAGS   += --no-builtin-rules
 .NOTPARALLEL:
 
 GO       ?= $(shell scripts/find-go)
-PROGRAMS := coffer coffer-agent coffer-trustee
+PROGRAMS := coffer coffer-agent coffer-trustee containerd-shim-coffer-v2
 GUEST    := build/guest
 CACHE    := build/cache/packages
 LINT     := build/tools/golangci-lint
@@ -39,14 +39,18 @@ deps-demo:
 	@scripts/deps demo >&2
 
 .PHONY: build
-build: $(PROGRAMS:%=bin/%) ## Build bin/coffer, bin/coffer-agent and bin/coffer-trustee: static, reproducible
+build: $(PROGRAMS:%=bin/%) ## Build the programs in bin/: static, reproducible
 
 # Nothing of the building machine may reach the bytes: no paths, no VCS state, no
 # build id. The agent's bytes are part of every launch measurement.
 bin/%: $(SOURCES) build/sources | check-go
 	@echo "building $@" >&2
-	@CGO_ENABLED=0 GOFLAGS= $(GO) build -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
+	@CGO_ENABLED=0 GOFLAGS= $(GO) build $(TAGS) -trimpath -buildvcs=false -ldflags '-s -w -buildid=' -o $@ ./cmd/$* >&2
 	@touch $@
+
+# containerd's API knows gRPC as well; a shim is asked by ttrpc only, and every
+# pod has one.
+bin/containerd-shim-coffer-v2: TAGS := -tags no_grpc
 
 # PKCS#11 modules are shared libraries, which takes cgo: a trustee for hardware
 # security modules is a program of its own, linked to the machine's C library.
@@ -85,6 +89,13 @@ guest-image: $(GUEST)/manifest.json ## Build the guest image in build/guest
 $(GUEST)/manifest.json: bin/coffer bin/coffer-agent | deps-demo
 	@bin/coffer guest build --out $(GUEST) --cache $(CACHE) --agent bin/coffer-agent >&2
 	@touch $@
+
+NODE_IMAGE := build/node-image
+
+.PHONY: node-image
+node-image: bin/coffer bin/containerd-shim-coffer-v2 guest-image ## Make the image of the nodes' DaemonSet in build/node-image (an OCI layout)
+	@rm -rf $(NODE_IMAGE)
+	@$(GO) run ./deploy/nodeimage --programs bin --guest-image $(GUEST) --out $(NODE_IMAGE) --tag 0.1.0
 
 .PHONY: demo
 demo: deps-demo build guest-image ## Show an attested pod, and the host's attacks refused (OUTPUT=json: a report)
@@ -130,6 +141,12 @@ $(LINT): tools/go.mod tools/go.sum | check-go
 	@touch $@
 
 test: $(LINT)
+
+# Renders the chart in tests.
+build/tools/helm: tools/helm/go.mod tools/helm/go.sum | check-go
+	@echo "building $@ (takes minutes the first time)" >&2
+	@cd tools/helm && CGO_ENABLED=0 GOFLAGS= $(GO) build -o ../../$@ helm.sh/helm/v3/cmd/helm >&2
+	@touch $@
 
 .PHONY: generate
 generate: deps ## Generate Go code anew from the .proto files

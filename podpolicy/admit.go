@@ -35,6 +35,12 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 	if r := checkPinned(c, q); r != nil {
 		return ImageRef{}, nil, r
 	}
+	if r := compareSecurity(c, q.Security); r != nil {
+		return ImageRef{}, nil, r
+	}
+	if r := compareClaims(p, c, q); r != nil {
+		return ImageRef{}, nil, r
+	}
 	if r := checkVolumes(p, s, c); r != nil {
 		return ImageRef{}, nil, r
 	}
@@ -153,6 +159,12 @@ func checkForm(_ *Policy, _ *state, _ *Container, q ContainerProposal) *Refusal 
 	}
 	if len(q.Slots) > maxSlots {
 		return tooMany(RuleProposalForm, "slots", maxSlots, len(q.Slots))
+	}
+	if r := checkSecurity(q.Security); r != nil {
+		return r
+	}
+	if r := checkClaims(q); r != nil {
+		return r
 	}
 	return checkSlots(q.Slots)
 }

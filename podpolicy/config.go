@@ -45,6 +45,13 @@ type ContainerConfig struct {
 	// Stdin: the process gets a standard input that the host writes.
 	Stdin    bool
 	SharePID bool
+	// Unmasked leaves the kernel's files as they are; RLimits are by name. Only
+	// unsealed pods have them.
+	Unmasked bool
+	RLimits  map[string]RLimit
+	// TerminationPath is a file that the container may write its last words to;
+	// empty: there is none.
+	TerminationPath string
 }
 
 // EnvVar is a variable whose value is Value, or is to be fetched: Sealed is a

@@ -27,6 +27,7 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Capabilities:    slices.Sorted(slices.Values(c.Capabilities)),
 		NoNewPrivileges: c.NoNewPrivileges.On(), ReadOnlyRoot: c.ReadOnlyRoot, Seccomp: orDefault(c.Seccomp, SeccompDefault),
 		Terminal: c.Terminal, Stdin: q.Stdin, SharePID: p.Pod.SharePID,
+		Unmasked: c.unmasked, RLimits: maps.Clone(c.rlimits), TerminationPath: q.TerminationPath,
 	}
 	var r *Refusal
 	if !c.ExpandArgs {
@@ -185,6 +186,7 @@ func (c *ContainerConfig) clone() *ContainerConfig {
 	d.User.Groups = slices.Clone(c.User.Groups)
 	d.Capabilities = slices.Clone(c.Capabilities)
 	d.Mounts = slices.Clone(c.Mounts)
+	d.RLimits = maps.Clone(c.RLimits)
 	return &d
 }
 
@@ -203,5 +205,13 @@ func (q ContainerProposal) clone() ContainerProposal {
 	}
 	q.Mounts = slices.Clone(q.Mounts)
 	q.Slots = maps.Clone(q.Slots)
+	q.Security = q.Security.clone()
+	q.Volumes = slices.Clone(q.Volumes)
+	for i, v := range q.Volumes {
+		if v.Group != nil {
+			q.Volumes[i].Group = new(*v.Group)
+		}
+	}
+	q.Devices = slices.Clone(q.Devices)
 	return q
 }

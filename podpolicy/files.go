@@ -79,6 +79,12 @@ func (u *FilesUpdate) Discard(name string) bool {
 	return sealed
 }
 
+// Attributes reports whether mode and owner of a file are the archive's: in an
+// unsealed pod they are the host's, as all of the file is.
+func (u *FilesUpdate) Attributes(name string) bool {
+	return u.guard.unsealed && u.guard.decider == nil && u.fromHost(name)
+}
+
 // fromHost reports whether the policy leaves a file's content to the host.
 func (u *FilesUpdate) fromHost(name string) bool {
 	host := u.rule.Host

@@ -31,7 +31,7 @@ func TestFromImage(t *testing.T) {
 		Allow:        podpolicy.Allow{Exec: []podpolicy.ExecRule{{Args: []string{"/healthz"}}}, Logs: true, Stdin: true, Signals: []string{"SIGHUP"}, Restarts: podpolicy.RestartNever},
 		Limits:       podpolicy.Limits{Memory: podpolicy.Memory{Bytes: 1 << 30}, CPUs: podpolicy.CPUs{Millis: 1500}},
 	}
-	if diff := cmp.Diff(want, p.Containers[0], cmp.AllowUnexported(podpolicy.Image{})); diff != "" {
+	if diff := cmp.Diff(want, p.Containers[0], cmp.AllowUnexported(podpolicy.Image{}, podpolicy.Container{})); diff != "" {
 		t.Error(diff)
 	}
 	first, err1 := p.Canonical()

@@ -241,6 +241,19 @@ func (g *Guard) Stream(container, exec string, kind StreamKind) bool {
 	return err == nil && allowed
 }
 
+// TerminationMessage reports whether the host may read the last words of a
+// container: whether it may read its output. A host that may not is to be told
+// that there are none.
+func (g *Guard) TerminationMessage(container string) bool {
+	allowed, err := decide(g, nil, func(p *Policy, s *state) (bool, *state, *Refusal) {
+		if !decideTermination(p, s, container) {
+			return false, s, nil
+		}
+		return consulted(g, true, s, s, nil, func(bool) Question { return Question{Kind: AskStream, Container: container, Stream: Stderr} })
+	})
+	return err == nil && allowed
+}
+
 // PortForward reports whether the host may connect to a port of the container
 // through the agent.
 func (g *Guard) PortForward(container string, port uint16) bool {
@@ -278,13 +291,14 @@ func (g *Guard) Volume(name string) (VolumeConfig, error) {
 // is no error. Whether the disk is authentic is not decided here: its key tells.
 // When it cannot be opened, the caller says so by AttachFailed.
 func (g *Guard) Attach(volume, disk string) error {
-	return step(g, func(p *Policy, s *state) (*state, *Refusal) {
+	_, err := decide(g, func(p *Policy) (*Policy, *Refusal) { return deriveAttach(p, volume) }, func(p *Policy, s *state) (struct{}, *state, *Refusal) {
 		next, r := decideAttach(p, s, volume, disk)
 		if r == nil {
 			r = g.consult(s, Question{Kind: AskAttach, Volume: volume})
 		}
-		return next, r
+		return struct{}{}, next, r
 	})
+	return err
 }
 
 // AttachFailed takes an Attach back: the disk could not be opened as the volume,

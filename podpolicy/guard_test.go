@@ -59,7 +59,7 @@ func TestContainerEffect(t *testing.T) {
 			{Path: "/data", Volume: "scratch", Kind: podpolicy.VolumeEphemeral, Medium: podpolicy.MediumDisk, SizeBytes: 1 << 30},
 			{Path: "/etc/app", Volume: "config", Kind: podpolicy.VolumeFiles, ReadOnly: true},
 		},
-		Limits: podpolicy.Resources{MemoryBytes: 512 << 20, CPUMillis: 500, PIDs: 256},
+		Limits: podpolicy.Resources{MemoryBytes: 512 << 20, CPUMillis: 500, PIDs: 256}, TerminationPath: "/dev/termination-log",
 	}
 	g := readyGuard(t, webPolicy(t))
 	q := webProposal()
@@ -71,7 +71,7 @@ func TestContainerEffect(t *testing.T) {
 
 	// The same container, left to the policy as far as it can be.
 	least := podpolicy.ContainerProposal{ID: "c2", Name: "web", Env: q.Env, Resources: podpolicy.Resources{CPUMillis: 500}, Stdin: true}
-	want.ID = "c2"
+	want.ID, want.TerminationPath = "c2", ""
 	if diff := cmp.Diff(want, start(t, g, least, webImage()), ignoreUnexported); diff != "" {
 		t.Error(diff)
 	}

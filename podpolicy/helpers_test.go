@@ -79,6 +79,12 @@ func webProposal() podpolicy.ContainerProposal {
 		Stdin:     true,
 		Resources: podpolicy.Resources{MemoryBytes: 512 << 20, CPUMillis: 500, PIDs: 256},
 		Slots:     map[string]string{"ip": "10.0.2.15"},
+		Security: &podpolicy.Security{
+			Capabilities: []string{"CAP_NET_BIND_SERVICE"}, NoNewPrivileges: true, ReadOnlyRoot: true, SeccompUnconfined: true,
+			RLimits: map[string]podpolicy.RLimit{},
+		},
+		Volumes:         []podpolicy.VolumeClaim{{Name: "scratch", Kind: podpolicy.ClaimEphemeral}, {Name: "config", Kind: podpolicy.ClaimFiles}},
+		TerminationPath: podpolicy.DefaultTerminationPath,
 	}
 }
 

@@ -76,6 +76,11 @@ type Container struct {
 	Devices []Device `json:"devices,omitempty"`
 	Allow   Allow    `json:"allow,omitzero"`
 	Limits  Limits   `json:"limits,omitzero"`
+
+	// An unsealed pod: what the host says, and no policy has.
+	unmasked        bool
+	rlimits         map[string]RLimit
+	terminationPath string
 }
 
 // Role says when a container runs. Empty is RoleApp.

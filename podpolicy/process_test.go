@@ -252,8 +252,4 @@ func TestBlockVolumesAreAttachedOnce(t *testing.T) {
 	}
 	_, err = g.Volume("nobody")
 	refused(t, err, podpolicy.RuleVolumeUnknown, "volume")
-	// Nobody has given an unsealed pod a key to open a disk with.
-	u := podpolicy.NewUnsealedGuard()
-	must[*podpolicy.SandboxConfig](t)(u.Sandbox(podpolicy.SandboxProposal{ID: "s"}))
-	refused(t, u.Attach("b", "disk1"), podpolicy.RuleVolumeAttach, "volume")
 }

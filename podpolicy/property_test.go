@@ -63,6 +63,31 @@ func containerChanges() map[string]map[string]func(*podpolicy.ContainerProposal)
 			"resources.pids":   func(p q) { p.Resources.PIDs++ },
 			"resources.cpu":    func(p q) { p.Resources.CPUMillis = 0 },
 		},
+		"Security": {
+			"security.capabilities":      func(p q) { p.Security.Capabilities = append(p.Security.Capabilities, "CAP_SYS_ADMIN") },
+			"security.capabilities[1]":   func(p q) { p.Security.Capabilities = append(p.Security.Capabilities, "CAP_"+marker) },
+			"security.noNewPrivileges":   func(p q) { p.Security.NoNewPrivileges = false },
+			"security.readOnlyRoot":      func(p q) { p.Security.ReadOnlyRoot = !p.Security.ReadOnlyRoot },
+			"security.unmasked":          func(p q) { p.Security.Unmasked = true },
+			"security.rlimits":           func(p q) { p.Security.RLimits["RLIMIT_"+marker] = podpolicy.RLimit{} },
+			"security.rlimits.RLIMIT_AS": func(p q) { p.Security.RLimits["RLIMIT_AS"] = podpolicy.RLimit{Soft: 2, Hard: 1} },
+			// The node's own, which a sealed pod does not have.
+			"": func(p q) { p.Security.RLimits["RLIMIT_NOFILE"] = podpolicy.RLimit{Soft: 1, Hard: 1} },
+		},
+		"Volumes": {
+			"volumes[0].name": func(p q) { p.Volumes[0].Name = marker },
+			"volumes[0].kind": func(p q) { p.Volumes[0].Kind = podpolicy.ClaimFiles },
+			"volumes[1].kind": func(p q) { p.Volumes[1].Kind = marker },
+			"volumes[2].name": func(p q) { p.Volumes = append(p.Volumes, p.Volumes[0]) },
+			// Size, medium and owner are the policy's, whatever the host says.
+			"": func(p q) {
+				p.Volumes[0] = podpolicy.VolumeClaim{Name: "scratch", Kind: podpolicy.ClaimMemory, SizeBytes: 7, Group: new(uint32(7))}
+			},
+		},
+		"Devices": {"devices[0].path": func(p q) { p.Devices = []podpolicy.Device{{Path: "/dev/" + marker, Volume: "scratch"}} }},
+		"TerminationPath": {
+			"terminationMessagePath": func(p q) { p.TerminationPath = "/etc/" + marker },
+		},
 		"Slots": {
 			"slots.ip":        func(p q) { p.Slots["ip"] = marker },
 			"slots." + marker: func(p q) { p.Slots[marker] = marker },

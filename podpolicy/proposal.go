@@ -77,6 +77,17 @@ type ContainerProposal struct {
 	// Slots are values by slot type. Those of slots that the container does
 	// not use are checked and dropped.
 	Slots map[string]string
+	// Security is what the host knows of the container's rights; nil: it claims
+	// nothing.
+	Security *Security
+	// Volumes are the volumes that mounts and devices name; those that are left
+	// out are as they were, or the policy's.
+	Volumes []VolumeClaim
+	// Devices, when there are any, are all of them.
+	Devices []Device
+	// TerminationPath is where the container leaves its last words; empty:
+	// nowhere.
+	TerminationPath string
 }
 
 // Resources are limits; a zero field leaves the limit to the policy, or in an

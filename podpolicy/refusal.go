@@ -56,23 +56,32 @@ const (
 	RuleContainerTerminal  = "container.terminal"
 	RuleContainerStdin     = "container.stdin"
 	RuleContainerResources = "container.resources"
-	RuleImageConfig        = "image.config"
-	RuleVolumeUnknown      = "volume.unknown"
-	RuleVolumeAttach       = "volume.attach"
-	RuleVolumeEmpty        = "volume.empty"
-	RuleExecArgs           = "exec.args"
-	RuleExecEnv            = "exec.env"
-	RuleExecCwd            = "exec.cwd"
-	RuleExecTerminal       = "exec.terminal"
-	RuleExecStdin          = "exec.stdin"
-	RuleExecCount          = "exec.count"
-	RuleSignal             = "signal"
-	RuleFilesVolume        = "files.volume"
-	RuleFilesVersion       = "files.version"
-	RuleFilesName          = "files.name"
-	RuleFilesSize          = "files.size"
-	RuleFilesDigest        = "files.digest"
-	RuleFilesMissing       = "files.missing"
+
+	RuleContainerCapabilities    = "container.capabilities"
+	RuleContainerNoNewPrivileges = "container.noNewPrivileges"
+	RuleContainerReadOnlyRoot    = "container.readOnlyRoot"
+	RuleContainerSeccomp         = "container.seccomp"
+	RuleContainerUnmasked        = "container.unmasked"
+	RuleContainerVolumes         = "container.volumes"
+	RuleContainerTermination     = "container.terminationMessage"
+
+	RuleImageConfig   = "image.config"
+	RuleVolumeUnknown = "volume.unknown"
+	RuleVolumeAttach  = "volume.attach"
+	RuleVolumeEmpty   = "volume.empty"
+	RuleExecArgs      = "exec.args"
+	RuleExecEnv       = "exec.env"
+	RuleExecCwd       = "exec.cwd"
+	RuleExecTerminal  = "exec.terminal"
+	RuleExecStdin     = "exec.stdin"
+	RuleExecCount     = "exec.count"
+	RuleSignal        = "signal"
+	RuleFilesVolume   = "files.volume"
+	RuleFilesVersion  = "files.version"
+	RuleFilesName     = "files.name"
+	RuleFilesSize     = "files.size"
+	RuleFilesDigest   = "files.digest"
+	RuleFilesMissing  = "files.missing"
 )
 
 // Rules lists every rule identifier.
@@ -83,7 +92,8 @@ func Rules() []string {
 		RuleNetworkInterface, RuleNetworkRoute, RuleNetworkNeighbour, RuleNetworkDNS, RuleNetworkHosts,
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,
 		RuleContainerImage, RuleContainerArgs, RuleContainerEnv, RuleContainerUser, RuleContainerCwd, RuleContainerMounts,
-		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
+		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleContainerCapabilities, RuleContainerNoNewPrivileges, RuleContainerReadOnlyRoot,
+		RuleContainerSeccomp, RuleContainerUnmasked, RuleContainerVolumes, RuleContainerTermination, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
 		RuleExecArgs, RuleExecEnv, RuleExecCwd, RuleExecTerminal, RuleExecStdin, RuleExecCount, RuleSignal,
 		RuleFilesVolume, RuleFilesVersion, RuleFilesName, RuleFilesSize, RuleFilesDigest, RuleFilesMissing,
 	}

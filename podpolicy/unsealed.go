@@ -48,6 +48,12 @@ func deriveContainer(p *Policy, s *state, q ContainerProposal) (*Policy, *Refusa
 	}
 	d := *p
 	d.Volumes = maps.Clone(p.Volumes)
+	if r := checkClaims(q); r != nil {
+		return nil, r
+	}
+	if r := deriveVolumes(d.Volumes, q.Volumes); r != nil {
+		return nil, r
+	}
 	for i, m := range c.Mounts {
 		v, ok := d.Volumes[m.Volume]
 		if !ok {
@@ -70,6 +76,9 @@ func deriveContainer(p *Policy, s *state, q ContainerProposal) (*Policy, *Refusa
 
 // permissiveContainer is the container as the host has it.
 func permissiveContainer(q ContainerProposal) (*Container, *Refusal) {
+	if r := checkSecurity(q.Security); r != nil {
+		return nil, r
+	}
 	ref, err := parseImage(q.Image)
 	if err != nil {
 		return nil, refuse(RuleContainerImage, "image", "an image reference", quote(q.Image), err.Error())
@@ -83,6 +92,10 @@ func permissiveContainer(q ContainerProposal) (*Container, *Refusal) {
 		Capabilities: DefaultCapabilities(), NoNewPrivileges: OnUnlessOff{Off: true}, Terminal: q.Terminal, Mounts: q.Mounts,
 		Allow:  Allow{Logs: true, Attach: true, Stdin: true, Signals: signalNames()[1:], Restarts: RestartAlways},
 		Limits: Limits{Memory: Memory{Bytes: q.Resources.MemoryBytes}, CPUs: CPUs{Millis: q.Resources.CPUMillis}, PIDs: q.Resources.PIDs},
+	}
+	c.Devices, c.terminationPath = q.Devices, q.TerminationPath
+	if q.Security != nil {
+		q.Security.permit(c)
 	}
 	if q.Args != nil {
 		c.Args = *q.Args
@@ -111,7 +124,7 @@ func permissiveContainer(q ContainerProposal) (*Container, *Refusal) {
 // leaveToDerived drops from a proposal what its derived policy holds: the
 // environment there is added to the image's, which the host may not know.
 func leaveToDerived(q ContainerProposal) ContainerProposal {
-	q.Args, q.Env, q.User, q.Cwd, q.Mounts, q.Slots = nil, nil, nil, nil, nil, nil
+	q.Args, q.Env, q.User, q.Cwd, q.Mounts, q.Slots, q.Security, q.Volumes, q.Devices = nil, nil, nil, nil, nil, nil, nil, nil, nil
 	return q
 }
 
@@ -136,7 +149,7 @@ func deriveFiles(p *Policy, volume string) (*Policy, *Refusal) {
 	}
 	d := *p
 	d.Volumes = maps.Clone(p.Volumes)
-	d.Volumes[volume] = Volume{Kind: VolumeFiles, Host: &HostFiles{MaxBytes: maxFilesBytes, any: true}}
+	d.Volumes[volume] = Volume{Kind: VolumeFiles, Host: anyFiles()}
 	return &d, nil
 }
 

@@ -82,7 +82,7 @@ func (x Volume_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use Volume_Kind.Descriptor instead.
 func (Volume_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18, 0}
+	return file_agent_proto_rawDescGZIP(), []int{19, 0}
 }
 
 type StreamHeader_Kind int32
@@ -153,7 +153,7 @@ func (x StreamHeader_Kind) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use StreamHeader_Kind.Descriptor instead.
 func (StreamHeader_Kind) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50, 0}
+	return file_agent_proto_rawDescGZIP(), []int{51, 0}
 }
 
 type BlobRequest_Operation int32
@@ -206,7 +206,7 @@ func (x BlobRequest_Operation) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use BlobRequest_Operation.Descriptor instead.
 func (BlobRequest_Operation) EnumDescriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52, 0}
+	return file_agent_proto_rawDescGZIP(), []int{53, 0}
 }
 
 type HelloRequest struct {
@@ -449,9 +449,12 @@ type CreateSandboxRequest struct {
 	UnsealedTrustee *UnsealedTrustee `protobuf:"bytes,11,opt,name=unsealed_trustee,json=unsealedTrustee,proto3" json:"unsealed_trustee,omitempty"`
 	// Serial number of a disk that the guest may use, encrypted, for images and
 	// for what containers write; empty: it keeps them in memory.
-	ScratchDisk   string `protobuf:"bytes,12,opt,name=scratch_disk,json=scratchDisk,proto3" json:"scratch_disk,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	ScratchDisk string `protobuf:"bytes,12,opt,name=scratch_disk,json=scratchDisk,proto3" json:"scratch_disk,omitempty"`
+	// For an unsealed pod only: how registries are reached. A sealed pod takes it
+	// from initdata.
+	UnsealedRegistries *UnsealedRegistries `protobuf:"bytes,13,opt,name=unsealed_registries,json=unsealedRegistries,proto3" json:"unsealed_registries,omitempty"`
+	unknownFields      protoimpl.UnknownFields
+	sizeCache          protoimpl.SizeCache
 }
 
 func (x *CreateSandboxRequest) Reset() {
@@ -568,6 +571,78 @@ func (x *CreateSandboxRequest) GetScratchDisk() string {
 	return ""
 }
 
+func (x *CreateSandboxRequest) GetUnsealedRegistries() *UnsealedRegistries {
+	if x != nil {
+		return x.UnsealedRegistries
+	}
+	return nil
+}
+
+type UnsealedRegistries struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// PEM certificates that registries' TLS certificates may chain to. The guest
+	// has none of its own.
+	CaPem string `protobuf:"bytes,1,opt,name=ca_pem,json=caPem,proto3" json:"ca_pem,omitempty"`
+	// Mirrors, insecure and blocked registries: a containers-registries.conf of
+	// version 2.
+	RegistriesConf string `protobuf:"bytes,2,opt,name=registries_conf,json=registriesConf,proto3" json:"registries_conf,omitempty"`
+	// Credentials as docker's config.json has them.
+	AuthJson      []byte `protobuf:"bytes,3,opt,name=auth_json,json=authJson,proto3" json:"auth_json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UnsealedRegistries) Reset() {
+	*x = UnsealedRegistries{}
+	mi := &file_agent_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UnsealedRegistries) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UnsealedRegistries) ProtoMessage() {}
+
+func (x *UnsealedRegistries) ProtoReflect() protoreflect.Message {
+	mi := &file_agent_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UnsealedRegistries.ProtoReflect.Descriptor instead.
+func (*UnsealedRegistries) Descriptor() ([]byte, []int) {
+	return file_agent_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *UnsealedRegistries) GetCaPem() string {
+	if x != nil {
+		return x.CaPem
+	}
+	return ""
+}
+
+func (x *UnsealedRegistries) GetRegistriesConf() string {
+	if x != nil {
+		return x.RegistriesConf
+	}
+	return ""
+}
+
+func (x *UnsealedRegistries) GetAuthJson() []byte {
+	if x != nil {
+		return x.AuthJson
+	}
+	return nil
+}
+
 type UnsealedTrustee struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Url   string                 `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
@@ -579,7 +654,7 @@ type UnsealedTrustee struct {
 
 func (x *UnsealedTrustee) Reset() {
 	*x = UnsealedTrustee{}
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -591,7 +666,7 @@ func (x *UnsealedTrustee) String() string {
 func (*UnsealedTrustee) ProtoMessage() {}
 
 func (x *UnsealedTrustee) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[4]
+	mi := &file_agent_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -604,7 +679,7 @@ func (x *UnsealedTrustee) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UnsealedTrustee.ProtoReflect.Descriptor instead.
 func (*UnsealedTrustee) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{4}
+	return file_agent_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *UnsealedTrustee) GetUrl() string {
@@ -630,7 +705,7 @@ type CreateSandboxResponse struct {
 
 func (x *CreateSandboxResponse) Reset() {
 	*x = CreateSandboxResponse{}
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -642,7 +717,7 @@ func (x *CreateSandboxResponse) String() string {
 func (*CreateSandboxResponse) ProtoMessage() {}
 
 func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[5]
+	mi := &file_agent_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -655,7 +730,7 @@ func (x *CreateSandboxResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateSandboxResponse.ProtoReflect.Descriptor instead.
 func (*CreateSandboxResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{5}
+	return file_agent_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *CreateSandboxResponse) GetSealed() bool {
@@ -678,7 +753,7 @@ type Network struct {
 
 func (x *Network) Reset() {
 	*x = Network{}
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -690,7 +765,7 @@ func (x *Network) String() string {
 func (*Network) ProtoMessage() {}
 
 func (x *Network) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[6]
+	mi := &file_agent_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -703,7 +778,7 @@ func (x *Network) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Network.ProtoReflect.Descriptor instead.
 func (*Network) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{6}
+	return file_agent_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Network) GetInterfaces() []*Interface {
@@ -756,7 +831,7 @@ type Interface struct {
 
 func (x *Interface) Reset() {
 	*x = Interface{}
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -768,7 +843,7 @@ func (x *Interface) String() string {
 func (*Interface) ProtoMessage() {}
 
 func (x *Interface) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[7]
+	mi := &file_agent_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -781,7 +856,7 @@ func (x *Interface) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Interface.ProtoReflect.Descriptor instead.
 func (*Interface) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{7}
+	return file_agent_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Interface) GetMac() string {
@@ -824,7 +899,7 @@ type Route struct {
 
 func (x *Route) Reset() {
 	*x = Route{}
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -836,7 +911,7 @@ func (x *Route) String() string {
 func (*Route) ProtoMessage() {}
 
 func (x *Route) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[8]
+	mi := &file_agent_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -849,7 +924,7 @@ func (x *Route) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Route.ProtoReflect.Descriptor instead.
 func (*Route) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{8}
+	return file_agent_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Route) GetDestination() string {
@@ -884,7 +959,7 @@ type Neighbour struct {
 
 func (x *Neighbour) Reset() {
 	*x = Neighbour{}
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -896,7 +971,7 @@ func (x *Neighbour) String() string {
 func (*Neighbour) ProtoMessage() {}
 
 func (x *Neighbour) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[9]
+	mi := &file_agent_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -909,7 +984,7 @@ func (x *Neighbour) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Neighbour.ProtoReflect.Descriptor instead.
 func (*Neighbour) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{9}
+	return file_agent_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Neighbour) GetAddress() string {
@@ -944,7 +1019,7 @@ type DNS struct {
 
 func (x *DNS) Reset() {
 	*x = DNS{}
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -956,7 +1031,7 @@ func (x *DNS) String() string {
 func (*DNS) ProtoMessage() {}
 
 func (x *DNS) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[10]
+	mi := &file_agent_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -969,7 +1044,7 @@ func (x *DNS) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DNS.ProtoReflect.Descriptor instead.
 func (*DNS) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{10}
+	return file_agent_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *DNS) GetServers() []string {
@@ -1003,7 +1078,7 @@ type HostEntry struct {
 
 func (x *HostEntry) Reset() {
 	*x = HostEntry{}
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1015,7 +1090,7 @@ func (x *HostEntry) String() string {
 func (*HostEntry) ProtoMessage() {}
 
 func (x *HostEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[11]
+	mi := &file_agent_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1028,7 +1103,7 @@ func (x *HostEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HostEntry.ProtoReflect.Descriptor instead.
 func (*HostEntry) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{11}
+	return file_agent_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *HostEntry) GetAddress() string {
@@ -1054,7 +1129,7 @@ type UpdateNetworkRequest struct {
 
 func (x *UpdateNetworkRequest) Reset() {
 	*x = UpdateNetworkRequest{}
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1066,7 +1141,7 @@ func (x *UpdateNetworkRequest) String() string {
 func (*UpdateNetworkRequest) ProtoMessage() {}
 
 func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[12]
+	mi := &file_agent_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1079,7 +1154,7 @@ func (x *UpdateNetworkRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkRequest.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{12}
+	return file_agent_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *UpdateNetworkRequest) GetNetwork() *Network {
@@ -1097,7 +1172,7 @@ type UpdateNetworkResponse struct {
 
 func (x *UpdateNetworkResponse) Reset() {
 	*x = UpdateNetworkResponse{}
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1109,7 +1184,7 @@ func (x *UpdateNetworkResponse) String() string {
 func (*UpdateNetworkResponse) ProtoMessage() {}
 
 func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[13]
+	mi := &file_agent_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1122,7 +1197,7 @@ func (x *UpdateNetworkResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateNetworkResponse.ProtoReflect.Descriptor instead.
 func (*UpdateNetworkResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{13}
+	return file_agent_proto_rawDescGZIP(), []int{14}
 }
 
 // StringList is a list that may be absent: absent leaves the value to the policy.
@@ -1135,7 +1210,7 @@ type StringList struct {
 
 func (x *StringList) Reset() {
 	*x = StringList{}
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1147,7 +1222,7 @@ func (x *StringList) String() string {
 func (*StringList) ProtoMessage() {}
 
 func (x *StringList) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[14]
+	mi := &file_agent_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1160,7 +1235,7 @@ func (x *StringList) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StringList.ProtoReflect.Descriptor instead.
 func (*StringList) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{14}
+	return file_agent_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StringList) GetValues() []string {
@@ -1206,7 +1281,7 @@ type CreateContainerRequest struct {
 
 func (x *CreateContainerRequest) Reset() {
 	*x = CreateContainerRequest{}
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +1293,7 @@ func (x *CreateContainerRequest) String() string {
 func (*CreateContainerRequest) ProtoMessage() {}
 
 func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[15]
+	mi := &file_agent_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +1306,7 @@ func (x *CreateContainerRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerRequest.ProtoReflect.Descriptor instead.
 func (*CreateContainerRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{15}
+	return file_agent_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *CreateContainerRequest) GetContainerId() string {
@@ -1366,7 +1441,7 @@ type Security struct {
 
 func (x *Security) Reset() {
 	*x = Security{}
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1378,7 +1453,7 @@ func (x *Security) String() string {
 func (*Security) ProtoMessage() {}
 
 func (x *Security) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[16]
+	mi := &file_agent_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1391,7 +1466,7 @@ func (x *Security) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Security.ProtoReflect.Descriptor instead.
 func (*Security) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{16}
+	return file_agent_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Security) GetCapabilities() []string {
@@ -1446,7 +1521,7 @@ type Rlimit struct {
 
 func (x *Rlimit) Reset() {
 	*x = Rlimit{}
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1458,7 +1533,7 @@ func (x *Rlimit) String() string {
 func (*Rlimit) ProtoMessage() {}
 
 func (x *Rlimit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[17]
+	mi := &file_agent_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1471,7 +1546,7 @@ func (x *Rlimit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rlimit.ProtoReflect.Descriptor instead.
 func (*Rlimit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{17}
+	return file_agent_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *Rlimit) GetSoft() uint64 {
@@ -1503,7 +1578,7 @@ type Volume struct {
 
 func (x *Volume) Reset() {
 	*x = Volume{}
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1515,7 +1590,7 @@ func (x *Volume) String() string {
 func (*Volume) ProtoMessage() {}
 
 func (x *Volume) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[18]
+	mi := &file_agent_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1528,7 +1603,7 @@ func (x *Volume) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Volume.ProtoReflect.Descriptor instead.
 func (*Volume) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{18}
+	return file_agent_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *Volume) GetName() string {
@@ -1572,7 +1647,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1584,7 +1659,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[19]
+	mi := &file_agent_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1597,7 +1672,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{19}
+	return file_agent_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *Device) GetPath() string {
@@ -1632,7 +1707,7 @@ type User struct {
 
 func (x *User) Reset() {
 	*x = User{}
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1644,7 +1719,7 @@ func (x *User) String() string {
 func (*User) ProtoMessage() {}
 
 func (x *User) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[20]
+	mi := &file_agent_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1657,7 +1732,7 @@ func (x *User) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use User.ProtoReflect.Descriptor instead.
 func (*User) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{20}
+	return file_agent_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *User) GetUid() uint32 {
@@ -1696,7 +1771,7 @@ type Mount struct {
 
 func (x *Mount) Reset() {
 	*x = Mount{}
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1708,7 +1783,7 @@ func (x *Mount) String() string {
 func (*Mount) ProtoMessage() {}
 
 func (x *Mount) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[21]
+	mi := &file_agent_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1721,7 +1796,7 @@ func (x *Mount) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Mount.ProtoReflect.Descriptor instead.
 func (*Mount) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{21}
+	return file_agent_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Mount) GetPath() string {
@@ -1765,7 +1840,7 @@ type Resources struct {
 
 func (x *Resources) Reset() {
 	*x = Resources{}
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1777,7 +1852,7 @@ func (x *Resources) String() string {
 func (*Resources) ProtoMessage() {}
 
 func (x *Resources) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[22]
+	mi := &file_agent_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1790,7 +1865,7 @@ func (x *Resources) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resources.ProtoReflect.Descriptor instead.
 func (*Resources) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{22}
+	return file_agent_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Resources) GetMemoryBytes() uint64 {
@@ -1824,7 +1899,7 @@ type CreateContainerResponse struct {
 
 func (x *CreateContainerResponse) Reset() {
 	*x = CreateContainerResponse{}
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1836,7 +1911,7 @@ func (x *CreateContainerResponse) String() string {
 func (*CreateContainerResponse) ProtoMessage() {}
 
 func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[23]
+	mi := &file_agent_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1849,7 +1924,7 @@ func (x *CreateContainerResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateContainerResponse.ProtoReflect.Descriptor instead.
 func (*CreateContainerResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{23}
+	return file_agent_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *CreateContainerResponse) GetManifestDigest() string {
@@ -1869,7 +1944,7 @@ type StartRequest struct {
 
 func (x *StartRequest) Reset() {
 	*x = StartRequest{}
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1881,7 +1956,7 @@ func (x *StartRequest) String() string {
 func (*StartRequest) ProtoMessage() {}
 
 func (x *StartRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[24]
+	mi := &file_agent_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1894,7 +1969,7 @@ func (x *StartRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartRequest.ProtoReflect.Descriptor instead.
 func (*StartRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{24}
+	return file_agent_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *StartRequest) GetContainerId() string {
@@ -1920,7 +1995,7 @@ type StartResponse struct {
 
 func (x *StartResponse) Reset() {
 	*x = StartResponse{}
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1932,7 +2007,7 @@ func (x *StartResponse) String() string {
 func (*StartResponse) ProtoMessage() {}
 
 func (x *StartResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[25]
+	mi := &file_agent_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1945,7 +2020,7 @@ func (x *StartResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StartResponse.ProtoReflect.Descriptor instead.
 func (*StartResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{25}
+	return file_agent_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StartResponse) GetPid() uint32 {
@@ -1970,7 +2045,7 @@ type ExecRequest struct {
 
 func (x *ExecRequest) Reset() {
 	*x = ExecRequest{}
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1982,7 +2057,7 @@ func (x *ExecRequest) String() string {
 func (*ExecRequest) ProtoMessage() {}
 
 func (x *ExecRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[26]
+	mi := &file_agent_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1995,7 +2070,7 @@ func (x *ExecRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecRequest.ProtoReflect.Descriptor instead.
 func (*ExecRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{26}
+	return file_agent_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *ExecRequest) GetContainerId() string {
@@ -2055,7 +2130,7 @@ type ExecResponse struct {
 
 func (x *ExecResponse) Reset() {
 	*x = ExecResponse{}
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2067,7 +2142,7 @@ func (x *ExecResponse) String() string {
 func (*ExecResponse) ProtoMessage() {}
 
 func (x *ExecResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[27]
+	mi := &file_agent_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2080,7 +2155,7 @@ func (x *ExecResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExecResponse.ProtoReflect.Descriptor instead.
 func (*ExecResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{27}
+	return file_agent_proto_rawDescGZIP(), []int{28}
 }
 
 type SignalRequest struct {
@@ -2096,7 +2171,7 @@ type SignalRequest struct {
 
 func (x *SignalRequest) Reset() {
 	*x = SignalRequest{}
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2108,7 +2183,7 @@ func (x *SignalRequest) String() string {
 func (*SignalRequest) ProtoMessage() {}
 
 func (x *SignalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[28]
+	mi := &file_agent_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2121,7 +2196,7 @@ func (x *SignalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalRequest.ProtoReflect.Descriptor instead.
 func (*SignalRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{28}
+	return file_agent_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *SignalRequest) GetContainerId() string {
@@ -2160,7 +2235,7 @@ type SignalResponse struct {
 
 func (x *SignalResponse) Reset() {
 	*x = SignalResponse{}
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2172,7 +2247,7 @@ func (x *SignalResponse) String() string {
 func (*SignalResponse) ProtoMessage() {}
 
 func (x *SignalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[29]
+	mi := &file_agent_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2185,7 +2260,7 @@ func (x *SignalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SignalResponse.ProtoReflect.Descriptor instead.
 func (*SignalResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{29}
+	return file_agent_proto_rawDescGZIP(), []int{30}
 }
 
 type ResizeRequest struct {
@@ -2200,7 +2275,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2212,7 +2287,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[30]
+	mi := &file_agent_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2225,7 +2300,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{30}
+	return file_agent_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ResizeRequest) GetContainerId() string {
@@ -2264,7 +2339,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2276,7 +2351,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[31]
+	mi := &file_agent_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2289,7 +2364,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{31}
+	return file_agent_proto_rawDescGZIP(), []int{32}
 }
 
 type CloseStdinRequest struct {
@@ -2302,7 +2377,7 @@ type CloseStdinRequest struct {
 
 func (x *CloseStdinRequest) Reset() {
 	*x = CloseStdinRequest{}
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2314,7 +2389,7 @@ func (x *CloseStdinRequest) String() string {
 func (*CloseStdinRequest) ProtoMessage() {}
 
 func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[32]
+	mi := &file_agent_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2327,7 +2402,7 @@ func (x *CloseStdinRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinRequest.ProtoReflect.Descriptor instead.
 func (*CloseStdinRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{32}
+	return file_agent_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *CloseStdinRequest) GetContainerId() string {
@@ -2352,7 +2427,7 @@ type CloseStdinResponse struct {
 
 func (x *CloseStdinResponse) Reset() {
 	*x = CloseStdinResponse{}
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2364,7 +2439,7 @@ func (x *CloseStdinResponse) String() string {
 func (*CloseStdinResponse) ProtoMessage() {}
 
 func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[33]
+	mi := &file_agent_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2377,7 +2452,7 @@ func (x *CloseStdinResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CloseStdinResponse.ProtoReflect.Descriptor instead.
 func (*CloseStdinResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{33}
+	return file_agent_proto_rawDescGZIP(), []int{34}
 }
 
 type WaitRequest struct {
@@ -2390,7 +2465,7 @@ type WaitRequest struct {
 
 func (x *WaitRequest) Reset() {
 	*x = WaitRequest{}
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +2477,7 @@ func (x *WaitRequest) String() string {
 func (*WaitRequest) ProtoMessage() {}
 
 func (x *WaitRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[34]
+	mi := &file_agent_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +2490,7 @@ func (x *WaitRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitRequest.ProtoReflect.Descriptor instead.
 func (*WaitRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{34}
+	return file_agent_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *WaitRequest) GetContainerId() string {
@@ -2446,7 +2521,7 @@ type WaitResponse struct {
 
 func (x *WaitResponse) Reset() {
 	*x = WaitResponse{}
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2458,7 +2533,7 @@ func (x *WaitResponse) String() string {
 func (*WaitResponse) ProtoMessage() {}
 
 func (x *WaitResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[35]
+	mi := &file_agent_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2471,7 +2546,7 @@ func (x *WaitResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WaitResponse.ProtoReflect.Descriptor instead.
 func (*WaitResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{35}
+	return file_agent_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *WaitResponse) GetExitCode() uint32 {
@@ -2505,7 +2580,7 @@ type UpdateRequest struct {
 
 func (x *UpdateRequest) Reset() {
 	*x = UpdateRequest{}
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2517,7 +2592,7 @@ func (x *UpdateRequest) String() string {
 func (*UpdateRequest) ProtoMessage() {}
 
 func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[36]
+	mi := &file_agent_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2530,7 +2605,7 @@ func (x *UpdateRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateRequest.ProtoReflect.Descriptor instead.
 func (*UpdateRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{36}
+	return file_agent_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *UpdateRequest) GetContainerId() string {
@@ -2555,7 +2630,7 @@ type UpdateResponse struct {
 
 func (x *UpdateResponse) Reset() {
 	*x = UpdateResponse{}
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2567,7 +2642,7 @@ func (x *UpdateResponse) String() string {
 func (*UpdateResponse) ProtoMessage() {}
 
 func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[37]
+	mi := &file_agent_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2580,7 +2655,7 @@ func (x *UpdateResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateResponse.ProtoReflect.Descriptor instead.
 func (*UpdateResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{37}
+	return file_agent_proto_rawDescGZIP(), []int{38}
 }
 
 type StatsRequest struct {
@@ -2592,7 +2667,7 @@ type StatsRequest struct {
 
 func (x *StatsRequest) Reset() {
 	*x = StatsRequest{}
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2604,7 +2679,7 @@ func (x *StatsRequest) String() string {
 func (*StatsRequest) ProtoMessage() {}
 
 func (x *StatsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[38]
+	mi := &file_agent_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2617,7 +2692,7 @@ func (x *StatsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsRequest.ProtoReflect.Descriptor instead.
 func (*StatsRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{38}
+	return file_agent_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *StatsRequest) GetContainerId() string {
@@ -2654,7 +2729,7 @@ type StatsResponse struct {
 
 func (x *StatsResponse) Reset() {
 	*x = StatsResponse{}
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2666,7 +2741,7 @@ func (x *StatsResponse) String() string {
 func (*StatsResponse) ProtoMessage() {}
 
 func (x *StatsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[39]
+	mi := &file_agent_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2679,7 +2754,7 @@ func (x *StatsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatsResponse.ProtoReflect.Descriptor instead.
 func (*StatsResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{39}
+	return file_agent_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *StatsResponse) GetMemoryBytes() uint64 {
@@ -2804,7 +2879,7 @@ type DeleteRequest struct {
 
 func (x *DeleteRequest) Reset() {
 	*x = DeleteRequest{}
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2816,7 +2891,7 @@ func (x *DeleteRequest) String() string {
 func (*DeleteRequest) ProtoMessage() {}
 
 func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[40]
+	mi := &file_agent_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2829,7 +2904,7 @@ func (x *DeleteRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteRequest.ProtoReflect.Descriptor instead.
 func (*DeleteRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{40}
+	return file_agent_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *DeleteRequest) GetContainerId() string {
@@ -2856,7 +2931,7 @@ type DeleteResponse struct {
 
 func (x *DeleteResponse) Reset() {
 	*x = DeleteResponse{}
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2868,7 +2943,7 @@ func (x *DeleteResponse) String() string {
 func (*DeleteResponse) ProtoMessage() {}
 
 func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[41]
+	mi := &file_agent_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2881,7 +2956,7 @@ func (x *DeleteResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteResponse.ProtoReflect.Descriptor instead.
 func (*DeleteResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{41}
+	return file_agent_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DeleteResponse) GetExitCode() uint32 {
@@ -2908,7 +2983,7 @@ type PutFilesRequest struct {
 
 func (x *PutFilesRequest) Reset() {
 	*x = PutFilesRequest{}
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2920,7 +2995,7 @@ func (x *PutFilesRequest) String() string {
 func (*PutFilesRequest) ProtoMessage() {}
 
 func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[42]
+	mi := &file_agent_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2933,7 +3008,7 @@ func (x *PutFilesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesRequest.ProtoReflect.Descriptor instead.
 func (*PutFilesRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{42}
+	return file_agent_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PutFilesRequest) GetVolume() string {
@@ -2958,7 +3033,7 @@ type PutFilesResponse struct {
 
 func (x *PutFilesResponse) Reset() {
 	*x = PutFilesResponse{}
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2970,7 +3045,7 @@ func (x *PutFilesResponse) String() string {
 func (*PutFilesResponse) ProtoMessage() {}
 
 func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[43]
+	mi := &file_agent_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2983,7 +3058,7 @@ func (x *PutFilesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutFilesResponse.ProtoReflect.Descriptor instead.
 func (*PutFilesResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{43}
+	return file_agent_proto_rawDescGZIP(), []int{44}
 }
 
 type AttachVolumeRequest struct {
@@ -2997,7 +3072,7 @@ type AttachVolumeRequest struct {
 
 func (x *AttachVolumeRequest) Reset() {
 	*x = AttachVolumeRequest{}
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3009,7 +3084,7 @@ func (x *AttachVolumeRequest) String() string {
 func (*AttachVolumeRequest) ProtoMessage() {}
 
 func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[44]
+	mi := &file_agent_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3022,7 +3097,7 @@ func (x *AttachVolumeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeRequest.ProtoReflect.Descriptor instead.
 func (*AttachVolumeRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{44}
+	return file_agent_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AttachVolumeRequest) GetVolume() string {
@@ -3047,7 +3122,7 @@ type AttachVolumeResponse struct {
 
 func (x *AttachVolumeResponse) Reset() {
 	*x = AttachVolumeResponse{}
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3059,7 +3134,7 @@ func (x *AttachVolumeResponse) String() string {
 func (*AttachVolumeResponse) ProtoMessage() {}
 
 func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[45]
+	mi := &file_agent_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3072,7 +3147,7 @@ func (x *AttachVolumeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AttachVolumeResponse.ProtoReflect.Descriptor instead.
 func (*AttachVolumeResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{45}
+	return file_agent_proto_rawDescGZIP(), []int{46}
 }
 
 type TerminationMessageRequest struct {
@@ -3084,7 +3159,7 @@ type TerminationMessageRequest struct {
 
 func (x *TerminationMessageRequest) Reset() {
 	*x = TerminationMessageRequest{}
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +3171,7 @@ func (x *TerminationMessageRequest) String() string {
 func (*TerminationMessageRequest) ProtoMessage() {}
 
 func (x *TerminationMessageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[46]
+	mi := &file_agent_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +3184,7 @@ func (x *TerminationMessageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminationMessageRequest.ProtoReflect.Descriptor instead.
 func (*TerminationMessageRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{46}
+	return file_agent_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *TerminationMessageRequest) GetContainerId() string {
@@ -3129,7 +3204,7 @@ type TerminationMessageResponse struct {
 
 func (x *TerminationMessageResponse) Reset() {
 	*x = TerminationMessageResponse{}
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3141,7 +3216,7 @@ func (x *TerminationMessageResponse) String() string {
 func (*TerminationMessageResponse) ProtoMessage() {}
 
 func (x *TerminationMessageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[47]
+	mi := &file_agent_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3154,7 +3229,7 @@ func (x *TerminationMessageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TerminationMessageResponse.ProtoReflect.Descriptor instead.
 func (*TerminationMessageResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{47}
+	return file_agent_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *TerminationMessageResponse) GetMessage() []byte {
@@ -3172,7 +3247,7 @@ type ShutdownRequest struct {
 
 func (x *ShutdownRequest) Reset() {
 	*x = ShutdownRequest{}
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3259,7 @@ func (x *ShutdownRequest) String() string {
 func (*ShutdownRequest) ProtoMessage() {}
 
 func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[48]
+	mi := &file_agent_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3272,7 @@ func (x *ShutdownRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownRequest.ProtoReflect.Descriptor instead.
 func (*ShutdownRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{48}
+	return file_agent_proto_rawDescGZIP(), []int{49}
 }
 
 type ShutdownResponse struct {
@@ -3208,7 +3283,7 @@ type ShutdownResponse struct {
 
 func (x *ShutdownResponse) Reset() {
 	*x = ShutdownResponse{}
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3220,7 +3295,7 @@ func (x *ShutdownResponse) String() string {
 func (*ShutdownResponse) ProtoMessage() {}
 
 func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[49]
+	mi := &file_agent_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3233,7 +3308,7 @@ func (x *ShutdownResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ShutdownResponse.ProtoReflect.Descriptor instead.
 func (*ShutdownResponse) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{49}
+	return file_agent_proto_rawDescGZIP(), []int{50}
 }
 
 // StreamHeader is the first message on every stream the host opens.
@@ -3252,7 +3327,7 @@ type StreamHeader struct {
 
 func (x *StreamHeader) Reset() {
 	*x = StreamHeader{}
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3264,7 +3339,7 @@ func (x *StreamHeader) String() string {
 func (*StreamHeader) ProtoMessage() {}
 
 func (x *StreamHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[50]
+	mi := &file_agent_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3277,7 +3352,7 @@ func (x *StreamHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamHeader.ProtoReflect.Descriptor instead.
 func (*StreamHeader) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{50}
+	return file_agent_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *StreamHeader) GetKind() StreamHeader_Kind {
@@ -3333,7 +3408,7 @@ type StreamReply struct {
 
 func (x *StreamReply) Reset() {
 	*x = StreamReply{}
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3345,7 +3420,7 @@ func (x *StreamReply) String() string {
 func (*StreamReply) ProtoMessage() {}
 
 func (x *StreamReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[51]
+	mi := &file_agent_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3358,7 +3433,7 @@ func (x *StreamReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamReply.ProtoReflect.Descriptor instead.
 func (*StreamReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{51}
+	return file_agent_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *StreamReply) GetError() string {
@@ -3384,7 +3459,7 @@ type BlobRequest struct {
 
 func (x *BlobRequest) Reset() {
 	*x = BlobRequest{}
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3396,7 +3471,7 @@ func (x *BlobRequest) String() string {
 func (*BlobRequest) ProtoMessage() {}
 
 func (x *BlobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[52]
+	mi := &file_agent_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3409,7 +3484,7 @@ func (x *BlobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobRequest.ProtoReflect.Descriptor instead.
 func (*BlobRequest) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{52}
+	return file_agent_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BlobRequest) GetOperation() BlobRequest_Operation {
@@ -3447,7 +3522,7 @@ type BlobReply struct {
 
 func (x *BlobReply) Reset() {
 	*x = BlobReply{}
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3459,7 +3534,7 @@ func (x *BlobReply) String() string {
 func (*BlobReply) ProtoMessage() {}
 
 func (x *BlobReply) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[53]
+	mi := &file_agent_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3472,7 +3547,7 @@ func (x *BlobReply) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobReply.ProtoReflect.Descriptor instead.
 func (*BlobReply) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{53}
+	return file_agent_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BlobReply) GetFound() bool {
@@ -3516,7 +3591,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3528,7 +3603,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[54]
+	mi := &file_agent_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3541,7 +3616,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{54}
+	return file_agent_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *Event) GetSequence() uint64 {
@@ -3670,7 +3745,7 @@ type Exit struct {
 
 func (x *Exit) Reset() {
 	*x = Exit{}
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3682,7 +3757,7 @@ func (x *Exit) String() string {
 func (*Exit) ProtoMessage() {}
 
 func (x *Exit) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[55]
+	mi := &file_agent_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3695,7 +3770,7 @@ func (x *Exit) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Exit.ProtoReflect.Descriptor instead.
 func (*Exit) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{55}
+	return file_agent_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *Exit) GetContainerId() string {
@@ -3728,7 +3803,7 @@ type OOM struct {
 
 func (x *OOM) Reset() {
 	*x = OOM{}
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3740,7 +3815,7 @@ func (x *OOM) String() string {
 func (*OOM) ProtoMessage() {}
 
 func (x *OOM) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[56]
+	mi := &file_agent_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3753,7 +3828,7 @@ func (x *OOM) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OOM.ProtoReflect.Descriptor instead.
 func (*OOM) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{56}
+	return file_agent_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *OOM) GetContainerId() string {
@@ -3775,7 +3850,7 @@ type PullProgress struct {
 
 func (x *PullProgress) Reset() {
 	*x = PullProgress{}
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3787,7 +3862,7 @@ func (x *PullProgress) String() string {
 func (*PullProgress) ProtoMessage() {}
 
 func (x *PullProgress) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[57]
+	mi := &file_agent_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3800,7 +3875,7 @@ func (x *PullProgress) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PullProgress.ProtoReflect.Descriptor instead.
 func (*PullProgress) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{57}
+	return file_agent_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *PullProgress) GetContainerId() string {
@@ -3846,7 +3921,7 @@ type Refusal struct {
 
 func (x *Refusal) Reset() {
 	*x = Refusal{}
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3858,7 +3933,7 @@ func (x *Refusal) String() string {
 func (*Refusal) ProtoMessage() {}
 
 func (x *Refusal) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[58]
+	mi := &file_agent_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3871,7 +3946,7 @@ func (x *Refusal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Refusal.ProtoReflect.Descriptor instead.
 func (*Refusal) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{58}
+	return file_agent_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *Refusal) GetRule() string {
@@ -3920,7 +3995,7 @@ type Attested struct {
 
 func (x *Attested) Reset() {
 	*x = Attested{}
-	mi := &file_agent_proto_msgTypes[59]
+	mi := &file_agent_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3932,7 +4007,7 @@ func (x *Attested) String() string {
 func (*Attested) ProtoMessage() {}
 
 func (x *Attested) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[59]
+	mi := &file_agent_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3945,7 +4020,7 @@ func (x *Attested) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Attested.ProtoReflect.Descriptor instead.
 func (*Attested) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{59}
+	return file_agent_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *Attested) GetGranted() bool {
@@ -3974,7 +4049,7 @@ type BlobCache struct {
 
 func (x *BlobCache) Reset() {
 	*x = BlobCache{}
-	mi := &file_agent_proto_msgTypes[60]
+	mi := &file_agent_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3986,7 +4061,7 @@ func (x *BlobCache) String() string {
 func (*BlobCache) ProtoMessage() {}
 
 func (x *BlobCache) ProtoReflect() protoreflect.Message {
-	mi := &file_agent_proto_msgTypes[60]
+	mi := &file_agent_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3999,7 +4074,7 @@ func (x *BlobCache) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BlobCache.ProtoReflect.Descriptor instead.
 func (*BlobCache) Descriptor() ([]byte, []int) {
-	return file_agent_proto_rawDescGZIP(), []int{60}
+	return file_agent_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *BlobCache) GetDigest() string {
@@ -4037,7 +4112,7 @@ const file_agent_proto_rawDesc = "" +
 	"\tBootPhase\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x13\n" +
 	"\x05at_ns\x18\x02 \x01(\x04R\x04atNs\x12\x15\n" +
-	"\x06at_tsc\x18\x03 \x01(\x04R\x05atTsc\"\xae\x04\n" +
+	"\x06at_tsc\x18\x03 \x01(\x04R\x05atTsc\"\x84\x05\n" +
 	"\x14CreateSandboxRequest\x12\x1d\n" +
 	"\n" +
 	"sandbox_id\x18\x01 \x01(\tR\tsandboxId\x12\x1a\n" +
@@ -4052,10 +4127,15 @@ const file_agent_proto_rawDesc = "" +
 	"\tshare_pid\x18\n" +
 	" \x01(\bR\bsharePid\x12K\n" +
 	"\x10unsealed_trustee\x18\v \x01(\v2 .coffer.agent.v1.UnsealedTrusteeR\x0funsealedTrustee\x12!\n" +
-	"\fscratch_disk\x18\f \x01(\tR\vscratchDisk\x1a:\n" +
+	"\fscratch_disk\x18\f \x01(\tR\vscratchDisk\x12T\n" +
+	"\x13unsealed_registries\x18\r \x01(\v2#.coffer.agent.v1.UnsealedRegistriesR\x12unsealedRegistries\x1a:\n" +
 	"\fSysctlsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\":\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
+	"\x12UnsealedRegistries\x12\x15\n" +
+	"\x06ca_pem\x18\x01 \x01(\tR\x05caPem\x12'\n" +
+	"\x0fregistries_conf\x18\x02 \x01(\tR\x0eregistriesConf\x12\x1b\n" +
+	"\tauth_json\x18\x03 \x01(\fR\bauthJson\":\n" +
 	"\x0fUnsealedTrustee\x12\x10\n" +
 	"\x03url\x18\x01 \x01(\tR\x03url\x12\x15\n" +
 	"\x06ca_pem\x18\x02 \x01(\tR\x05caPem\"/\n" +
@@ -4356,7 +4436,7 @@ func file_agent_proto_rawDescGZIP() []byte {
 }
 
 var file_agent_proto_enumTypes = make([]protoimpl.EnumInfo, 3)
-var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_agent_proto_msgTypes = make([]protoimpl.MessageInfo, 65)
 var file_agent_proto_goTypes = []any{
 	(Volume_Kind)(0),                   // 0: coffer.agent.v1.Volume.Kind
 	(StreamHeader_Kind)(0),             // 1: coffer.agent.v1.StreamHeader.Kind
@@ -4365,139 +4445,141 @@ var file_agent_proto_goTypes = []any{
 	(*HelloResponse)(nil),              // 4: coffer.agent.v1.HelloResponse
 	(*BootPhase)(nil),                  // 5: coffer.agent.v1.BootPhase
 	(*CreateSandboxRequest)(nil),       // 6: coffer.agent.v1.CreateSandboxRequest
-	(*UnsealedTrustee)(nil),            // 7: coffer.agent.v1.UnsealedTrustee
-	(*CreateSandboxResponse)(nil),      // 8: coffer.agent.v1.CreateSandboxResponse
-	(*Network)(nil),                    // 9: coffer.agent.v1.Network
-	(*Interface)(nil),                  // 10: coffer.agent.v1.Interface
-	(*Route)(nil),                      // 11: coffer.agent.v1.Route
-	(*Neighbour)(nil),                  // 12: coffer.agent.v1.Neighbour
-	(*DNS)(nil),                        // 13: coffer.agent.v1.DNS
-	(*HostEntry)(nil),                  // 14: coffer.agent.v1.HostEntry
-	(*UpdateNetworkRequest)(nil),       // 15: coffer.agent.v1.UpdateNetworkRequest
-	(*UpdateNetworkResponse)(nil),      // 16: coffer.agent.v1.UpdateNetworkResponse
-	(*StringList)(nil),                 // 17: coffer.agent.v1.StringList
-	(*CreateContainerRequest)(nil),     // 18: coffer.agent.v1.CreateContainerRequest
-	(*Security)(nil),                   // 19: coffer.agent.v1.Security
-	(*Rlimit)(nil),                     // 20: coffer.agent.v1.Rlimit
-	(*Volume)(nil),                     // 21: coffer.agent.v1.Volume
-	(*Device)(nil),                     // 22: coffer.agent.v1.Device
-	(*User)(nil),                       // 23: coffer.agent.v1.User
-	(*Mount)(nil),                      // 24: coffer.agent.v1.Mount
-	(*Resources)(nil),                  // 25: coffer.agent.v1.Resources
-	(*CreateContainerResponse)(nil),    // 26: coffer.agent.v1.CreateContainerResponse
-	(*StartRequest)(nil),               // 27: coffer.agent.v1.StartRequest
-	(*StartResponse)(nil),              // 28: coffer.agent.v1.StartResponse
-	(*ExecRequest)(nil),                // 29: coffer.agent.v1.ExecRequest
-	(*ExecResponse)(nil),               // 30: coffer.agent.v1.ExecResponse
-	(*SignalRequest)(nil),              // 31: coffer.agent.v1.SignalRequest
-	(*SignalResponse)(nil),             // 32: coffer.agent.v1.SignalResponse
-	(*ResizeRequest)(nil),              // 33: coffer.agent.v1.ResizeRequest
-	(*ResizeResponse)(nil),             // 34: coffer.agent.v1.ResizeResponse
-	(*CloseStdinRequest)(nil),          // 35: coffer.agent.v1.CloseStdinRequest
-	(*CloseStdinResponse)(nil),         // 36: coffer.agent.v1.CloseStdinResponse
-	(*WaitRequest)(nil),                // 37: coffer.agent.v1.WaitRequest
-	(*WaitResponse)(nil),               // 38: coffer.agent.v1.WaitResponse
-	(*UpdateRequest)(nil),              // 39: coffer.agent.v1.UpdateRequest
-	(*UpdateResponse)(nil),             // 40: coffer.agent.v1.UpdateResponse
-	(*StatsRequest)(nil),               // 41: coffer.agent.v1.StatsRequest
-	(*StatsResponse)(nil),              // 42: coffer.agent.v1.StatsResponse
-	(*DeleteRequest)(nil),              // 43: coffer.agent.v1.DeleteRequest
-	(*DeleteResponse)(nil),             // 44: coffer.agent.v1.DeleteResponse
-	(*PutFilesRequest)(nil),            // 45: coffer.agent.v1.PutFilesRequest
-	(*PutFilesResponse)(nil),           // 46: coffer.agent.v1.PutFilesResponse
-	(*AttachVolumeRequest)(nil),        // 47: coffer.agent.v1.AttachVolumeRequest
-	(*AttachVolumeResponse)(nil),       // 48: coffer.agent.v1.AttachVolumeResponse
-	(*TerminationMessageRequest)(nil),  // 49: coffer.agent.v1.TerminationMessageRequest
-	(*TerminationMessageResponse)(nil), // 50: coffer.agent.v1.TerminationMessageResponse
-	(*ShutdownRequest)(nil),            // 51: coffer.agent.v1.ShutdownRequest
-	(*ShutdownResponse)(nil),           // 52: coffer.agent.v1.ShutdownResponse
-	(*StreamHeader)(nil),               // 53: coffer.agent.v1.StreamHeader
-	(*StreamReply)(nil),                // 54: coffer.agent.v1.StreamReply
-	(*BlobRequest)(nil),                // 55: coffer.agent.v1.BlobRequest
-	(*BlobReply)(nil),                  // 56: coffer.agent.v1.BlobReply
-	(*Event)(nil),                      // 57: coffer.agent.v1.Event
-	(*Exit)(nil),                       // 58: coffer.agent.v1.Exit
-	(*OOM)(nil),                        // 59: coffer.agent.v1.OOM
-	(*PullProgress)(nil),               // 60: coffer.agent.v1.PullProgress
-	(*Refusal)(nil),                    // 61: coffer.agent.v1.Refusal
-	(*Attested)(nil),                   // 62: coffer.agent.v1.Attested
-	(*BlobCache)(nil),                  // 63: coffer.agent.v1.BlobCache
-	nil,                                // 64: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	nil,                                // 65: coffer.agent.v1.CreateContainerRequest.SlotsEntry
-	nil,                                // 66: coffer.agent.v1.Security.RlimitsEntry
+	(*UnsealedRegistries)(nil),         // 7: coffer.agent.v1.UnsealedRegistries
+	(*UnsealedTrustee)(nil),            // 8: coffer.agent.v1.UnsealedTrustee
+	(*CreateSandboxResponse)(nil),      // 9: coffer.agent.v1.CreateSandboxResponse
+	(*Network)(nil),                    // 10: coffer.agent.v1.Network
+	(*Interface)(nil),                  // 11: coffer.agent.v1.Interface
+	(*Route)(nil),                      // 12: coffer.agent.v1.Route
+	(*Neighbour)(nil),                  // 13: coffer.agent.v1.Neighbour
+	(*DNS)(nil),                        // 14: coffer.agent.v1.DNS
+	(*HostEntry)(nil),                  // 15: coffer.agent.v1.HostEntry
+	(*UpdateNetworkRequest)(nil),       // 16: coffer.agent.v1.UpdateNetworkRequest
+	(*UpdateNetworkResponse)(nil),      // 17: coffer.agent.v1.UpdateNetworkResponse
+	(*StringList)(nil),                 // 18: coffer.agent.v1.StringList
+	(*CreateContainerRequest)(nil),     // 19: coffer.agent.v1.CreateContainerRequest
+	(*Security)(nil),                   // 20: coffer.agent.v1.Security
+	(*Rlimit)(nil),                     // 21: coffer.agent.v1.Rlimit
+	(*Volume)(nil),                     // 22: coffer.agent.v1.Volume
+	(*Device)(nil),                     // 23: coffer.agent.v1.Device
+	(*User)(nil),                       // 24: coffer.agent.v1.User
+	(*Mount)(nil),                      // 25: coffer.agent.v1.Mount
+	(*Resources)(nil),                  // 26: coffer.agent.v1.Resources
+	(*CreateContainerResponse)(nil),    // 27: coffer.agent.v1.CreateContainerResponse
+	(*StartRequest)(nil),               // 28: coffer.agent.v1.StartRequest
+	(*StartResponse)(nil),              // 29: coffer.agent.v1.StartResponse
+	(*ExecRequest)(nil),                // 30: coffer.agent.v1.ExecRequest
+	(*ExecResponse)(nil),               // 31: coffer.agent.v1.ExecResponse
+	(*SignalRequest)(nil),              // 32: coffer.agent.v1.SignalRequest
+	(*SignalResponse)(nil),             // 33: coffer.agent.v1.SignalResponse
+	(*ResizeRequest)(nil),              // 34: coffer.agent.v1.ResizeRequest
+	(*ResizeResponse)(nil),             // 35: coffer.agent.v1.ResizeResponse
+	(*CloseStdinRequest)(nil),          // 36: coffer.agent.v1.CloseStdinRequest
+	(*CloseStdinResponse)(nil),         // 37: coffer.agent.v1.CloseStdinResponse
+	(*WaitRequest)(nil),                // 38: coffer.agent.v1.WaitRequest
+	(*WaitResponse)(nil),               // 39: coffer.agent.v1.WaitResponse
+	(*UpdateRequest)(nil),              // 40: coffer.agent.v1.UpdateRequest
+	(*UpdateResponse)(nil),             // 41: coffer.agent.v1.UpdateResponse
+	(*StatsRequest)(nil),               // 42: coffer.agent.v1.StatsRequest
+	(*StatsResponse)(nil),              // 43: coffer.agent.v1.StatsResponse
+	(*DeleteRequest)(nil),              // 44: coffer.agent.v1.DeleteRequest
+	(*DeleteResponse)(nil),             // 45: coffer.agent.v1.DeleteResponse
+	(*PutFilesRequest)(nil),            // 46: coffer.agent.v1.PutFilesRequest
+	(*PutFilesResponse)(nil),           // 47: coffer.agent.v1.PutFilesResponse
+	(*AttachVolumeRequest)(nil),        // 48: coffer.agent.v1.AttachVolumeRequest
+	(*AttachVolumeResponse)(nil),       // 49: coffer.agent.v1.AttachVolumeResponse
+	(*TerminationMessageRequest)(nil),  // 50: coffer.agent.v1.TerminationMessageRequest
+	(*TerminationMessageResponse)(nil), // 51: coffer.agent.v1.TerminationMessageResponse
+	(*ShutdownRequest)(nil),            // 52: coffer.agent.v1.ShutdownRequest
+	(*ShutdownResponse)(nil),           // 53: coffer.agent.v1.ShutdownResponse
+	(*StreamHeader)(nil),               // 54: coffer.agent.v1.StreamHeader
+	(*StreamReply)(nil),                // 55: coffer.agent.v1.StreamReply
+	(*BlobRequest)(nil),                // 56: coffer.agent.v1.BlobRequest
+	(*BlobReply)(nil),                  // 57: coffer.agent.v1.BlobReply
+	(*Event)(nil),                      // 58: coffer.agent.v1.Event
+	(*Exit)(nil),                       // 59: coffer.agent.v1.Exit
+	(*OOM)(nil),                        // 60: coffer.agent.v1.OOM
+	(*PullProgress)(nil),               // 61: coffer.agent.v1.PullProgress
+	(*Refusal)(nil),                    // 62: coffer.agent.v1.Refusal
+	(*Attested)(nil),                   // 63: coffer.agent.v1.Attested
+	(*BlobCache)(nil),                  // 64: coffer.agent.v1.BlobCache
+	nil,                                // 65: coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	nil,                                // 66: coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	nil,                                // 67: coffer.agent.v1.Security.RlimitsEntry
 }
 var file_agent_proto_depIdxs = []int32{
 	5,  // 0: coffer.agent.v1.HelloResponse.boot_phases:type_name -> coffer.agent.v1.BootPhase
-	9,  // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
-	64, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
-	7,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
-	10, // 4: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
-	11, // 5: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
-	12, // 6: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
-	13, // 7: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
-	14, // 8: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
-	9,  // 9: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
-	17, // 10: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
-	17, // 11: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
-	23, // 12: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
-	24, // 13: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
-	25, // 14: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
-	65, // 15: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
-	19, // 16: coffer.agent.v1.CreateContainerRequest.security:type_name -> coffer.agent.v1.Security
-	21, // 17: coffer.agent.v1.CreateContainerRequest.volumes:type_name -> coffer.agent.v1.Volume
-	22, // 18: coffer.agent.v1.CreateContainerRequest.devices:type_name -> coffer.agent.v1.Device
-	66, // 19: coffer.agent.v1.Security.rlimits:type_name -> coffer.agent.v1.Security.RlimitsEntry
-	0,  // 20: coffer.agent.v1.Volume.kind:type_name -> coffer.agent.v1.Volume.Kind
-	17, // 21: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
-	25, // 22: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
-	1,  // 23: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
-	2,  // 24: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
-	58, // 25: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
-	59, // 26: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
-	60, // 27: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
-	61, // 28: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
-	62, // 29: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
-	63, // 30: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
-	20, // 31: coffer.agent.v1.Security.RlimitsEntry.value:type_name -> coffer.agent.v1.Rlimit
-	3,  // 32: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
-	6,  // 33: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
-	15, // 34: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
-	18, // 35: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
-	27, // 36: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
-	29, // 37: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
-	31, // 38: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
-	33, // 39: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
-	35, // 40: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
-	37, // 41: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
-	39, // 42: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
-	41, // 43: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
-	43, // 44: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
-	45, // 45: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
-	47, // 46: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
-	49, // 47: coffer.agent.v1.Agent.TerminationMessage:input_type -> coffer.agent.v1.TerminationMessageRequest
-	51, // 48: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
-	4,  // 49: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
-	8,  // 50: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
-	16, // 51: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
-	26, // 52: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
-	28, // 53: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
-	30, // 54: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
-	32, // 55: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
-	34, // 56: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
-	36, // 57: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
-	38, // 58: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
-	40, // 59: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
-	42, // 60: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
-	44, // 61: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
-	46, // 62: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
-	48, // 63: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
-	50, // 64: coffer.agent.v1.Agent.TerminationMessage:output_type -> coffer.agent.v1.TerminationMessageResponse
-	52, // 65: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
-	49, // [49:66] is the sub-list for method output_type
-	32, // [32:49] is the sub-list for method input_type
-	32, // [32:32] is the sub-list for extension type_name
-	32, // [32:32] is the sub-list for extension extendee
-	0,  // [0:32] is the sub-list for field type_name
+	10, // 1: coffer.agent.v1.CreateSandboxRequest.network:type_name -> coffer.agent.v1.Network
+	65, // 2: coffer.agent.v1.CreateSandboxRequest.sysctls:type_name -> coffer.agent.v1.CreateSandboxRequest.SysctlsEntry
+	8,  // 3: coffer.agent.v1.CreateSandboxRequest.unsealed_trustee:type_name -> coffer.agent.v1.UnsealedTrustee
+	7,  // 4: coffer.agent.v1.CreateSandboxRequest.unsealed_registries:type_name -> coffer.agent.v1.UnsealedRegistries
+	11, // 5: coffer.agent.v1.Network.interfaces:type_name -> coffer.agent.v1.Interface
+	12, // 6: coffer.agent.v1.Network.routes:type_name -> coffer.agent.v1.Route
+	13, // 7: coffer.agent.v1.Network.neighbours:type_name -> coffer.agent.v1.Neighbour
+	14, // 8: coffer.agent.v1.Network.dns:type_name -> coffer.agent.v1.DNS
+	15, // 9: coffer.agent.v1.Network.hosts:type_name -> coffer.agent.v1.HostEntry
+	10, // 10: coffer.agent.v1.UpdateNetworkRequest.network:type_name -> coffer.agent.v1.Network
+	18, // 11: coffer.agent.v1.CreateContainerRequest.args:type_name -> coffer.agent.v1.StringList
+	18, // 12: coffer.agent.v1.CreateContainerRequest.env:type_name -> coffer.agent.v1.StringList
+	24, // 13: coffer.agent.v1.CreateContainerRequest.user:type_name -> coffer.agent.v1.User
+	25, // 14: coffer.agent.v1.CreateContainerRequest.mounts:type_name -> coffer.agent.v1.Mount
+	26, // 15: coffer.agent.v1.CreateContainerRequest.resources:type_name -> coffer.agent.v1.Resources
+	66, // 16: coffer.agent.v1.CreateContainerRequest.slots:type_name -> coffer.agent.v1.CreateContainerRequest.SlotsEntry
+	20, // 17: coffer.agent.v1.CreateContainerRequest.security:type_name -> coffer.agent.v1.Security
+	22, // 18: coffer.agent.v1.CreateContainerRequest.volumes:type_name -> coffer.agent.v1.Volume
+	23, // 19: coffer.agent.v1.CreateContainerRequest.devices:type_name -> coffer.agent.v1.Device
+	67, // 20: coffer.agent.v1.Security.rlimits:type_name -> coffer.agent.v1.Security.RlimitsEntry
+	0,  // 21: coffer.agent.v1.Volume.kind:type_name -> coffer.agent.v1.Volume.Kind
+	18, // 22: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
+	26, // 23: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
+	1,  // 24: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
+	2,  // 25: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
+	59, // 26: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
+	60, // 27: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
+	61, // 28: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
+	62, // 29: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
+	63, // 30: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
+	64, // 31: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
+	21, // 32: coffer.agent.v1.Security.RlimitsEntry.value:type_name -> coffer.agent.v1.Rlimit
+	3,  // 33: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
+	6,  // 34: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
+	16, // 35: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
+	19, // 36: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
+	28, // 37: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
+	30, // 38: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
+	32, // 39: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
+	34, // 40: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
+	36, // 41: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
+	38, // 42: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
+	40, // 43: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
+	42, // 44: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
+	44, // 45: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
+	46, // 46: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
+	48, // 47: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
+	50, // 48: coffer.agent.v1.Agent.TerminationMessage:input_type -> coffer.agent.v1.TerminationMessageRequest
+	52, // 49: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
+	4,  // 50: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
+	9,  // 51: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
+	17, // 52: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
+	27, // 53: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
+	29, // 54: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
+	31, // 55: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
+	33, // 56: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
+	35, // 57: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
+	37, // 58: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
+	39, // 59: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
+	41, // 60: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
+	43, // 61: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
+	45, // 62: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
+	47, // 63: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
+	49, // 64: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
+	51, // 65: coffer.agent.v1.Agent.TerminationMessage:output_type -> coffer.agent.v1.TerminationMessageResponse
+	53, // 66: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
+	50, // [50:67] is the sub-list for method output_type
+	33, // [33:50] is the sub-list for method input_type
+	33, // [33:33] is the sub-list for extension type_name
+	33, // [33:33] is the sub-list for extension extendee
+	0,  // [0:33] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }
@@ -4505,10 +4587,10 @@ func file_agent_proto_init() {
 	if File_agent_proto != nil {
 		return
 	}
-	file_agent_proto_msgTypes[15].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[18].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[26].OneofWrappers = []any{}
-	file_agent_proto_msgTypes[54].OneofWrappers = []any{
+	file_agent_proto_msgTypes[16].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[19].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[27].OneofWrappers = []any{}
+	file_agent_proto_msgTypes[55].OneofWrappers = []any{
 		(*Event_Exit)(nil),
 		(*Event_Oom)(nil),
 		(*Event_Pull)(nil),
@@ -4522,7 +4604,7 @@ func file_agent_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_agent_proto_rawDesc), len(file_agent_proto_rawDesc)),
 			NumEnums:      3,
-			NumMessages:   64,
+			NumMessages:   65,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

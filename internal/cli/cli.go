@@ -165,6 +165,9 @@ func (a *app) rootCommand() *cobra.Command {
 		a.collateralCommand(),
 		a.secretCommand(),
 		a.trusteeCommand(),
+		a.installCommand(),
+		a.uninstallCommand(),
+		a.doctorCommand(),
 	)
 	return root
 }

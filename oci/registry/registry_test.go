@@ -234,7 +234,9 @@ func TestRedirects(t *testing.T) {
 	if _, err := oci.ReadAll(t.Context(), repo, d, 1<<20); err == nil || !strings.Contains(err.Error(), "is refused") {
 		t.Errorf("to HTTP: %v", err)
 	}
-	gone := secure.URL[:len(secure.URL)-1] + "0/blob?X-Signature=hidden"
+	closed := httptest.NewTLSServer(http.NotFoundHandler())
+	closed.Close()
+	gone := closed.URL + "/blob?X-Signature=hidden"
 	target.Store(&gone)
 	if _, err := repo.Fetch(t.Context(), d); err == nil || strings.Contains(err.Error(), "hidden") {
 		t.Errorf("a signed URL is shown: %v", err)

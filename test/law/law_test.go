@@ -56,7 +56,7 @@ func list(t *testing.T, args ...string) []goPackage {
 var wings = []string{"internal/guest", "internal/host", "internal/trustee"}
 
 // compositions may import several wings: they are programs of the owner.
-var compositions = []string{"cmd", "internal/cli", "internal/run", "internal/demo", "internal/protect", "internal/evidence", "test"}
+var compositions = []string{"cmd", "internal/cli", "internal/run", "internal/install", "internal/demo", "internal/protect", "internal/evidence", "test"}
 
 func under(path, dir string) bool {
 	rel := strings.TrimPrefix(path, module+"/")

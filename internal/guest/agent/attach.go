@@ -13,6 +13,9 @@ import (
 // Disks opens block volumes of the policy; see [storage.Manager].
 type Disks interface {
 	OpenVolume(ctx context.Context, v storage.Volume) (storage.Opened, error)
+	// OpenRaw opens a disk as it is, in the clear, for a volume of an unsealed
+	// pod. A volume that is open already is opened again, on the same disk only.
+	OpenRaw(ctx context.Context, name, serial string) (storage.Opened, error)
 }
 
 // RuleVolumeDisk refuses a disk that is not what its volume's key opens.
@@ -27,7 +30,7 @@ func (a *Agent) AttachVolume(ctx context.Context, req *agentapi.AttachVolumeRequ
 }
 
 // attachVolume opens a disk with the key that the policy names, which a trustee
-// gives only to a guest that has attested.
+// gives only to a guest that has attested; in an unsealed pod, without one.
 func (a *Agent) attachVolume(ctx context.Context, name, disk string) error {
 	sb, err := a.theSandbox()
 	if err != nil {
@@ -59,6 +62,16 @@ func (a *Agent) openVolume(ctx context.Context, sb *sandbox, name, disk string) 
 	if err != nil {
 		return err
 	}
+	if !sb.guard.Sealed() {
+		// Nobody has given it a key: it is the host's disk, as the whole pod is the
+		// host's.
+		opened, err := a.o.Disks.OpenRaw(ctx, name, disk)
+		if err != nil {
+			return failed("volume", err)
+		}
+		sb.keepDevice(a, name, opened.Device)
+		return nil
+	}
 	if err := a.attest(ctx, sb); err != nil {
 		return err
 	}
@@ -79,8 +92,12 @@ func (a *Agent) openVolume(ctx context.Context, sb *sandbox, name, disk string) 
 	if opened.Dir != "" {
 		return sb.volumes.Mounted(name, opened.Dir)
 	}
+	sb.keepDevice(a, name, opened.Device)
+	return nil
+}
+
+func (sb *sandbox) keepDevice(a *Agent, volume, device string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	sb.devices[name] = opened.Device
-	return nil
+	sb.devices[volume] = device
 }

@@ -318,11 +318,25 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 	if err != nil {
 		return err
 	}
+	if err := a.addLastWords(c, v, p); err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			c.lastWords.close()
+		}
+	}()
 	c.config = container.Config{
 		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
-		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
+		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Unmasked: p.Unmasked, Privileged: privileged(p), RLimits: rlimits(p.RLimits),
+		Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
+	}
+	if c.config.Privileged && a.o.Nodes != nil {
+		if c.config.Nodes, err = a.o.Nodes(); err != nil {
+			return failed("runtime", err)
+		}
 	}
 	spec, err := container.Spec(c.config)
 	if err != nil {
@@ -338,14 +352,26 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 	c.stop = stop
 	go a.watch(sb, c, c.init, c.c.Init)
 	go func() {
-		err := c.c.WatchOOM(watching, func() {
-			a.events.add(&agentapi.Event{Body: &agentapi.Event_Oom{Oom: &agentapi.OOM{ContainerId: c.id}}})
-		})
+		err := c.c.WatchOOM(watching, func(kills uint64) { a.reportOOM(c, kills) })
 		if err != nil && watching.Err() == nil {
 			a.log.WarnContext(watching, "watch memory", "container", c.id, "error", err)
 		}
 	}()
 	return nil
+}
+
+// privileged: every capability, no filter, nothing hidden. Only an unsealed pod
+// has such containers, and what they have is the guest's.
+func privileged(p *podpolicy.ContainerConfig) bool {
+	return p.Unmasked && p.Seccomp == podpolicy.SeccompUnconfined && podpolicy.AllCapabilities(p.Capabilities)
+}
+
+func rlimits(limits map[string]podpolicy.RLimit) map[string]container.RLimit {
+	out := make(map[string]container.RLimit, len(limits))
+	for name, l := range limits {
+		out[name] = container.RLimit(l)
+	}
+	return out
 }
 
 // podFiles are the files every container has from its pod.

@@ -71,7 +71,8 @@ func decisions() map[protoreflect.Name]decision {
 			_, err := h.AttachVolume(ctx, &agentapi.AttachVolumeRequest{Volume: "another", Disk: "disk1"})
 			return err
 		}},
-		"Shutdown": {free: "the host can turn the machine off"},
+		"TerminationMessage": {free: "where the policy does not let the host read logs the answer is empty: TestTerminationMessageOfASealedPod"},
+		"Shutdown":           {free: "the host can turn the machine off"},
 	}
 }
 

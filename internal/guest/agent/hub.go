@@ -68,6 +68,8 @@ func (sb *sandbox) imageConfig(ctx context.Context, read func(policy, lookaside 
 				return fmt.Errorf("registry credentials: %w", err)
 			}
 			registry.Credentials = credentials
+		} else if sb.auth.Len() > 0 {
+			registry.Credentials = sb.auth
 		}
 		if uri := image.RegistriesURI; uri != "" {
 			document, err := sb.document(ctx, "", uri)

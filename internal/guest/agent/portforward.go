@@ -11,13 +11,14 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
+	"github.com/coffer-project/coffer/internal/guest/network"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
 // dialTimeout bounds a connection to a port of the pod's own.
 const dialTimeout = 10 * time.Second
 
-// servePort joins a host's stream to a port on the pod's loopback. One that the
+// servePort joins a host's stream to a port of the pod's. One that the
 // policy forbids is accepted and drained, like any other stream.
 func (a *Agent) servePort(ctx context.Context, conn net.Conn, h *agentapi.StreamHeader) error {
 	sb, err := a.theSandbox()
@@ -41,7 +42,7 @@ func (a *Agent) servePort(ctx context.Context, conn net.Conn, h *agentapi.Stream
 		_, err := io.Copy(io.Discard, conn)
 		return err
 	}
-	to, err := dialLoopback(ctx, port)
+	to, err := dialPod(ctx, port)
 	if err != nil {
 		// That nothing listens is what any client of the pod can find out.
 		return channel.WriteReply(conn, unready("port %d: %w", port, err))
@@ -53,10 +54,19 @@ func (a *Agent) servePort(ctx context.Context, conn net.Conn, h *agentapi.Stream
 	return join(ctx, conn, to)
 }
 
-func dialLoopback(ctx context.Context, port uint32) (net.Conn, error) {
-	d := net.Dialer{Timeout: dialTimeout}
-	var errs []error
-	for _, host := range []string{"127.0.0.1", "::1"} {
+// dialPod connects to a port of the pod: on its loopback, or, where a program
+// listens there only, on its addresses.
+func dialPod(ctx context.Context, port uint32) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, dialTimeout)
+	defer cancel()
+	hosts := []string{"127.0.0.1", "::1"}
+	own, err := network.Addresses()
+	errs := []error{err}
+	for _, a := range own {
+		hosts = append(hosts, a.String())
+	}
+	var d net.Dialer
+	for _, host := range hosts {
 		c, err := d.DialContext(ctx, "tcp", net.JoinHostPort(host, strconv.Itoa(int(port))))
 		if err == nil {
 			return c, nil

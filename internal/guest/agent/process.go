@@ -34,6 +34,11 @@ type ctr struct {
 	init        *proc
 	stop        context.CancelFunc // ends what watches it
 
+	lastWords lastWords // under the turn
+
+	oomMu sync.Mutex
+	oom   uint64 // kills that were told
+
 	mu    sync.Mutex
 	execs map[string]*proc
 }
@@ -48,6 +53,7 @@ type proc struct {
 	mu       sync.Mutex
 	process  *container.Process // nil until a command is started
 	starting bool               // the guard was told that it starts
+	failed   bool               // it was begun, and could not be started; under the container's turn
 	over     bool               // the guard was told, or need not be, that it has ended
 
 	done   chan struct{} // closed when it has ended and status is set
@@ -233,8 +239,12 @@ func (a *Agent) watch(sb *sandbox, c *ctr, p *proc, process *container.Process) 
 		reason = "signalled"
 	}
 	if p.exec == "" {
-		if kills, err := c.c.OOMKills(); err == nil && kills > 0 && status.Signal == unix.SIGKILL {
-			reason = "oom"
+		if kills, err := c.c.OOMKills(); err == nil && kills > 0 {
+			// Before the end is told, so that the host knows why.
+			a.reportOOM(c, kills)
+			if status.Signal == unix.SIGKILL {
+				reason = "oom"
+			}
 		}
 		// With a shared PID namespace the kernel leaves the others running.
 		if err := c.c.KillAll(); err != nil {
@@ -242,6 +252,15 @@ func (a *Agent) watch(sb *sandbox, c *ctr, p *proc, process *container.Process) 
 		}
 	}
 	a.end(sb, p, status, reason)
+}
+
+// reportOOM tells of what the kernel has killed for want of memory, each once.
+func (a *Agent) reportOOM(c *ctr, kills uint64) {
+	c.oomMu.Lock()
+	defer c.oomMu.Unlock()
+	for ; c.oom < kills; c.oom++ {
+		a.events.add(&agentapi.Event{Body: &agentapi.Event_Oom{Oom: &agentapi.OOM{ContainerId: c.id}}})
+	}
 }
 
 // end makes the end of a process known.
@@ -281,7 +300,7 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 	}
 	err := p.begin(func() error { return sb.guard.Started(p.container, p.exec) })
 	if errors.Is(err, errBegun) {
-		if p.get() == nil {
+		if p.failed || p.get() == nil {
 			return unready("%s could not be started", p)
 		}
 		return nil // the call is repeated
@@ -296,6 +315,7 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 			err = c.c.Start(ctx)
 		}
 		if err != nil {
+			p.failed = true
 			_ = c.c.KillAll()
 		}
 		return err
@@ -490,7 +510,12 @@ func (a *Agent) Stats(ctx context.Context, req *agentapi.StatsRequest) (*agentap
 	if err != nil {
 		return nil, a.fail(ctx, "Stats", err)
 	}
-	return &agentapi.StatsResponse{MemoryBytes: s.MemoryBytes, MemoryLimitBytes: s.MemoryLimitBytes, CpuUsageNs: s.CPUUsageNS, Pids: s.PIDs}, nil
+	return &agentapi.StatsResponse{
+		MemoryBytes: s.MemoryBytes, MemoryLimitBytes: s.MemoryLimitBytes, MemoryInactiveFileBytes: s.InactiveFileBytes, MemoryAnonBytes: s.AnonBytes, MemoryFileBytes: s.FileBytes,
+		PageFaults: s.PageFaults, MajorPageFaults: s.MajorPageFaults, OomKills: s.OOMKills,
+		CpuUsageNs: s.CPUUsageNS, CpuUserNs: s.CPUUserNS, CpuSystemNs: s.CPUSystemNS, CpuPeriods: s.CPUPeriods, CpuThrottledPeriods: s.CPUThrottledPeriods, CpuThrottledNs: s.CPUThrottledNS,
+		Pids: s.PIDs, PidsLimit: s.PIDsLimit,
+	}, nil
 }
 
 // Delete implements the protocol. What runs cannot be deleted; what is gone
@@ -561,6 +586,7 @@ func (a *Agent) remove(ctx context.Context, sb *sandbox, c *ctr) error {
 	if err := c.settle(ctx); err != nil {
 		return err
 	}
+	c.lastWords.close()
 	return sb.images.Unmount(c.id)
 }
 

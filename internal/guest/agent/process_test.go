@@ -10,8 +10,11 @@ import (
 
 	"google.golang.org/grpc/codes"
 
+	"github.com/coffer-project/coffer/internal/guest/container"
+	"github.com/coffer-project/coffer/internal/guest/measurement"
 	"github.com/coffer-project/coffer/internal/guest/reaper"
 	"github.com/coffer-project/coffer/podpolicy"
+	"github.com/coffer-project/coffer/tee/eventlog"
 )
 
 // A container's first process may be killed, by a neighbour or for want of
@@ -93,5 +96,41 @@ func TestDeleteWaitsForTheEndOfCommands(t *testing.T) {
 	close(running.done)
 	if err := c.settle(t.Context()); err != nil {
 		t.Error(err)
+	}
+}
+
+// brokenRegister cannot be extended.
+type brokenRegister struct{}
+
+func (brokenRegister) Alg() eventlog.Alg                    { return eventlog.SHA384 }
+func (brokenRegister) Number() int                          { return 4 }
+func (brokenRegister) Read(context.Context) ([]byte, error) { return nil, errors.New("broken") }
+func (brokenRegister) Extend(context.Context, []byte) error { return errors.New("broken") }
+
+// A start that failed stays failed: a host that repeats the call, because it lost
+// the answer, must not be told that the container runs.
+func TestAStartThatFailedIsNotRepeatedWithSuccess(t *testing.T) {
+	t.Parallel()
+	guard := podpolicy.NewUnsealedGuard()
+	if _, err := guard.Sandbox(podpolicy.SandboxProposal{ID: "pod"}); err != nil {
+		t.Fatal(err)
+	}
+	admission, err := guard.Admit(podpolicy.ContainerProposal{ID: "c", Name: "c", Image: "registry.example/a:b"})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := admission.Configure(podpolicy.ImageConfig{Cmd: []string{"/bin/true"}}); err != nil {
+		t.Fatal(err)
+	}
+	a := &Agent{log: slog.New(slog.DiscardHandler), events: newEventLog(time.Now), containers: map[string]*ctr{}}
+	sb := &sandbox{guard: guard, recorder: measurement.New(brokenRegister{})}
+	c, _ := a.reserve("c", [32]byte{})
+	c.c, c.init = &container.Container{ID: "c"}, newProc("c", "")
+	c.init.process = &container.Process{Process: &reaper.Process{PID: 1 << 30}}
+	c.unlock()
+	for i := range 3 {
+		if err := a.start(t.Context(), c.init, c, sb); err == nil || codeOf(t.Context(), err) != codes.FailedPrecondition {
+			t.Errorf("call %d: %v", i, err)
+		}
 	}
 }

@@ -22,6 +22,7 @@ import (
 	"github.com/coffer-project/coffer/internal/guest/volume"
 	"github.com/coffer-project/coffer/oci/signature"
 	"github.com/coffer-project/coffer/podpolicy"
+	"github.com/coffer-project/coffer/secret"
 	"github.com/coffer-project/coffer/tee"
 )
 
@@ -38,6 +39,8 @@ type sandbox struct {
 	additional []tee.Attester
 	trustee    string
 	guest      guestconfig.Config
+	// auth are an unsealed pod's credentials for registries.
+	auth secret.Bytes
 	config     *podpolicy.SandboxConfig
 	images     *image.Store
 	volumes    *volume.Manager
@@ -111,6 +114,9 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	} else {
 		sb.guard = podpolicy.NewUnsealedGuard()
 		sb.guest.URL, sb.guest.RootPEM = req.GetUnsealedTrustee().GetUrl(), req.GetUnsealedTrustee().GetCaPem()
+		if err := sb.takeRegistries(req.GetUnsealedRegistries()); err != nil {
+			return nil, err
+		}
 	}
 	if err := a.openHub(sb, broker); err != nil {
 		return nil, err
@@ -139,6 +145,23 @@ func (a *Agent) createSandbox(ctx context.Context, req *agentapi.CreateSandboxRe
 	a.mu.Unlock()
 	a.log.InfoContext(ctx, "sandbox created", "sealed", sb.guard.Sealed(), "proven", sb.proven, "trustee", sb.trustee)
 	return &agentapi.CreateSandboxResponse{Sealed: sb.guard.Sealed()}, nil
+}
+
+// takeRegistries is told how an unsealed pod reaches registries: the host could
+// give it any image anyway.
+func (sb *sandbox) takeRegistries(r *agentapi.UnsealedRegistries) error {
+	if pem := r.GetCaPem(); pem != "" {
+		sb.guest.Image.ExtraRoots = []string{pem}
+	}
+	if conf := r.GetRegistriesConf(); conf != "" {
+		parsed, err := guestconfig.ParseRegistries([]byte(conf))
+		if err != nil {
+			return unready("unsealed_registries.registries_conf: %v", err)
+		}
+		sb.guest.Image.Registries = parsed
+	}
+	sb.auth = secret.New(r.GetAuthJson())
+	return nil
 }
 
 // checkInitdata holds what the host sent against what the machine was launched

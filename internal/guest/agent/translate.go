@@ -46,7 +46,50 @@ func containerProposal(r *agentapi.CreateContainerRequest) podpolicy.ContainerPr
 	for _, m := range r.GetMounts() {
 		q.Mounts = append(q.Mounts, podpolicy.Mount{Path: m.GetPath(), Volume: m.GetVolume(), SubPath: m.GetSubPath(), ReadOnly: m.GetReadOnly()})
 	}
+	for _, v := range r.GetVolumes() {
+		q.Volumes = append(q.Volumes, podpolicy.VolumeClaim{Name: v.GetName(), Kind: claimedKind(v.GetKind()), SizeBytes: v.GetSizeBytes(), Group: v.Group})
+	}
+	for _, d := range r.GetDevices() {
+		q.Devices = append(q.Devices, podpolicy.Device{Path: d.GetPath(), Volume: d.GetVolume(), ReadOnly: d.GetReadOnly()})
+	}
+	q.Security, q.TerminationPath = security(r.GetSecurity()), r.GetTerminationMessagePath()
 	return q
+}
+
+func security(s *agentapi.Security) *podpolicy.Security {
+	if s == nil {
+		return nil
+	}
+	q := &podpolicy.Security{
+		NoNewPrivileges: s.GetNoNewPrivileges(), ReadOnlyRoot: s.GetReadOnlyRoot(), SeccompUnconfined: s.GetSeccompUnconfined(), Unmasked: s.GetUnmasked(),
+	}
+	for _, name := range s.GetCapabilities() {
+		q.Capabilities = append(q.Capabilities, "CAP_"+name)
+	}
+	if n := len(s.GetRlimits()); n > 0 {
+		q.RLimits = make(map[string]podpolicy.RLimit, n)
+		for name, l := range s.GetRlimits() {
+			q.RLimits[name] = podpolicy.RLimit{Soft: l.GetSoft(), Hard: l.GetHard()}
+		}
+	}
+	return q
+}
+
+// claimedKind is a kind of volume in the policy's terms; one that is not known
+// keeps its number, by which it is refused.
+func claimedKind(k agentapi.Volume_Kind) podpolicy.ClaimedKind {
+	switch k {
+	case agentapi.Volume_EPHEMERAL:
+		return podpolicy.ClaimEphemeral
+	case agentapi.Volume_MEMORY:
+		return podpolicy.ClaimMemory
+	case agentapi.Volume_FILES:
+		return podpolicy.ClaimFiles
+	case agentapi.Volume_BLOCK:
+		return podpolicy.ClaimBlock
+	case agentapi.Volume_KIND_UNSPECIFIED:
+	}
+	return podpolicy.ClaimedKind(k.String())
 }
 
 func execProposal(r *agentapi.ExecRequest) podpolicy.ExecProposal {

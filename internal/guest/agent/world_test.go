@@ -175,6 +175,7 @@ func (p places) Open(_ context.Context, disk string) (*image.Store, *volume.Mana
 type fakeDisks struct {
 	dir  string
 	keys map[string]string // by serial number
+	raw  string            // the device of every disk in the clear
 }
 
 func (d *fakeDisks) OpenVolume(_ context.Context, v storage.Volume) (storage.Opened, error) {
@@ -186,6 +187,13 @@ func (d *fakeDisks) OpenVolume(_ context.Context, v storage.Volume) (storage.Ope
 	}
 	dir := filepath.Join(d.dir, v.Serial)
 	return storage.Opened{Dir: dir}, os.MkdirAll(dir, 0o777)
+}
+
+func (d *fakeDisks) OpenRaw(_ context.Context, _, serial string) (storage.Opened, error) {
+	if d.raw == "" {
+		return storage.Opened{}, errors.New("no disk " + serial)
+	}
+	return storage.Opened{Device: d.raw}, nil
 }
 
 type transport chan io.ReadWriteCloser
@@ -228,7 +236,7 @@ func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *wo
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	crun, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper, WithoutMissing: true,
 	})
 	if err != nil {
 		t.Fatal(err)

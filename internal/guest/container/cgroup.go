@@ -6,9 +6,11 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 
+	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
 )
 
@@ -20,8 +22,16 @@ type Stats struct {
 	MemoryBytes uint64
 	// MemoryLimitBytes is 0 where there is none.
 	MemoryLimitBytes uint64
-	CPUUsageNS       uint64
-	PIDs             uint64
+	// InactiveFileBytes are what the kernel can take back of MemoryBytes.
+	InactiveFileBytes, AnonBytes, FileBytes uint64
+	PageFaults, MajorPageFaults             uint64
+	// OOMKills is how many processes were killed for want of memory.
+	OOMKills                           uint64
+	CPUUsageNS, CPUUserNS, CPUSystemNS uint64
+	// CPUPeriods with a limit, and those of them in which it was reached.
+	CPUPeriods, CPUThrottledPeriods, CPUThrottledNS uint64
+	// PIDsLimit is 0 where there is none.
+	PIDs, PIDsLimit uint64
 }
 
 // Limits bound a container; 0 leaves a limit as it is.
@@ -55,38 +65,77 @@ func (c *Container) Stats() (Stats, error) {
 	}
 	s.MemoryBytes = number("memory.current")
 	s.MemoryLimitBytes = number("memory.max")
-	s.PIDs = number("pids.current")
-	usage, err := c.keyed("cpu.stat", "usage_usec")
-	errs = append(errs, err)
-	s.CPUUsageNS = usage * 1000
+	s.PIDs, s.PIDsLimit = number("pids.current"), number("pids.max")
+	errs = append(errs,
+		c.lines("memory.stat", map[string]*uint64{
+			"inactive_file": &s.InactiveFileBytes, "anon": &s.AnonBytes, "file": &s.FileBytes, "pgfault": &s.PageFaults, "pgmajfault": &s.MajorPageFaults,
+		}),
+		c.lines("memory.events", map[string]*uint64{"oom_kill": &s.OOMKills}),
+		c.lines("cpu.stat", map[string]*uint64{
+			"usage_usec": &s.CPUUsageNS, "user_usec": &s.CPUUserNS, "system_usec": &s.CPUSystemNS,
+			"nr_periods": &s.CPUPeriods, "nr_throttled": &s.CPUThrottledPeriods, "throttled_usec": &s.CPUThrottledNS,
+		}))
+	for _, micros := range []*uint64{&s.CPUUsageNS, &s.CPUUserNS, &s.CPUSystemNS, &s.CPUThrottledNS} {
+		*micros *= 1000
+	}
 	if err := errors.Join(errs...); err != nil {
 		return s, fmt.Errorf("container %s: %w", c.ID, err)
 	}
 	return s, nil
 }
 
-// keyed reads one line of a flat keyed file; 0 if the file is not there.
-func (c *Container) keyed(name, key string) (uint64, error) {
+// lines reads figures of a flat keyed file; those that are not there stay as
+// they are, and so do all if the file is not.
+func (c *Container) lines(name string, figures map[string]*uint64) error {
 	raw, err := os.ReadFile(filepath.Join(c.cgroup, name))
 	if errors.Is(err, os.ErrNotExist) {
-		return 0, nil
+		return nil
 	}
 	if err != nil {
-		return 0, err
+		return err
 	}
 	for line := range strings.Lines(string(raw)) {
-		if value, ok := strings.CutPrefix(line, key+" "); ok {
-			return strconv.ParseUint(strings.TrimSpace(value), 10, 64)
+		key, value, _ := strings.Cut(strings.TrimSpace(line), " ")
+		if figure := figures[key]; figure != nil {
+			if *figure, err = strconv.ParseUint(value, 10, 64); err != nil {
+				return fmt.Errorf("%s: %w", name, err)
+			}
 		}
 	}
-	return 0, nil
+	return nil
+}
+
+// dropMissing leaves out limits that no controller of the machine would keep.
+func (c *Crun) dropMissing(r *specs.LinuxResources) {
+	raw, _ := os.ReadFile(filepath.Join(c.o.CgroupRoot, "cgroup.controllers")) // unreadable: there are none
+	have := strings.Fields(string(raw))
+	if !slices.Contains(have, "memory") {
+		r.Memory = nil
+	}
+	if !slices.Contains(have, "cpu") {
+		r.CPU = nil
+	}
+	if !slices.Contains(have, "pids") {
+		r.Pids = nil
+	}
+}
+
+// set writes a file of the group that is there.
+func (c *Container) set(name, value string) error {
+	f, err := os.OpenFile(filepath.Join(c.cgroup, name), os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(value)
+	return errors.Join(err, f.Close())
 }
 
 // Update changes limits of a running container.
 func (c *Container) Update(l Limits) error {
 	var errs []error
 	set := func(name, value string) {
-		if err := os.WriteFile(filepath.Join(c.cgroup, name), []byte(value), 0); err != nil {
+		err := c.set(name, value)
+		if missing := errors.Is(err, os.ErrNotExist) && c.crun.o.WithoutMissing; err != nil && !missing {
 			errs = append(errs, err)
 		}
 	}
@@ -111,11 +160,15 @@ func cpuQuota(millis uint32) uint64 { return max(uint64(millis)*cpuPeriod/1000, 
 
 // OOMKills is how many of the container's processes the kernel has killed for
 // want of memory.
-func (c *Container) OOMKills() (uint64, error) { return c.keyed("memory.events", "oom_kill") }
+func (c *Container) OOMKills() (kills uint64, err error) {
+	err = c.lines("memory.events", map[string]*uint64{"oom_kill": &kills})
+	return kills, err
+}
 
-// WatchOOM calls f for each time the kernel has killed for want of memory,
-// until ctx ends or the container is deleted. It is woken by the kernel.
-func (c *Container) WatchOOM(ctx context.Context, f func()) error {
+// WatchOOM calls f with how many processes the kernel has killed for want of
+// memory, each time that this has grown, until ctx ends or the container is
+// deleted. It is woken by the kernel.
+func (c *Container) WatchOOM(ctx context.Context, f func(kills uint64)) error {
 	fd, err := unix.InotifyInit1(unix.IN_CLOEXEC | unix.IN_NONBLOCK)
 	if err != nil {
 		return fmt.Errorf("watch memory of container %s: %w", c.ID, err)
@@ -140,7 +193,7 @@ func (c *Container) WatchOOM(ctx context.Context, f func()) error {
 		}
 		if kills > seen {
 			seen = kills
-			f()
+			f(kills)
 		}
 		// The removal of the file is an event too (IN_IGNORED).
 		if _, err := events.Read(buf); err != nil {

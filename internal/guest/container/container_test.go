@@ -234,7 +234,7 @@ func TestStatsAndSignal(t *testing.T) {
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 50*time.Millisecond)
 	defer cancel()
-	if err := ctr.WatchOOM(ctx, func() { t.Error("out of memory") }); err != nil && !errors.Is(err, context.DeadlineExceeded) {
+	if err := ctr.WatchOOM(ctx, func(uint64) { t.Error("out of memory") }); err != nil && !errors.Is(err, context.DeadlineExceeded) {
 		t.Error(err)
 	}
 	if err := ctr.Init.Signal(unix.SIGKILL); err != nil {

@@ -41,6 +41,10 @@ type Options struct {
 	// CgroupParent, for example "/coffer", below it.
 	CgroupRoot, CgroupParent string
 	Reaper                   *reaper.Reaper
+	// WithoutMissing leaves out limits for which the machine has no controller, and
+	// capabilities that this process does not have, instead of failing. For
+	// development on ordinary machines only.
+	WithoutMissing bool
 }
 
 // Crun runs containers. It is safe for concurrent use; calls for one
@@ -95,6 +99,12 @@ func (c *Crun) Create(ctx context.Context, id string, spec *specs.Spec, streams 
 		}
 	}()
 	spec.Linux.CgroupsPath = cgroup
+	if c.o.WithoutMissing {
+		c.dropMissing(spec.Linux.Resources)
+		if err := dropCapabilities(spec.Process); err != nil {
+			return nil, fmt.Errorf("container %s: %w", id, err)
+		}
+	}
 	raw, err := json.Marshal(spec)
 	if err != nil {
 		return nil, fmt.Errorf("container %s: %w", id, err)
@@ -125,6 +135,11 @@ func (c *Container) Start(ctx context.Context) error {
 
 // Exec starts another process in the container; execID names its files.
 func (c *Container) Exec(ctx context.Context, execID string, process *specs.Process, streams IO) (*Process, error) {
+	if c.crun.o.WithoutMissing {
+		if err := dropCapabilities(process); err != nil {
+			return nil, fmt.Errorf("exec in container %s: %w", c.ID, err)
+		}
+	}
 	raw, err := json.Marshal(process)
 	if err != nil {
 		return nil, err
@@ -152,7 +167,7 @@ func (c *Container) Exec(ctx context.Context, execID string, process *specs.Proc
 // KillAll kills every process of the container, at once where the kernel can
 // (cgroup.kill, Linux 5.14).
 func (c *Container) KillAll() error {
-	err := os.WriteFile(filepath.Join(c.cgroup, "cgroup.kill"), []byte("1"), 0)
+	err := c.set("cgroup.kill", "1")
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil // no cgroup, no processes
 	}

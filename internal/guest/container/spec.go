@@ -1,7 +1,6 @@
 package container
 
 import (
-	"fmt"
 	"maps"
 	"os"
 	"slices"
@@ -27,16 +26,29 @@ type Config struct {
 	ReadOnlyRoot    bool
 	// Unconfined leaves the system call filter out.
 	Unconfined bool
-	Terminal   bool
-	Mounts     []Mount
-	Devices    []Device
-	Limits     Limits
+	// Unmasked leaves the kernel's files as they are: nothing is hidden, or made
+	// read-only.
+	Unmasked bool
+	// Privileged lets the container use every device of the guest, and write
+	// below /sys.
+	Privileged bool
+	// RLimits by name, such as RLIMIT_NOFILE.
+	RLimits  map[string]RLimit
+	Terminal bool
+	Mounts   []Mount
+	Devices  []Device
+	Limits   Limits
+	// Nodes are further devices, which only a privileged container may use.
+	Nodes []Node
 	// PIDNamespace is the path of the namespace to join; empty: its own.
 	PIDNamespace string
 	// WithoutDeviceRules leaves the device cgroup open. For tests only, on
 	// machines that may not load the filter.
 	WithoutDeviceRules bool
 }
+
+// RLimit is a limit of setrlimit(2).
+type RLimit struct{ Soft, Hard uint64 }
 
 // Mount puts a directory or file of the guest into the container.
 type Mount struct {
@@ -54,6 +66,15 @@ type Device struct {
 	Path         string
 	Major, Minor uint32
 	ReadOnly     bool
+}
+
+// Node is a device node of the guest's, as it is there.
+type Node struct {
+	// Path in the container; Type is b or c.
+	Path, Type   string
+	Major, Minor uint32
+	Mode         os.FileMode
+	GID          uint32
 }
 
 // Kernel interfaces that reach beyond the container, hidden or read only.
@@ -79,7 +100,7 @@ func Spec(c Config) (*specs.Spec, error) {
 		Version: "1.0.2",
 		Root:    &specs.Root{Path: c.Rootfs, Readonly: c.ReadOnlyRoot},
 		Process: process(c, caps),
-		Mounts:  append(kernelMounts(), bindMounts(c.Mounts)...),
+		Mounts:  append(kernelMounts(c.Privileged), bindMounts(c.Mounts)...),
 		Linux: &specs.Linux{
 			// No network, UTS or IPC namespace: the virtual machine is the
 			// pod, and its containers share these.
@@ -88,11 +109,12 @@ func Spec(c Config) (*specs.Spec, error) {
 				{Type: specs.PIDNamespace, Path: c.PIDNamespace},
 				{Type: specs.CgroupNamespace},
 			},
-			Devices:       devices(c),
-			MaskedPaths:   maskedPaths,
-			ReadonlyPaths: readonlyPaths,
-			Resources:     resources(c),
+			Devices:   devices(c),
+			Resources: resources(c),
 		},
+	}
+	if !c.Unmasked {
+		spec.Linux.MaskedPaths, spec.Linux.ReadonlyPaths = maskedPaths, readonlyPaths
 	}
 	if !c.Unconfined {
 		spec.Linux.Seccomp = defaultSeccomp(c.Capabilities)
@@ -126,6 +148,9 @@ func process(c Config, caps []string) *specs.Process {
 	if p.Cwd == "" {
 		p.Cwd = "/"
 	}
+	for _, name := range slices.Sorted(maps.Keys(c.RLimits)) {
+		p.Rlimits = append(p.Rlimits, specs.POSIXRlimit{Type: name, Soft: c.RLimits[name].Soft, Hard: c.RLimits[name].Hard})
+	}
 	if c.UID != 0 {
 		// As with setuid(2), a user who is not root starts with none in
 		// force; file capabilities may bring back what is in the bounding set.
@@ -135,14 +160,18 @@ func process(c Config, caps []string) *specs.Process {
 }
 
 // kernelMounts are the file systems every container has.
-func kernelMounts() []specs.Mount {
+func kernelMounts(privileged bool) []specs.Mount {
+	access := "ro"
+	if privileged {
+		access = "rw"
+	}
 	return []specs.Mount{
 		{Destination: "/proc", Type: "proc", Source: "proc", Options: []string{"nosuid", "noexec", "nodev"}},
 		{Destination: "/dev", Type: "tmpfs", Source: "tmpfs", Options: []string{"nosuid", "noexec", "strictatime", "mode=755", "size=64k"}},
 		{Destination: "/dev/pts", Type: "devpts", Source: "devpts", Options: []string{"nosuid", "noexec", "newinstance", "ptmxmode=0666", "mode=0620", "gid=5"}},
 		{Destination: "/dev/mqueue", Type: "mqueue", Source: "mqueue", Options: []string{"nosuid", "noexec", "nodev"}},
-		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", "ro"}},
-		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", "ro"}},
+		{Destination: "/sys", Type: "sysfs", Source: "sysfs", Options: []string{"nosuid", "noexec", "nodev", access}},
+		{Destination: "/sys/fs/cgroup", Type: "cgroup", Source: "cgroup", Options: []string{"nosuid", "noexec", "nodev", "relatime", access}},
 		{Destination: "/dev/shm", Type: "tmpfs", Source: "shm", Options: []string{"nosuid", "noexec", "nodev", "mode=1777", "size=64m"}},
 	}
 }
@@ -177,6 +206,12 @@ func devices(c Config) []specs.LinuxDevice {
 			Path: d.Path, Type: "b", Major: int64(d.Major), Minor: int64(d.Minor), FileMode: &mode, UID: &c.UID, GID: &c.GID,
 		})
 	}
+	for _, n := range c.Nodes {
+		if slices.ContainsFunc(c.Devices, func(d Device) bool { return d.Path == n.Path }) {
+			continue
+		}
+		out = append(out, specs.LinuxDevice{Path: n.Path, Type: n.Type, Major: int64(n.Major), Minor: int64(n.Minor), FileMode: &n.Mode, UID: new(uint32), GID: &n.GID})
+	}
 	return out
 }
 
@@ -184,7 +219,7 @@ func resources(c Config) *specs.LinuxResources {
 	r := &specs.LinuxResources{}
 	if !c.WithoutDeviceRules {
 		// The runtime adds the harmless ones (null, zero, terminals, …).
-		r.Devices = []specs.LinuxDeviceCgroup{{Allow: false, Access: "rwm"}}
+		r.Devices = []specs.LinuxDeviceCgroup{{Allow: c.Privileged, Access: "rwm"}}
 		for _, d := range c.Devices {
 			access := "rw" // and no mknod: the node is made from outside
 			if d.ReadOnly {
@@ -207,33 +242,4 @@ func resources(c Config) *specs.LinuxResources {
 		r.Pids = &specs.LinuxPids{Limit: &limit}
 	}
 	return r
-}
-
-// knownCapabilities are those of Linux 6.12 (include/uapi/linux/capability.h).
-var knownCapabilities = func() map[string]bool {
-	return maps.Collect(func(yield func(string, bool) bool) {
-		for name := range strings.FieldsSeq(`AUDIT_CONTROL AUDIT_READ AUDIT_WRITE BLOCK_SUSPEND BPF CHECKPOINT_RESTORE
-			CHOWN DAC_OVERRIDE DAC_READ_SEARCH FOWNER FSETID IPC_LOCK IPC_OWNER KILL LEASE LINUX_IMMUTABLE MAC_ADMIN
-			MAC_OVERRIDE MKNOD NET_ADMIN NET_BIND_SERVICE NET_BROADCAST NET_RAW PERFMON SETFCAP SETGID SETPCAP SETUID
-			SYSLOG SYS_ADMIN SYS_BOOT SYS_CHROOT SYS_MODULE SYS_NICE SYS_PACCT SYS_PTRACE SYS_RAWIO SYS_RESOURCE
-			SYS_TIME SYS_TTY_CONFIG WAKE_ALARM`) {
-			if !yield("CAP_"+name, true) {
-				return
-			}
-		}
-	})
-}
-
-// capabilities checks names and gives them in one order.
-func capabilities(names []string) ([]string, error) {
-	if len(names) == 0 {
-		return nil, nil
-	}
-	known := knownCapabilities()
-	for _, n := range names {
-		if !known[n] {
-			return nil, fmt.Errorf("capability %q: not known; names are written CAP_NET_BIND_SERVICE", n)
-		}
-	}
-	return slices.Compact(slices.Sorted(slices.Values(names))), nil
 }

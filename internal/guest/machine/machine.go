@@ -75,6 +75,12 @@ func (m *Machine) ApplyNetwork(ctx context.Context, c network.Config) error {
 
 // WriteNetworkFiles writes the resolver's files into dir and for the agent.
 func (m *Machine) WriteNetworkFiles(dir string, f network.Files) error {
+	if m.o.Network.Keep && len(f.Addresses) == 0 {
+		var err error
+		if f.Addresses, err = network.Addresses(); err != nil {
+			return err
+		}
+	}
 	for _, d := range []string{dir, m.o.Etc} {
 		if err := os.MkdirAll(d, 0o755); err != nil {
 			return err

@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"sync"
 
 	"github.com/vishvananda/netlink"
@@ -52,6 +53,10 @@ type Neighbour struct {
 // Manager applies configurations, each in place of the one before. It is safe
 // for concurrent use.
 type Manager struct {
+	// Keep leaves devices, addresses, routes and neighbours as they are: they are
+	// somebody else's. It must not be changed once the manager is used.
+	Keep bool
+
 	mu     sync.Mutex
 	routes []netlink.Route // added by the last configuration
 	neighs []netlink.Neigh
@@ -62,7 +67,7 @@ type Manager struct {
 func (m *Manager) Apply(ctx context.Context, c Config) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if err := loopbackUp(); err != nil {
+	if err := loopbackUp(); err != nil || m.Keep {
 		return err
 	}
 	for _, r := range m.routes {
@@ -106,7 +111,9 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 			}
 			route := netlink.Route{LinkIndex: n, Dst: ipNet(r.Destination, r.Gateway)}
 			if gateway {
-				route.Gw = r.Gateway.AsSlice()
+				// Some CNI plugins name a gateway outside the pod's networks: it
+				// is on the link all the same.
+				route.Gw, route.Flags = r.Gateway.AsSlice(), unix.RTNH_F_ONLINK
 			} else {
 				route.Scope = netlink.SCOPE_LINK
 			}
@@ -128,6 +135,22 @@ func (m *Manager) Apply(ctx context.Context, c Config) error {
 		m.neighs = append(m.neighs, neigh)
 	}
 	return nil
+}
+
+// Addresses are those that the machine has on the way to others, in the order of
+// its devices.
+func Addresses() ([]netip.Addr, error) {
+	all, err := net.InterfaceAddrs()
+	if err != nil {
+		return nil, fmt.Errorf("addresses: %w", err)
+	}
+	var out []netip.Addr
+	for _, a := range all {
+		if p, err := netip.ParsePrefix(a.String()); err == nil && p.Addr().IsGlobalUnicast() {
+			out = append(out, p.Addr())
+		}
+	}
+	return out, nil
 }
 
 func loopbackUp() error {
@@ -175,12 +198,11 @@ func findLink(ctx context.Context, mac net.HardwareAddr) (netlink.Link, error) {
 func setUp(link netlink.Link, i Interface) error {
 	attrs := link.Attrs()
 	if attrs.Name != i.Name {
-		// A device that is on cannot be renamed.
-		if err := netlink.LinkSetDown(link); err != nil {
+		if err := vacate(i.Name); err != nil {
 			return err
 		}
-		if err := netlink.LinkSetName(link, i.Name); err != nil {
-			return fmt.Errorf("rename from %s: %w", attrs.Name, err)
+		if err := rename(link, i.Name); err != nil {
+			return err
 		}
 	}
 	if i.MTU != 0 && attrs.MTU != i.MTU {
@@ -216,6 +238,30 @@ func setUp(link netlink.Link, i Interface) error {
 		}
 	}
 	return netlink.LinkSetUp(link)
+}
+
+// vacate takes a name from the device that has it, which is another's: the
+// kernel's numbering need not be that of the pod's networks.
+func vacate(name string) error {
+	holder, err := netlink.LinkByName(name)
+	if _, none := errors.AsType[netlink.LinkNotFoundError](err); none {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return rename(holder, "aside"+strconv.Itoa(holder.Attrs().Index))
+}
+
+// rename turns the device off: one that is on cannot be renamed.
+func rename(link netlink.Link, name string) error {
+	if err := netlink.LinkSetDown(link); err != nil {
+		return err
+	}
+	if err := netlink.LinkSetName(link, name); err != nil {
+		return fmt.Errorf("rename %s to %s: %w", link.Attrs().Name, name, err)
+	}
+	return nil
 }
 
 func prefixNet(p netip.Prefix) *net.IPNet {

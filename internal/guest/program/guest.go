@@ -123,10 +123,11 @@ func (g *guest) run(ctx context.Context) error {
 			return err
 		}
 	}
-	g.places = newPlaces(g.log, g.reap, "/run/coffer")
+	disks := newDisks(g.log, g.reap, "/run/coffer")
+	g.places = newPlaces("/run/coffer", disks)
 	a, err := build(parts{
-		log: g.log, cmdline: g.boot.Cmdline, bootID: g.boot.BootID, marks: g.allMarks, reaper: g.reap, places: g.places,
-		dir: "/run/coffer", etc: "/etc", crun: "/usr/bin/crun",
+		log: g.log, cmdline: g.boot.Cmdline, bootID: g.boot.BootID, marks: g.allMarks, reaper: g.reap, places: g.places, disks: disks,
+		dir: "/run/coffer", etc: "/etc", crun: "/usr/bin/crun", cgroup: "/coffer",
 		ready: func(ctx context.Context) error {
 			select {
 			case <-g.drivers:

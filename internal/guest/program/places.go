@@ -23,16 +23,19 @@ import (
 // places makes the stores of the pod, below dir.
 type places struct {
 	dir   string
-	disks *storage.Manager
+	disks *storage.Manager // nil: there are none
 
 	mu      sync.Mutex
 	volumes []*volume.Manager
 }
 
-func newPlaces(log *slog.Logger, reap *reaper.Reaper, dir string) *places {
-	return &places{dir: dir, disks: storage.New(storage.Options{
+func newPlaces(dir string, disks *storage.Manager) *places { return &places{dir: dir, disks: disks} }
+
+// newDisks are those of the machine.
+func newDisks(log *slog.Logger, reap *reaper.Reaper, dir string) *storage.Manager {
+	return storage.New(storage.Options{
 		Logger: log, Rand: rand.Reader, Drivers: boot.LoadDiskModules, Reaper: reap, Mke2fs: "/usr/bin/mke2fs", Dir: filepath.Join(dir, "disks"),
-	})}
+	})
 }
 
 // Close writes out and closes the pod's disks, which are the only thing of a
@@ -44,12 +47,18 @@ func (p *places) Close(ctx context.Context) error {
 	for _, v := range p.volumes {
 		errs = append(errs, v.Close())
 	}
-	return errors.Join(append(errs, p.disks.Close(ctx))...)
+	if p.disks != nil {
+		errs = append(errs, p.disks.Close(ctx))
+	}
+	return errors.Join(errs...)
 }
 
 // Open implements [agent.Places]: without a scratch disk images lie in a tmpfs of
 // their own.
 func (p *places) Open(ctx context.Context, scratchDisk string) (*image.Store, *volume.Manager, error) {
+	if scratchDisk != "" && p.disks == nil {
+		return nil, nil, errNoDisks
+	}
 	dir := filepath.Join(p.dir, storeDir)
 	if err := os.MkdirAll(dir, 0o711); err != nil {
 		return nil, nil, err

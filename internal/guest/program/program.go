@@ -54,11 +54,17 @@ type parts struct {
 	marks   func() []boot.Mark
 	reaper  *reaper.Reaper
 	places  *places
+	disks   agent.Disks
 	// dir is a tmpfs; etc is where the agent's resolver files are.
 	dir, etc string
 	crun     string
-	ready    func(ctx context.Context) error
-	end      func()
+	// cgroup has those of the containers.
+	cgroup string
+	// plain: this is a process of an ordinary machine, whose kernel may not have
+	// what a guest's has. keepNetwork leaves its devices as they are.
+	plain, keepNetwork bool
+	ready              func(ctx context.Context) error
+	end                func()
 }
 
 // build makes the agent.
@@ -76,18 +82,22 @@ func build(p parts) (*agent.Agent, error) {
 	}
 	crun, err := container.NewCrun(container.Options{
 		Path: p.crun, StateDir: dirs["runtime"], BundleDir: dirs["bundles"],
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer", Reaper: p.reaper,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: p.cgroup, Reaper: p.reaper, WithoutMissing: p.plain,
 	})
 	if err != nil {
 		return nil, err
+	}
+	var nodes func() ([]container.Node, error)
+	if !p.plain {
+		nodes = func() ([]container.Node, error) { return machine.Nodes("/dev") }
 	}
 	return agent.New(agent.Options{
 		Logger: p.log, Now: time.Now, Build: Version, BootID: p.bootID, Marks: p.marks,
 		Attestation: newAttestation(p.cmdline),
 		Machine: machine.New(machine.Options{
-			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{},
+			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{Keep: p.keepNetwork},
 		}),
-		Runtime: crun, Places: p.places, Disks: p.places.disks, PodDir: dirs["pod"],
+		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain, Nodes: nodes,
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			return newBroker(c, p.log)
 		},

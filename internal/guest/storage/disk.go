@@ -25,11 +25,12 @@ const (
 // path or a log could trip over.
 var serialRE = regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`)
 
-// How long a disk may take to appear: the kernel looks for disks while it
-// answers other requests.
+// How long a disk may take to appear: one that was plugged in a moment ago is
+// found while the kernel does other things. Its events tell when to look; the
+// step is for a disk whose serial number could not be read at once.
 const (
-	diskStep  = 20 * time.Millisecond
-	diskLimit = 3 * time.Second
+	diskStep  = time.Second
+	diskLimit = 20 * time.Second
 )
 
 // disk is an open disk of the host.
@@ -41,15 +42,19 @@ type disk struct {
 }
 
 // findDisk opens the disk with the serial number among the block devices that
-// sysfs lists.
-func findDisk(ctx context.Context, sysBlock, dev, serial string) (*disk, error) {
+// sysfs lists. One that is not there is waited for, limit at most.
+func findDisk(ctx context.Context, sysBlock, dev, serial string, limit time.Duration) (*disk, error) {
 	if !serialRE.MatchString(serial) {
 		return nil, fmt.Errorf("disk %q: expected a serial number of 1 to 20 characters [A-Za-z0-9_-]", serial)
 	}
-	ctx, cancel := context.WithTimeout(ctx, diskLimit)
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
-	tick := time.NewTicker(diskStep)
-	defer tick.Stop()
+	// Listen first, then look: a disk between the two is not missed.
+	events, err := openUevents()
+	if err != nil {
+		return nil, fmt.Errorf("disk %s: %w", serial, err)
+	}
+	defer events.close()
 	for {
 		name, seen, err := lookup(sysBlock, serial)
 		if err != nil {
@@ -58,10 +63,10 @@ func findDisk(ctx context.Context, sysBlock, dev, serial string) (*disk, error) 
 		if name != "" {
 			return openDisk(filepath.Join(dev, name), serial)
 		}
-		select {
-		case <-tick.C:
-		case <-ctx.Done():
+		if err := events.wait(ctx, diskStep); ctx.Err() != nil {
 			return nil, fmt.Errorf("disk %s: the machine has no disk with that serial number; it has %s", serial, describe(seen))
+		} else if err != nil {
+			return nil, fmt.Errorf("disk %s: %w", serial, err)
 		}
 	}
 }

@@ -87,7 +87,7 @@ func (m *Manager) begin(ctx context.Context, serial string) (*disk, error) {
 		}
 		m.dm = dm
 	}
-	d, err := findDisk(ctx, "/sys/block", "/dev", serial)
+	d, err := findDisk(ctx, "/sys/block", "/dev", serial, diskLimit)
 	if err != nil {
 		return nil, err
 	}

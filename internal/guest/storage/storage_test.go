@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/luks"
 	"github.com/coffer-project/coffer/secret"
@@ -118,7 +119,7 @@ func TestLookup(t *testing.T) {
 		t.Errorf("two disks of one serial number: %v", err)
 	}
 	for _, serial := range []string{"", "a/b", "..", strings.Repeat("a", 21), "a b", "a\n"} {
-		if _, err := findDisk(t.Context(), sys, sys, serial); err == nil || !strings.Contains(err.Error(), "expected a serial number") {
+		if _, err := findDisk(t.Context(), sys, sys, serial, time.Second); err == nil || !strings.Contains(err.Error(), "expected a serial number") {
 			t.Errorf("%q: %v", serial, err)
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -98,6 +99,33 @@ func (m *Manager) OpenVolume(ctx context.Context, v Volume) (_ Opened, err error
 	m.volumes[v.Name] = o
 	m.keep(o)
 	m.o.Logger.InfoContext(ctx, "volume open", "volume", v.Name, "disk", v.Serial, "bytes", d.size, "usable", o.mapping.size, "new", o.result.New, "took", time.Since(began))
+	return o.result, nil
+}
+
+// OpenRaw opens a disk as it is for a volume, without any protection. A volume
+// that is open already is opened again, on the same disk only.
+func (m *Manager) OpenRaw(ctx context.Context, name, serial string) (Opened, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if o := m.volumes[name]; o != nil {
+		if o.disk.serial != serial {
+			return Opened{}, fmt.Errorf("volume %s: it is open on disk %s already, and not on %s", name, o.disk.serial, serial)
+		}
+		// The disk may have been taken out and put in again, and be another device.
+		m.order = slices.DeleteFunc(m.order, func(other *opened) bool { return other == o })
+		delete(m.volumes, name)
+		if err := m.drop(ctx, o); err != nil {
+			return Opened{}, fmt.Errorf("volume %s: %w", name, err)
+		}
+	}
+	d, err := m.begin(ctx, serial)
+	if err != nil {
+		return Opened{}, fmt.Errorf("volume %s: %w", name, err)
+	}
+	o := &opened{disk: d, result: Opened{Device: d.Name()}}
+	m.volumes[name] = o
+	m.keep(o)
+	m.o.Logger.InfoContext(ctx, "volume open in the clear", "volume", name, "disk", serial, "bytes", d.size)
 	return o.result, nil
 }
 

@@ -34,6 +34,9 @@ type Accept interface {
 	File(name string, size int64) (mode uint32, err error)
 	// Discard reports whether the content of a file is only to be looked at.
 	Discard(name string) bool
+	// Attributes reports whether permission bits and owner are as the archive has
+	// them, and not what File has said and root's.
+	Attributes(name string) bool
 	// Content is told what was read.
 	Content(name string, size int64, digest [sha256.Size]byte) error
 	// Commit is asked at the end whether everything is there. If it agrees,
@@ -165,27 +168,34 @@ func (t *tree) unpack(ctx context.Context, archive io.Reader, accept Accept) err
 		if h.Typeflag == tar.TypeDir {
 			continue // files make the directories that they need
 		}
-		if err := t.accept(name, h.Size, tr, accept); err != nil {
+		if err := t.accept(name, h, tr, accept); err != nil {
 			return err
 		}
 	}
 }
 
 // accept takes one file of an archive.
-func (t *tree) accept(name string, size int64, r io.Reader, accept Accept) error {
+func (t *tree) accept(name string, h *tar.Header, r io.Reader, accept Accept) error {
 	if t.names[name] {
 		return fmt.Errorf("archive: %q occurs twice", name)
 	}
-	mode, err := accept.File(name, size)
+	mode, err := accept.File(name, h.Size)
 	if err != nil {
 		return err
+	}
+	who := owner{group: t.group}
+	if accept.Attributes(name) {
+		mode = uint32(h.Mode & 0o777)
+		if who, err = ownerOf(h, t.group); err != nil {
+			return fmt.Errorf("archive: %q: %w", name, err)
+		}
 	}
 	hash := sha256.New()
 	var n int64
 	if accept.Discard(name) {
 		n, err = io.Copy(hash, r)
 	} else {
-		n, err = t.write(name, fs.FileMode(mode), io.TeeReader(r, hash))
+		n, err = t.write(name, fs.FileMode(mode), who, io.TeeReader(r, hash))
 	}
 	if err != nil {
 		return fmt.Errorf("%s: %w", name, err)

@@ -163,3 +163,65 @@ func TestPutNestedFilesWithGroup(t *testing.T) {
 		t.Errorf("a refused set left %v", got)
 	}
 }
+
+// A pod that is the host's has the host's modes and owners, too; bits beside
+// permissions are never taken.
+func TestPutAttributesOfTheArchive(t *testing.T) {
+	t.Parallel()
+	if os.Geteuid() != 0 {
+		t.Skip("owners need root")
+	}
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	for _, h := range []*tar.Header{
+		{Name: "own", Mode: 0o4751, Uid: 1000, Gid: 3000, Size: 1},
+		{Name: "dir/other", Mode: 0o777, Uid: 1000, Gid: 3000, Size: 1},
+	} {
+		if err := w.WriteHeader(h); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := w.Write([]byte("x")); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		options    []volume.Option
+		own, other [3]uint32 // user, group, mode
+	}{
+		{nil, [3]uint32{1000, 3000, 0o751}, [3]uint32{0, 0, 0o640}},
+		{[]volume.Option{volume.WithGroup(2000)}, [3]uint32{1000, 2000, 0o751}, [3]uint32{0, 2000, 0o640}},
+	} {
+		dir := t.TempDir()
+		m, err := volume.NewManager(dir)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Put(t.Context(), "config", bytes.NewReader(b.Bytes()), newRule(), tt.options...); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string][3]uint32{"own": tt.own, "dir/other": tt.other} {
+			var st unix.Stat_t
+			if err := unix.Stat(filepath.Join(dir, "config", name), &st); err != nil {
+				t.Fatal(err)
+			}
+			if got := [3]uint32{st.Uid, st.Gid, st.Mode & 0o7777}; got != want {
+				t.Errorf("%s: got %o, want %o", name, got, want)
+			}
+		}
+	}
+	b.Reset()
+	w = tar.NewWriter(&b)
+	if err := w.WriteHeader(&tar.Header{Name: "own", Uid: 1<<32 - 1, Format: tar.FormatPAX}); err != nil {
+		t.Fatal(err)
+	}
+	m, err := volume.NewManager(t.TempDir())
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := m.Put(t.Context(), "config", &b, newRule()); err == nil || !strings.Contains(err.Error(), "owner") {
+		t.Errorf("an owner that is none: %v", err)
+	}
+}

@@ -1,6 +1,7 @@
 package volume
 
 import (
+	"archive/tar"
 	"bytes"
 	"errors"
 	"fmt"
@@ -58,7 +59,7 @@ func (t *tree) make(files []File) error {
 		if !isName(f.Name) {
 			return fmt.Errorf("%q: not a file name", f.Name)
 		}
-		if _, err := t.write(f.Name, f.Mode, bytes.NewReader(f.Content)); err != nil {
+		if _, err := t.write(f.Name, f.Mode, owner{group: t.group}, bytes.NewReader(f.Content)); err != nil {
 			return fmt.Errorf("%s: %w", f.Name, err)
 		}
 	}
@@ -66,7 +67,7 @@ func (t *tree) make(files []File) error {
 }
 
 // write makes a new file and the directories that it lies in.
-func (t *tree) write(name string, mode fs.FileMode, r io.Reader) (size int64, err error) {
+func (t *tree) write(name string, mode fs.FileMode, who owner, r io.Reader) (size int64, err error) {
 	t.names[name] = true
 	dir, err := t.directory(path.Dir(name))
 	if err != nil {
@@ -82,15 +83,38 @@ func (t *tree) write(name string, mode fs.FileMode, r io.Reader) (size int64, er
 	if size, err = io.Copy(f, r); err != nil {
 		return size, err
 	}
-	return size, t.own(fd, mode.Perm())
+	return size, who.own(fd, mode)
 }
 
-// own gives group and mode, in this order: a change of the group takes bits away.
-func (t *tree) own(fd int, mode fs.FileMode) error {
-	if t.group != nil {
-		if err := unix.Fchown(fd, -1, int(*t.group)); err != nil {
-			return fmt.Errorf("group %d: %w", *t.group, err)
-		}
+// own is that of the tree's directories.
+func (t *tree) own(fd int, mode fs.FileMode) error { return owner{group: t.group}.own(fd, mode) }
+
+// owner of a file; nil is root.
+type owner struct{ user, group *uint32 }
+
+// ownerOf is the owner that an archive gives. A group that the volume has wins.
+func ownerOf(h *tar.Header, group *uint32) (owner, error) {
+	const most = 1<<32 - 2 // 2³²-1 is "no change"
+	if h.Uid < 0 || h.Uid > most || h.Gid < 0 || h.Gid > most {
+		return owner{}, fmt.Errorf("owner: expected numbers of at most %d, got %d and %d", uint32(most), h.Uid, h.Gid)
+	}
+	if group == nil {
+		group = new(uint32(h.Gid))
+	}
+	return owner{new(uint32(h.Uid)), group}, nil
+}
+
+// own gives owner and mode, in this order: a change of the owner takes bits away.
+func (o owner) own(fd int, mode fs.FileMode) error {
+	user, group := -1, -1
+	if o.user != nil {
+		user = int(*o.user)
+	}
+	if o.group != nil {
+		group = int(*o.group)
+	}
+	if err := unix.Fchown(fd, user, group); err != nil {
+		return fmt.Errorf("owner %d, group %d: %w", user, group, err)
 	}
 	return unix.Fchmod(fd, uint32(mode.Perm()))
 }

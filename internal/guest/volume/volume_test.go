@@ -71,6 +71,8 @@ func (r *rule) File(name string, size int64) (uint32, error) {
 
 func (r *rule) Discard(name string) bool { return strings.HasPrefix(name, "sealed") }
 
+func (r *rule) Attributes(name string) bool { return strings.HasPrefix(name, "own") }
+
 func (r *rule) Content(name string, _ int64, digest [sha256.Size]byte) error {
 	r.digests[name] = digest
 	return nil

@@ -14,8 +14,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // Limits on what the emulator may send: it has handled a guest's input and
@@ -140,6 +143,17 @@ func (c *Client) Close() error {
 // none); the reply is decoded into result (nil: dropped). A refusal is an
 // *Error. When ctx ends first the command may still take effect.
 func (c *Client) Execute(ctx context.Context, command string, args, result any) error {
+	return c.execute(ctx, command, args, nil, result)
+}
+
+// ExecuteFile is Execute for a command that takes a descriptor, as add-fd
+// does. The emulator has a duplicate of file afterwards; the caller keeps its
+// own. The connection must be a unix socket.
+func (c *Client) ExecuteFile(ctx context.Context, command string, args any, file *os.File, result any) error {
+	return c.execute(ctx, command, args, file, result)
+}
+
+func (c *Client) execute(ctx context.Context, command string, args any, file *os.File, result any) error {
 	replies := make(chan reply, 1)
 	id, err := c.register(replies)
 	if err != nil {
@@ -154,7 +168,7 @@ func (c *Client) Execute(ctx context.Context, command string, args, result any) 
 	if err != nil {
 		return fmt.Errorf("qmp: %s: encoding arguments: %w", command, err)
 	}
-	if err := c.send(ctx, append(line, '\n')); err != nil {
+	if err := c.send(ctx, append(line, '\n'), file); err != nil {
 		return fmt.Errorf("qmp: %s: %w", command, err)
 	}
 	select {
@@ -186,7 +200,7 @@ func decode(command string, r reply, result any) error {
 	return nil
 }
 
-func (c *Client) send(ctx context.Context, line []byte) error {
+func (c *Client) send(ctx context.Context, line []byte, file *os.File) error {
 	c.write.Lock()
 	defer c.write.Unlock()
 	if err := ctx.Err(); err != nil {
@@ -197,7 +211,7 @@ func (c *Client) send(ctx context.Context, line []byte) error {
 	}
 	stop := context.AfterFunc(ctx, func() { _ = c.conn.SetWriteDeadline(time.Unix(1, 0)) })
 	defer stop()
-	n, err := c.conn.Write(line)
+	n, err := c.transmit(line, file)
 	if err == nil {
 		return nil
 	}
@@ -209,6 +223,36 @@ func (c *Client) send(ctx context.Context, line []byte) error {
 		return context.Cause(ctx)
 	}
 	return fmt.Errorf("%w: %w", ErrClosed, err)
+}
+
+// transmit writes a line; a file goes along with its first byte (SCM_RIGHTS).
+func (c *Client) transmit(line []byte, file *os.File) (int, error) {
+	if file == nil {
+		return c.conn.Write(line)
+	}
+	conn, ok := c.conn.(*net.UnixConn)
+	if !ok {
+		return 0, fmt.Errorf("a descriptor needs a unix socket, this connection is a %T", c.conn)
+	}
+	raw, err := file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	n := 0
+	var werr error
+	// The descriptor stays open while it is sent, whoever closes the file.
+	err = raw.Control(func(fd uintptr) {
+		n, _, werr = conn.WriteMsgUnix(line, unix.UnixRights(int(fd)), nil)
+	})
+	if err == nil {
+		err = werr
+	}
+	if err == nil && n < len(line) {
+		var rest int
+		rest, err = conn.Write(line[n:])
+		n += rest
+	}
+	return n, err
 }
 
 func (c *Client) register(replies chan reply) (uint64, error) {

@@ -6,12 +6,16 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"testing/synctest"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 )
 
 const hello = `{"QMP": {"version": {"qemu": {"micro": 22, "minor": 2, "major": 7}, "package": "Debian 1:7.2"}, "capabilities": ["oob"]}}` + "\r\n"
@@ -151,4 +155,79 @@ func FuzzParseMessage(f *testing.F) {
 			_ = m.Timestamp.time()
 		}
 	})
+}
+
+// TestExecuteFile: the emulator gets the descriptor with the command, and only
+// a unix socket can carry one.
+func TestExecuteFile(t *testing.T) {
+	t.Parallel()
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ends [2]*net.UnixConn
+	for i, fd := range fds {
+		f := os.NewFile(uintptr(fd), "pair")
+		conn, err := net.FileConn(f)
+		_ = f.Close()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ends[i] = conn.(*net.UnixConn)
+	}
+	defer ends[1].Close()
+	passed := make(chan string, 1)
+	go func() {
+		defer close(passed)
+		_, _ = fmt.Fprint(ends[1], hello)
+		line, rights := make([]byte, 4096), make([]byte, 64)
+		for _, id := range []int{1, 2} {
+			n, m, _, _, err := ends[1].ReadMsgUnix(line, rights)
+			if err != nil {
+				return
+			}
+			if id == 2 {
+				got := "no descriptor"
+				if messages, err := unix.ParseSocketControlMessage(rights[:m]); err == nil && len(messages) == 1 {
+					if list, err := unix.ParseUnixRights(&messages[0]); err == nil && len(list) == 1 {
+						f := os.NewFile(uintptr(list[0]), "passed")
+						content, _ := io.ReadAll(f)
+						_ = f.Close()
+						got = string(content)
+					}
+				}
+				passed <- got + " " + string(line[:n])
+			}
+			_, _ = fmt.Fprintf(ends[1], `{"return": {"fd": 7}, "id": %d}`+"\r\n", id)
+		}
+	}()
+	c, err := New(t.Context(), ends[0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	path := filepath.Join(t.TempDir(), "file")
+	if err := os.WriteFile(path, []byte("the content"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	var result struct{ FD int }
+	if err := c.ExecuteFile(t.Context(), "add-fd", nil, f, &result); err != nil || result.FD != 7 {
+		t.Errorf("%+v, %v", result, err)
+	}
+	if got, want := <-passed, `the content {"execute":"add-fd","id":2}`+"\n"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
+	piped, err := New(t.Context(), emulator(t, func(string) string { return "HANG UP" }), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer piped.Close()
+	if err := piped.ExecuteFile(t.Context(), "add-fd", nil, f, nil); err == nil || !strings.Contains(err.Error(), "needs a unix socket") {
+		t.Errorf("a pipe: %v", err)
+	}
 }

@@ -40,8 +40,15 @@ type Config struct {
 	Transport Transport
 	// NoNetwork leaves the network card out.
 	NoNetwork bool
+	// Network is the pod's network on the host; nil: the machine has the
+	// emulator's user-mode network, or none (NoNetwork). Its taps must stay open
+	// until Launch returns.
+	Network *Network
 	// Disks of the machine. An image's File must stay open until Launch returns.
 	Disks []vmm.Disk
+	// DiskSlots is how many disks can be attached while the machine runs (see
+	// Sandbox.AttachDisk), at most vmm.MaxDiskSlots.
+	DiskSlots int
 	// Override is what the host changes beneath the manifest.
 	Override Override
 	// TEEPort, when not nil, wraps the software TEE's end of the port between
@@ -125,6 +132,9 @@ func (c Config) prepare() (Config, error) {
 	}
 	if c.MemoryMiB < vmm.MinMemoryMiB || c.MemoryMiB > vmm.MaxMemoryMiB {
 		problems = append(problems, fmt.Errorf("memory: expected %d to %d MiB, got %d", vmm.MinMemoryMiB, vmm.MaxMemoryMiB, c.MemoryMiB))
+	}
+	if c.Network != nil && (c.NoNetwork || len(c.Network.Cards) == 0 || c.Network.Guest == nil) {
+		problems = append(problems, errors.New("network: expected cards and what the guest is told of them, or no network; got a part of it"))
 	}
 	if n := len(c.InitDataDigest); c.InitDataDigest != nil && n != 32 && n != 48 && n != 64 {
 		problems = append(problems, fmt.Errorf("initdata digest: expected 32, 48 or 64 bytes, got %d", n))

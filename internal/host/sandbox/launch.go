@@ -147,14 +147,18 @@ func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.
 		VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB,
 		Firmware: vmm.Input{Path: image.FirmwarePath},
 		Cmdline:  launched.Cmdline,
-		Disks:    c.Disks,
+		Disks:    c.Disks, DiskSlots: c.DiskSlots,
 	}
 	if c.Transport == Vsock {
 		m.VsockCID = cid(c.ID)
 	} else {
 		m.Ports = []vmm.Port{{Name: channel.SerialPort}}
 	}
-	if !c.NoNetwork {
+	switch {
+	case c.Network != nil:
+		m.Cards = c.Network.Cards
+		s.network = c.Network.Guest
+	case !c.NoNetwork:
 		m.Network = &vmm.UserNetwork{MAC: s.mac}
 		s.network = network(s.mac)
 	}

@@ -8,6 +8,13 @@ import (
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
+// Network is a network that exists on the host, as package network of the host
+// makes it: cards on taps, and how the guest is told to set them up.
+type Network struct {
+	Cards []vmm.Card
+	Guest *agentapi.Network
+}
+
 // HostName is the name under which a guest on the user-mode network reaches
 // the host's loopback.
 const HostName = "host.coffer.internal"

@@ -14,10 +14,12 @@ import (
 	"time"
 
 	"github.com/containerd/ttrpc"
+	"google.golang.org/protobuf/proto"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/agentlink"
 	"github.com/coffer-project/coffer/internal/host/console"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/tee/measure"
@@ -97,7 +99,7 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 		return s.bootError(err)
 	}
 	s.client = ttrpc.NewClient(control, ttrpc.WithUnaryClientInterceptor(s.intercept))
-	s.agent = agentapi.NewAgentClient(s.client)
+	s.agent = agentlink.Cancelling(agentapi.NewAgentClient(s.client), s.Open, s.intercept)
 	hello, err := s.agent.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{channel.MaxVersion}, Build: build})
 	if err != nil {
 		return s.bootError(err)
@@ -185,13 +187,29 @@ func (s *Sandbox) Info() Info { return s.info }
 // machine has ended returns its *vmm.End.
 func (s *Sandbox) Agent() agentapi.AgentService { return s.agent }
 
-// Network is what CreateSandbox is to be told; nil without a network. It is
-// the caller's to change.
+// Network is what CreateSandbox is to be told: Config.Network's Guest, or what
+// fits the user-mode network; nil without a network. It is the caller's to
+// change.
 func (s *Sandbox) Network() *agentapi.Network {
-	if s.network == nil {
-		return nil
+	return proto.CloneOf(s.network)
+}
+
+// AttachDisk gives the running machine another disk, see vmm.VM.AttachDisk. The
+// guest agent is then told of it by its serial number (AttachVolume).
+func (s *Sandbox) AttachDisk(ctx context.Context, d vmm.Disk) error {
+	if err := s.vm.AttachDisk(ctx, d); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
-	return network(s.mac)
+	return nil
+}
+
+// DetachDisk takes out a disk that AttachDisk gave. It waits until the guest
+// has let go, which the caller bounds with ctx, see vmm.VM.DetachDisk.
+func (s *Sandbox) DetachDisk(ctx context.Context, serial string) error {
+	if err := s.vm.DetachDisk(ctx, serial); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
+	}
+	return nil
 }
 
 // Open opens a stream to the agent. A stream that the policy forbids opens

@@ -3,11 +3,14 @@ package sandbox
 import (
 	"errors"
 	"log/slog"
+	"os"
 	"strings"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"google.golang.org/protobuf/proto"
 
+	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 	"github.com/coffer-project/coffer/internal/host/accel"
 	"github.com/coffer-project/coffer/internal/host/platform"
@@ -130,6 +133,25 @@ func TestHardwareMachines(t *testing.T) {
 		if _, err := s.accelerator(t.Context(), Config{Accelerator: accel.TCG}, vmm.QEMU{}, image); err == nil {
 			t.Errorf("%s under TCG", tc.kind)
 		}
+	}
+	// A pod's network is on the host's taps, and the user-mode network is not there.
+	c.Network = &Network{
+		Cards: []vmm.Card{{MAC: MAC("card"), Tap: os.Stdin, MTU: 1450}},
+		Guest: &agentapi.Network{Interfaces: []*agentapi.Interface{{Mac: MAC("card").String(), Name: "eth0"}}},
+	}
+	c.DiskSlots = 3
+	s := &Sandbox{mac: MAC(c.ID), info: Info{Kind: SNP, Accelerator: accel.Verdict{Accelerator: vmm.KVM}}}
+	m := s.machine(c, image, measure.Launch{Cmdline: "quiet"})
+	if m.Network != nil || len(m.Cards) != 1 || m.DiskSlots != 3 {
+		t.Errorf("machine %+v", m)
+	}
+	s.Network().GetInterfaces()[0].Name = "changed"
+	if got := s.Network(); !proto.Equal(got, c.Network.Guest) || got.GetInterfaces()[0].GetName() != "eth0" {
+		t.Errorf("the guest is told %v", got)
+	}
+	c.NoNetwork, c.Logger = true, slog.New(slog.DiscardHandler)
+	if _, err := c.prepare(); err == nil || !strings.Contains(err.Error(), "network: expected cards") {
+		t.Errorf("a network and none: %v", err)
 	}
 	if _, err := LoadImage(t.TempDir(), SNP, ""); err == nil || !strings.Contains(err.Error(), "coffer guest build") {
 		t.Errorf("no image: %v", err)

@@ -81,7 +81,9 @@ func (m *Machine) plan() (*plan, error) {
 		p.add("-device", options("vhost-vsock-pci", m.virtio("guest-cid", strconv.FormatUint(uint64(m.VsockCID), 10))...))
 	}
 	m.addNetwork(p)
+	m.addCards(p)
 	m.addDisks(p)
+	m.addSlots(p)
 	p.add("-bios", p.path(m.Firmware))
 	p.add("-kernel", p.path(m.Kernel))
 	p.add("-initrd", p.path(m.Initrd))

@@ -31,6 +31,8 @@ const (
 type End struct {
 	Name  string
 	Cause Cause
+	// What stands in for a machine, for messages; empty: it is one.
+	What string
 	// Detail is the exit status of the emulator or the cause of the context.
 	Detail string
 	// Emulator and Console are the last lines of each, safe to print.
@@ -49,7 +51,11 @@ const shownLines = 12
 
 func (e *End) Error() string {
 	var b strings.Builder
-	fmt.Fprintf(&b, "virtual machine %s: %s", e.Name, e.Cause)
+	what := e.What
+	if what == "" {
+		what = "virtual machine"
+	}
+	fmt.Fprintf(&b, "%s %s: %s", what, e.Name, e.Cause)
 	if e.Detail != "" {
 		fmt.Fprintf(&b, " (%s)", e.Detail)
 	}

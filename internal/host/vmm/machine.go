@@ -8,6 +8,10 @@
 // ends. It ends with the context it was started in, with [VM.Close], and with
 // the process that started it.
 //
+// Network cards are on taps of the host, which come by descriptor as well.
+// Disks may be attached and detached while the machine runs
+// ([VM.AttachDisk]): spare PCI Express ports take them.
+//
 // The emulator is confined by its own seccomp filter: it starts no program
 // and gains no privilege.
 package vmm
@@ -37,6 +41,9 @@ const (
 	MaxPorts = 16
 	// MaxDisks bounds the disks of a machine: each is a PCI device.
 	MaxDisks = 16
+	// MaxCards bounds its network cards. With every limit reached all devices
+	// still find a place on the one bus of the board.
+	MaxCards = 8
 )
 
 // Accelerator is what executes the guest's instructions.
@@ -105,9 +112,14 @@ type Machine struct {
 	Confidential Confidential
 	// Network is nil for a machine without one.
 	Network *UserNetwork
-	Ports   []Port
+	// Cards are network cards on taps of the host.
+	Cards []Card
+	Ports []Port
 	// Disks appear to the guest under their serial numbers.
 	Disks []Disk
+	// DiskSlots is how many disks can be attached while the machine runs, at
+	// most MaxDiskSlots; see VM.AttachDisk.
+	DiskSlots int
 	// VsockCID gives the machine a vsock device of that context id; 0: none.
 	// It needs the host's /dev/vhost-vsock and has only been run as a golden
 	// file.
@@ -169,6 +181,10 @@ func (m *Machine) Validate() error {
 	}
 	problems = append(problems, m.validatePorts()...)
 	problems = append(problems, m.validateDisks()...)
+	problems = append(problems, m.validateCards()...)
+	if m.DiskSlots < 0 || m.DiskSlots > MaxDiskSlots {
+		bad("disk_slots", fmt.Sprintf("0 to %d", MaxDiskSlots), m.DiskSlots, "attach fewer disks at a time")
+	}
 	if m.Confidential != nil {
 		if m.Accelerator != KVM {
 			bad("accelerator", "kvm, for a confidential machine", m.Accelerator, "use the software TEE on this host")

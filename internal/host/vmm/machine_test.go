@@ -61,11 +61,28 @@ func TestGolden(t *testing.T) {
 		}
 		return m
 	}
+	// As a pod of Kubernetes has it: two cards of its CNI, a scratch disk and a
+	// block volume, and slots for more.
+	pod := func(m *Machine) *Machine {
+		m.Network = nil
+		m.Cards = []Card{
+			{MAC: net.HardwareAddr{0x9a, 0x10, 0, 0, 0, 1}, Tap: os.Stdin, MTU: 1450},
+			{MAC: net.HardwareAddr{0x9a, 0x10, 0, 0, 0, 2}, Tap: os.Stdout},
+		}
+		m.DiskSlots = MaxDiskSlots
+		m.Disks = []Disk{{Serial: "scratch", Image: Input{File: os.Stdin}}, {Serial: "block-0", Image: Input{Path: "/dev/sdb1"}, BlockDevice: true}}
+		return m
+	}
+	podTDX := pod(confidential(&TDX{MRConfigID: digest(48)}))
+	podTDX.CPU = "host"
 	for _, tc := range []struct {
 		name string
 		m    *Machine
 	}{
 		{"soft", machine()},
+		{"soft-pod", pod(machine())},
+		{"snp-pod", pod(confidential(&SNP{CBitPos: 51, ReducedPhysBits: 1, HostData: [32]byte(firstBytes(digest(32)))}))},
+		{"tdx-pod", podTDX},
 		{"soft-disks", disks(machine())},
 		{"snp-disks", disks(confidential(&SNP{CBitPos: 51, ReducedPhysBits: 1}))},
 		{"soft-vsock", vsock},
@@ -148,6 +165,14 @@ func TestValidateNamesEveryProblem(t *testing.T) {
 		{"disk without image", func(m *Machine) { m.Disks = []Disk{{Serial: "a"}} }, "disks[0].image: expected a path"},
 		{"disk of two images", func(m *Machine) { m.Disks = []Disk{{Serial: "a", Image: Input{Path: "/a", File: os.Stdin}}} }, "disks[0].image: expected a path"},
 		{"many disks", func(m *Machine) { m.Disks = make([]Disk, 17) }, "disks: expected at most 16"},
+		{"many cards", func(m *Machine) { m.Cards = make([]Card, 9) }, "cards: expected at most 8, got 9"},
+		{"card without tap", func(m *Machine) { m.Cards = []Card{{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}} }, "cards[0].tap: expected an open tap"},
+		{"card without address", func(m *Machine) { m.Cards = []Card{{Tap: os.Stdin}} }, "cards[0].mac: expected a 48-bit"},
+		{"card's address twice", func(m *Machine) { m.Cards = []Card{{Tap: os.Stdin, MAC: m.Network.MAC}} }, "cards[0].mac: expected one that no other"},
+		{"card's MTU", func(m *Machine) {
+			m.Cards = []Card{{Tap: os.Stdin, MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}, MTU: 67}}
+		}, "cards[0].mtu: expected 0 or 68 to 65535, got 67"},
+		{"many slots", func(m *Machine) { m.DiskSlots = 9 }, "disk_slots: expected 0 to 8, got 9"},
 		{"many ports", func(m *Machine) { m.Ports = make([]Port, 17) }, "ports: expected at most 16"},
 		{"SNP under TCG", func(m *Machine) { m.Confidential = &SNP{CBitPos: 51, ReducedPhysBits: 1} }, "accelerator: expected kvm"},
 		{"SNP C bit", func(m *Machine) { m.Accelerator, m.Confidential = KVM, &SNP{ReducedPhysBits: 1} }, "snp.cbitpos: expected"},

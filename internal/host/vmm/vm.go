@@ -35,6 +35,8 @@ type Options struct {
 type VM struct {
 	name    string
 	log     *slog.Logger
+	slots   *slots
+	hidden  bool // devices reach shared memory only
 	stop    context.CancelCauseFunc
 	process *process
 	monitor *qmp.Client
@@ -70,6 +72,8 @@ func Start(ctx context.Context, m *Machine, opts Options) (*VM, error) {
 	vm := &VM{
 		name:    m.Name,
 		log:     opts.Logger.With("vm", m.Name),
+		slots:   newSlots(m),
+		hidden:  m.Confidential != nil,
 		console: console.NewTail(0, opts.ConsoleLine),
 		stderr:  console.NewTail(0, nil),
 		conns:   make(map[channel]net.Conn),
@@ -207,6 +211,8 @@ func (vm *VM) event(e qmp.Event) {
 		vm.setCause(Panicked)
 	case "STOP":
 		go vm.examine()
+	case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR":
+		vm.slots.event(e)
 	}
 }
 

@@ -1,0 +1,136 @@
+package cli
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"log/slog"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/coffer-project/coffer/internal/install"
+	"github.com/coffer-project/coffer/internal/install/doctor"
+	"github.com/coffer-project/coffer/internal/install/kubeapi"
+	"github.com/coffer-project/coffer/internal/install/nodeagent"
+)
+
+// nodeAgentFlags are those of the DaemonSet.
+type nodeAgentFlags struct {
+	label, stay     bool
+	node, daemonSet string
+	every, grace    time.Duration
+}
+
+func (n *nodeAgentFlags) add(c *cobra.Command) {
+	f := c.Flags()
+	f.BoolVar(&n.label, "label-node", false, "label the node in Kubernetes with what it can do; from within the cluster")
+	f.BoolVar(&n.stay, "stay", false, "keep it installed and labelled until --daemonset is deleted, and remove it then")
+	f.StringVar(&n.node, "node-name", os.Getenv("NODE_NAME"), "the node's name in Kubernetes")
+	f.StringVar(&n.daemonSet, "daemonset", "", "NAMESPACE/NAME of the DaemonSet that this runs in; for --stay")
+	f.DurationVar(&n.every, "every", 5*time.Minute, "how often to look at the node again; for --stay")
+	f.DurationVar(&n.grace, "grace", 50*time.Second, "how long the removal may take, less than the pod's terminationGracePeriodSeconds; for --stay")
+}
+
+// nodeAgent installs and labels, once or as long as the DaemonSet is there.
+func (a *app) nodeAgent(c *cobra.Command, i *installFlags, o install.Options) error {
+	n := &i.agent
+	if n.node == "" {
+		return usagef("--node-name: expected the node's name with --label-node and --stay")
+	}
+	namespace, name, ok := strings.Cut(n.daemonSet, "/")
+	if n.stay && (!ok || namespace == "" || name == "") {
+		return usagef("--daemonset: expected NAMESPACE/NAME with --stay, got %q", n.daemonSet)
+	}
+	if n.every < time.Second || n.grace < time.Second {
+		return usagef("--every and --grace: expected a second or more")
+	}
+	api, err := kubeapi.InCluster()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	ctx, stop := notifyInterrupt(c.Context())
+	defer stop()
+	o.Logger = slog.New(slog.NewTextHandler(a.env.Stderr, nil))
+	agent := &nodeagent.Agent{
+		Install: func(ctx context.Context) (bool, []string, error) { return outcome(installOnce(ctx, o)) },
+		Uninstall: func(ctx context.Context) (bool, []string, error) {
+			return outcome(install.Uninstall(ctx, install.Options{Root: o.Root, Prefix: o.Prefix, Logger: o.Logger}))
+		},
+		Inspect: func(ctx context.Context) (*doctor.Report, error) { return inspectNode(ctx, o) },
+		API:     api, Node: n.node, Namespace: namespace, DaemonSet: name, Every: n.every, Grace: n.grace, Logger: o.Logger,
+	}
+	if i.restart == "systemd" {
+		agent.Restart = func(ctx context.Context, units []string) error {
+			_, err := install.Restart(ctx, o, units)
+			return err
+		}
+	}
+	if n.stay {
+		return agent.Run(ctx)
+	}
+	return agent.Once(ctx)
+}
+
+func outcome(r *install.Result, err error) (bool, []string, error) {
+	if err != nil {
+		return false, nil, err
+	}
+	return r.Restart, r.Units, nil
+}
+
+// inspectNode has the program that was installed look at the node, inside the
+// node's own file system.
+func inspectNode(ctx context.Context, o install.Options) (*doctor.Report, error) {
+	run := o.Exec
+	if run == nil {
+		run = install.Chroot(o.Root)
+	}
+	prefix := o.Prefix
+	if prefix == "" {
+		prefix = install.DefaultPrefix
+	}
+	argv := []string{path.Join(prefix, "bin", "coffer"), "doctor", "--output", "json", "--prefix", prefix}
+	for tee, file := range o.Firmware {
+		if file != "" {
+			argv = append(argv, "--"+tee+"-firmware", file)
+		}
+	}
+	// Its exit code tells of what is missing, and so does its report.
+	out, err := run(ctx, argv...)
+	var report doctor.Report
+	if e := json.Unmarshal(out, &report); e != nil || len(report.Checks) == 0 {
+		return nil, fmt.Errorf("look at the node: %w", firstError(err, e, fmt.Errorf("no report")))
+	}
+	return &report, nil
+}
+
+func firstError(errs ...error) error {
+	for _, err := range errs {
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// deleteDaemonSet deletes and waits.
+func (a *app) deleteDaemonSet(ctx context.Context, which string) error {
+	namespace, name, ok := strings.Cut(which, "/")
+	if !ok || namespace == "" || name == "" {
+		return usagef("--daemonset: expected NAMESPACE/NAME, got %q", which)
+	}
+	api, err := kubeapi.InCluster()
+	if err != nil {
+		return err
+	}
+	defer api.Close()
+	if err := api.Delete(ctx, namespace, name, time.Second); err != nil {
+		return err
+	}
+	return a.done(map[string]string{"deleted": which}, "deleted the DaemonSet %s and its pods", clean(which))
+}

@@ -1,0 +1,109 @@
+package pod
+
+import (
+	"errors"
+	"fmt"
+	"strings"
+	"unicode"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/sandbox"
+	"github.com/coffer-project/coffer/internal/host/vmm"
+)
+
+// Refused is a proposal that the guest refused. Its message is the guest's, made
+// safe to print.
+type Refused struct {
+	// Rule and Path name what was refused; a guest with real hardware tells no
+	// more.
+	Rule, Path string
+	message    string
+}
+
+func (e *Refused) Error() string { return e.message }
+
+// maxMessage bounds what a guest can put into an event, in bytes.
+const maxMessage = 4 << 10
+
+// explain turns what the guest answered into what a person reads. The guest is
+// not trusted: its text is bounded and made safe.
+func (p *Pod) explain(err error) error {
+	if err == nil {
+		return nil
+	}
+	if _, ok := errors.AsType[*vmm.End](err); ok {
+		return err
+	}
+	if _, ok := errors.AsType[*timeoutError](err); ok {
+		return err
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return err
+	}
+	// The wrapping says at what, the status what.
+	what, _, _ := strings.Cut(err.Error(), st.Err().Error())
+	var b strings.Builder
+	b.WriteString(what + "the guest: " + printable(st.Message()))
+	if m := p.Machine(); m != nil {
+		info := m.Info()
+		for _, change := range sandbox.Explain(info.Launched, info.Expected) {
+			fmt.Fprintf(&b, "; the launch differs from the guest image's manifest: %s", change)
+		}
+	}
+	if r := refusal(err); r != nil {
+		return &Refused{Rule: printable(r.GetRule()), Path: printable(r.GetPath()), message: b.String()}
+	}
+	return &guestError{message: b.String(), err: err}
+}
+
+// guestError keeps the status of an answer behind its text.
+type guestError struct {
+	message string
+	err     error
+}
+
+func (e *guestError) Error() string { return e.message }
+func (e *guestError) Unwrap() error { return e.err }
+
+// refusal finds the guest's refusal in an error; nil: it is none.
+func refusal(err error) *agentapi.Refusal {
+	if err == nil {
+		return nil
+	}
+	st, ok := status.FromError(err)
+	if !ok {
+		return nil
+	}
+	for _, d := range st.Details() {
+		if r, ok := d.(*agentapi.Refusal); ok {
+			return r
+		}
+	}
+	return nil
+}
+
+// gone tells that what was to be removed is not there.
+func gone(err error) bool {
+	st, ok := status.FromError(err)
+	return err != nil && ok && st.Code() == codes.NotFound
+}
+
+// printable makes a guest's text one bounded line that is safe to print.
+func printable(s string) string {
+	if len(s) > maxMessage {
+		s = s[:maxMessage] + "…"
+	}
+	return strings.Map(func(r rune) rune {
+		switch {
+		case r == '\n' || r == '\t':
+			return ' '
+		case unicode.IsPrint(r):
+			return r
+		}
+		return '\uFFFD'
+	}, strings.ToValidUTF8(s, "\uFFFD"))
+}

@@ -1,0 +1,229 @@
+// Package stdio carries the standard streams of a process in the guest to and
+// from where containerd wants them on the host: FIFOs, or files.
+//
+// [Open] opens the host's side of a process, before anything slow is done for
+// it, so that a wrong path is told at once. [Streams.Connect] opens the guest's
+// side and begins to copy; each stream has a goroutine of its own, so that a
+// reader who does not read holds up nothing else. [Streams.Drain] waits after
+// the process's end until its output has been taken, within a [Bound], and
+// [Streams.Close] ends what is left.
+//
+// A FIFO is opened for reading and writing, whichever is needed: then the other
+// side may go away and come back, as it does when containerd is restarted, and
+// neither an end of file nor a broken pipe is seen here. For that reason the
+// end of standard input is told by [Streams.CloseStdin] alone.
+package stdio
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+)
+
+// chunk is how much is copied at once, in bytes: a frame of the guest's channel.
+const chunk = 32 << 10
+
+// Paths say where the streams of a process go on the host: paths of FIFOs or
+// files, URIs with the scheme fifo or file, or empty for nowhere. A terminal
+// has no standard error.
+type Paths struct {
+	Stdin, Stdout, Stderr string
+	Terminal              bool
+}
+
+// Opener opens a stream of the process in the guest. Kind is STDIN, STDOUT or
+// STDERR.
+type Opener func(ctx context.Context, kind agentapi.StreamHeader_Kind) (net.Conn, error)
+
+// Bound limits [Streams.Drain].
+type Bound struct {
+	// Idle is how long it waits for the next byte, Total for all of them.
+	Idle, Total time.Duration
+}
+
+// Streams are the streams of one process. Its methods may be called
+// concurrently; Connect once at most.
+type Streams struct {
+	log *slog.Logger
+
+	stdin          *input // nil without
+	stdout, stderr *output
+
+	moved   atomic.Uint64 // bytes of output taken by the host's side
+	outputs sync.WaitGroup
+	all     sync.WaitGroup
+
+	mu     sync.Mutex
+	conns  []net.Conn
+	closed bool
+}
+
+// Open opens the host's side. Where it fails, nothing is left open. Output that
+// goes nowhere is read nevertheless, so that the process is not held up.
+func Open(p Paths, log *slog.Logger) (*Streams, error) {
+	s := &Streams{log: log}
+	var err error
+	if p.Stdin != "" {
+		if s.stdin, err = openInput(p.Stdin); err != nil {
+			return nil, err
+		}
+	}
+	s.stdout, err = openOutput("stdout", p.Stdout)
+	if err == nil && !p.Terminal {
+		s.stderr, err = openOutput("stderr", p.Stderr)
+	}
+	if err != nil {
+		s.Close()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Connect opens the guest's side and begins to copy. The process must not have
+// been started yet, or the beginning of its output may be missed by nobody but
+// waits in the guest. ctx bounds the opening only. After an error, Close is
+// still to be called.
+func (s *Streams) Connect(ctx context.Context, open Opener) error {
+	if s.stdin != nil {
+		conn, err := s.connect(ctx, open, agentapi.StreamHeader_STDIN)
+		if err != nil {
+			return err
+		}
+		s.stdin.begun.Store(true)
+		s.all.Go(func() { s.stdin.copy(conn, s.log) })
+	}
+	for kind, out := range map[agentapi.StreamHeader_Kind]*output{
+		agentapi.StreamHeader_STDOUT: s.stdout, agentapi.StreamHeader_STDERR: s.stderr,
+	} {
+		if out == nil {
+			continue
+		}
+		conn, err := s.connect(ctx, open, kind)
+		if err != nil {
+			return err
+		}
+		s.outputs.Add(1)
+		s.all.Go(func() {
+			defer s.outputs.Done()
+			out.copy(conn, &s.moved, s.log)
+		})
+	}
+	return nil
+}
+
+func (s *Streams) connect(ctx context.Context, open Opener, kind agentapi.StreamHeader_Kind) (net.Conn, error) {
+	conn, err := open(ctx, kind)
+	if err != nil {
+		return nil, fmt.Errorf("open %s of the guest: %w", kind, err)
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed {
+		_ = conn.Close()
+		return nil, fmt.Errorf("open %s of the guest: %w", kind, net.ErrClosed)
+	}
+	s.conns = append(s.conns, conn)
+	return conn, nil
+}
+
+// CloseStdin ends standard input behind what has been written to its FIFO so
+// far. It returns when all of that is on its way to the process, or when ctx
+// ends; the input ends in either case. Before Connect it returns at once.
+func (s *Streams) CloseStdin(ctx context.Context) error {
+	if s.stdin == nil {
+		return nil
+	}
+	return s.stdin.close(ctx)
+}
+
+// Drain waits until the process's output has ended and was taken, or until the
+// bound or ctx has run out: then it returns an error, and Close cuts off the
+// rest.
+func (s *Streams) Drain(ctx context.Context, b Bound) error {
+	done := make(chan struct{})
+	go func() { s.outputs.Wait(); close(done) }()
+	total := time.NewTimer(b.Total)
+	defer total.Stop()
+	idle := time.NewTimer(b.Idle)
+	defer idle.Stop()
+	seen := s.moved.Load()
+	for {
+		select {
+		case <-done:
+			return nil
+		case <-ctx.Done():
+			return fmt.Errorf("output not taken to its end: %w", context.Cause(ctx))
+		case <-total.C:
+			return fmt.Errorf("output not taken to its end within %s", b.Total)
+		case <-idle.C:
+			now := s.moved.Load()
+			if now == seen {
+				return fmt.Errorf("output not taken to its end: nothing moved for %s", b.Idle)
+			}
+			seen = now
+			idle.Reset(b.Idle)
+		}
+	}
+}
+
+// Close ends all streams at once and waits for their goroutines. It may be
+// called again.
+func (s *Streams) Close() {
+	s.mu.Lock()
+	s.closed = true
+	for _, c := range s.conns {
+		_ = c.Close()
+	}
+	s.mu.Unlock()
+	for _, f := range []io.Closer{s.stdin.closer(), s.stdout.closer(), s.stderr.closer()} {
+		if f != nil {
+			_ = f.Close()
+		}
+	}
+	s.all.Wait()
+}
+
+// output is one stream from the guest; a nil file is nowhere.
+type output struct {
+	name string
+	file *os.File
+}
+
+func (o *output) closer() io.Closer {
+	if o == nil || o.file == nil {
+		return nil
+	}
+	return o.file
+}
+
+// copy reads the guest's stream to its end, whatever becomes of the host's
+// side: a process must not be held up by a disk that is full.
+func (o *output) copy(conn net.Conn, moved *atomic.Uint64, log *slog.Logger) {
+	defer conn.Close() //nolint:errcheck // read to its end, or given up
+	buf := make([]byte, chunk)
+	lost := o.file == nil
+	for {
+		n, err := conn.Read(buf)
+		if n > 0 && !lost {
+			if _, werr := o.file.Write(buf[:n]); werr != nil {
+				lost = true
+				if !errors.Is(werr, os.ErrClosed) {
+					log.Warn("a container's output is lost from here on", "stream", o.name, "error", werr)
+				}
+			}
+		}
+		moved.Add(uint64(n))
+		if err != nil {
+			return
+		}
+	}
+}

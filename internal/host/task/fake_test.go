@@ -1,0 +1,425 @@
+package task
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"iter"
+	"net"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+	"google.golang.org/protobuf/proto"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/cri"
+)
+
+// fakePod is a pod whose guest runs in this process. Its programs are true,
+// false, cat, echo WORDS, sleep, seq N, sh -c "exit N" and sh -c "echo WORDS >&2";
+// hooks hold calls up or fail them.
+type fakePod struct {
+	// hook is called at the beginning of each call, by its name: an error is
+	// the call's.
+	hook func(ctx context.Context, call, id string) error
+
+	dead    chan struct{}
+	deadErr error
+	killing sync.Once
+
+	mu     sync.Mutex
+	booted bool
+	closed int
+	procs  map[string]*fakeProc
+	calls  []string
+	stats  *agentapi.StatsResponse
+	events chan *agentapi.Event
+	sizes  []string
+	wg     sync.WaitGroup
+}
+
+var errDead = errors.New("the fake machine is dead")
+
+func newFakePod() *fakePod {
+	return &fakePod{
+		dead: make(chan struct{}), procs: map[string]*fakeProc{}, events: make(chan *agentapi.Event),
+		stats: &agentapi.StatsResponse{MemoryBytes: 4096, CpuUsageNs: 1e6, Pids: 1},
+		hook:  func(context.Context, string, string) error { return nil },
+	}
+}
+
+// fakeProc is a process of the fake guest.
+type fakeProc struct {
+	args     []string
+	terminal bool
+	started  bool
+	kill     chan struct{} // closed by a signal
+	code     uint32        // under the pod's lock
+	reason   string
+	done     chan struct{}
+
+	inR, outR, errR net.Conn // the guest's ends are the others
+	in, out, err    net.Conn
+}
+
+func newFakeProc(args []string, terminal bool) *fakeProc {
+	p := &fakeProc{args: args, terminal: terminal, kill: make(chan struct{}), done: make(chan struct{}), reason: "exited"}
+	p.in, p.inR = net.Pipe()
+	p.out, p.outR = net.Pipe()
+	p.err, p.errR = net.Pipe()
+	return p
+}
+
+func (f *fakePod) enter(ctx context.Context, call, id string) error {
+	f.mu.Lock()
+	f.calls = append(f.calls, strings.TrimSuffix(call+" "+id, " "))
+	hook := f.hook
+	f.mu.Unlock()
+	if err := hook(ctx, call, id); err != nil {
+		return err
+	}
+	select {
+	case <-f.dead:
+		return errDead
+	default:
+		return ctx.Err()
+	}
+}
+
+func (f *fakePod) setHook(h func(ctx context.Context, call, id string) error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hook = h
+}
+
+func (f *fakePod) Boot(ctx context.Context, s *cri.Sandbox) error {
+	if err := f.enter(ctx, "Boot", s.ID); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.booted = true
+	return nil
+}
+
+func (f *fakePod) Create(ctx context.Context, c *cri.Container) error {
+	if err := f.enter(ctx, "Create", c.ID); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.procs[c.ID+"/"] = newFakeProc(c.Spec.Process.Args, c.Terminal)
+	return nil
+}
+
+func (f *fakePod) Exited(ctx context.Context, id string) error { return f.enter(ctx, "Exited", id) }
+
+func (f *fakePod) Delete(ctx context.Context, id, exec string) error {
+	if err := f.enter(ctx, "Delete", strings.TrimSuffix(id+"/"+exec, "/")); err != nil {
+		return err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	p := f.procs[id+"/"+exec]
+	if p == nil {
+		return status.Error(codes.NotFound, "no such process")
+	}
+	if p.started && !p.over() {
+		return status.Error(codes.FailedPrecondition, "it runs")
+	}
+	delete(f.procs, id+"/"+exec)
+	return nil
+}
+
+func (p *fakeProc) over() bool {
+	select {
+	case <-p.done:
+		return true
+	default:
+		return false
+	}
+}
+
+func (f *fakePod) Machine() Machine {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.booted {
+		return nil
+	}
+	return f
+}
+
+func (f *fakePod) Done() <-chan struct{} { return f.dead }
+
+func (f *fakePod) Err() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return f.deadErr
+}
+
+// die is the machine's sudden end.
+func (f *fakePod) die(err error) {
+	f.killing.Do(func() {
+		f.mu.Lock()
+		f.deadErr = err
+		for _, p := range f.procs {
+			for _, c := range []net.Conn{p.in, p.inR, p.out, p.outR, p.err, p.errR} {
+				_ = c.Close()
+			}
+			select {
+			case <-p.kill:
+			default:
+				close(p.kill)
+			}
+		}
+		f.mu.Unlock()
+		close(f.dead)
+	})
+}
+
+func (f *fakePod) Close(ctx context.Context) error {
+	err := f.enter(ctx, "Close", "")
+	if errors.Is(err, errDead) {
+		err = nil
+	}
+	f.mu.Lock()
+	f.closed++
+	f.mu.Unlock()
+	f.die(nil)
+	f.wg.Wait()
+	return err
+}
+
+// fakeAgent is the agent of a fakePod; what is not faked must not be called.
+type fakeAgent struct {
+	agentapi.AgentService
+	pod *fakePod
+}
+
+func (f *fakePod) Agent() agentapi.AgentService { return fakeAgent{pod: f} }
+func (f *fakePod) PID() int                     { return 4242 }
+
+func (f *fakePod) Events(ctx context.Context) iter.Seq2[*agentapi.Event, error] {
+	return func(yield func(*agentapi.Event, error) bool) {
+		for {
+			select {
+			case e := <-f.events:
+				if !yield(e, nil) {
+					return
+				}
+			case <-ctx.Done():
+				return
+			case <-f.dead:
+				yield(nil, io.EOF)
+				return
+			}
+		}
+	}
+}
+
+func (f *fakePod) find(id, exec string) (*fakeProc, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if p := f.procs[id+"/"+exec]; p != nil {
+		return p, nil
+	}
+	return nil, status.Error(codes.NotFound, fmt.Sprintf("process %q %q is not known", id, exec))
+}
+
+func (f *fakePod) Open(ctx context.Context, h *agentapi.StreamHeader) (net.Conn, error) {
+	if err := f.enter(ctx, "Open", h.GetContainerId()); err != nil {
+		return nil, err
+	}
+	p, err := f.find(h.GetContainerId(), h.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	switch h.GetKind() {
+	case agentapi.StreamHeader_STDIN:
+		return p.inR, nil
+	case agentapi.StreamHeader_STDOUT:
+		return p.outR, nil
+	default:
+		return p.errR, nil
+	}
+}
+
+func (a fakeAgent) Start(ctx context.Context, r *agentapi.StartRequest) (*agentapi.StartResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Start", name(r)); err != nil {
+		return nil, err
+	}
+	p, err := f.find(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	p.started = true
+	f.mu.Unlock()
+	f.wg.Go(func() { f.run(p, r.GetContainerId(), r.GetExecId()) })
+	return &agentapi.StartResponse{Pid: 7}, nil
+}
+
+// run is the program.
+func (f *fakePod) run(p *fakeProc, id, exec string) {
+	var code uint32
+	switch arg := p.args[0]; {
+	case arg == "false":
+		code = 1
+	case arg == "echo":
+		_, _ = io.WriteString(p.out, strings.Join(p.args[1:], " ")+"\n")
+	case arg == "cat":
+		_, _ = io.Copy(p.out, p.in)
+	case arg == "seq":
+		n, _ := strconv.Atoi(p.args[1])
+		for i := range n {
+			if _, err := fmt.Fprintln(p.out, i+1); err != nil {
+				break
+			}
+		}
+	case arg == "sh" && strings.HasPrefix(p.args[2], "echo "):
+		_, _ = io.WriteString(p.err, strings.TrimSuffix(strings.TrimPrefix(p.args[2], "echo "), " >&2")+"\n")
+	case arg == "sh":
+		n, _ := strconv.Atoi(strings.TrimPrefix(p.args[2], "exit "))
+		code = uint32(n)
+	case arg == "sleep":
+		<-p.kill
+	}
+	f.mu.Lock()
+	if p.code == 0 {
+		p.code = code
+	}
+	var execs []*fakeProc
+	if exec == "" {
+		for name, e := range f.procs {
+			if strings.HasPrefix(name, id+"/") && e != p && e.started {
+				execs = append(execs, e)
+			}
+		}
+	}
+	f.mu.Unlock()
+	for _, c := range []net.Conn{p.in, p.out, p.err} {
+		_ = c.Close()
+	}
+	close(p.done)
+	for _, e := range execs {
+		f.end(e, 137)
+	}
+}
+
+func (f *fakePod) end(p *fakeProc, code uint32) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	select {
+	case <-p.kill:
+	default:
+		p.code = code
+		close(p.kill)
+		_ = p.in.Close()
+		_ = p.out.Close()
+	}
+}
+
+func (a fakeAgent) Signal(ctx context.Context, r *agentapi.SignalRequest) (*agentapi.SignalResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Signal", name(r)+" "+strconv.Itoa(int(r.GetSignal()))); err != nil {
+		return nil, err
+	}
+	p, err := f.find(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	if p.over() {
+		return nil, status.Error(codes.NotFound, "it has ended")
+	}
+	if r.GetSignal() == 9 || r.GetSignal() == 15 {
+		f.end(p, 128+r.GetSignal())
+	}
+	return &agentapi.SignalResponse{}, nil
+}
+
+func (a fakeAgent) Wait(ctx context.Context, r *agentapi.WaitRequest) (*agentapi.WaitResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Wait", name(r)); err != nil {
+		return nil, err
+	}
+	p, err := f.find(r.GetContainerId(), r.GetExecId())
+	if err != nil {
+		return nil, err
+	}
+	select {
+	case <-p.done:
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-f.dead:
+		return nil, errDead
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return &agentapi.WaitResponse{ExitCode: p.code, ExitedAt: time.Now().Add(time.Hour).UnixNano(), Reason: p.reason}, nil
+}
+
+func (a fakeAgent) Exec(ctx context.Context, r *agentapi.ExecRequest) (*agentapi.ExecResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Exec", name(r)); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.procs[r.GetContainerId()+"/"+r.GetExecId()] = newFakeProc(r.GetArgs(), r.GetTerminal())
+	return &agentapi.ExecResponse{}, nil
+}
+
+func (a fakeAgent) Resize(ctx context.Context, r *agentapi.ResizeRequest) (*agentapi.ResizeResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Resize", name(r)); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.sizes = append(f.sizes, fmt.Sprintf("%s %dx%d", name(r), r.GetWidth(), r.GetHeight()))
+	return &agentapi.ResizeResponse{}, nil
+}
+
+func (a fakeAgent) Stats(ctx context.Context, r *agentapi.StatsRequest) (*agentapi.StatsResponse, error) {
+	f := a.pod
+	if err := f.enter(ctx, "Stats", r.GetContainerId()); err != nil {
+		return nil, err
+	}
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	return proto.CloneOf(f.stats), nil
+}
+
+func (a fakeAgent) Update(ctx context.Context, r *agentapi.UpdateRequest) (*agentapi.UpdateResponse, error) {
+	f := a.pod
+	res := r.GetResources()
+	if err := f.enter(ctx, "Update", fmt.Sprintf("%s %d %d %d", r.GetContainerId(), res.GetMemoryBytes(), res.GetCpuMillis(), res.GetPids())); err != nil {
+		return nil, err
+	}
+	return &agentapi.UpdateResponse{}, nil
+}
+
+func name(r interface {
+	GetContainerId() string
+	GetExecId() string
+}) string {
+	return strings.TrimSuffix(r.GetContainerId()+"/"+r.GetExecId(), "/")
+}
+
+func (f *fakePod) called(call string) int {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	n := 0
+	for _, c := range f.calls {
+		if c == call {
+			n++
+		}
+	}
+	return n
+}

@@ -1,0 +1,68 @@
+package volumes
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/agentapi"
+)
+
+// maxMessage is what the kubelet takes of a container's last words
+// (kubernetes@v1.35.4 pkg/kubelet/container, MaxContainerTerminationMessageLength).
+const maxMessage = 4096
+
+// Exited fetches what the container has left at its termination message path, and
+// writes it to the file that the kubelet made for it. To be called once, when
+// the container has ended and before it is deleted in the guest. A container
+// without such a file, or one that Prepare does not know, needs nothing.
+func (m *Manager) Exited(ctx context.Context, h Host, id string) error {
+	m.mu.Lock()
+	use := m.uses[id]
+	m.mu.Unlock()
+	if use == nil || use.messageFile == "" {
+		return nil
+	}
+	resp, err := h.Agent().TerminationMessage(ctx, &agentapi.TerminationMessageRequest{ContainerId: id})
+	if refused(err) {
+		m.o.Logger.DebugContext(ctx, "the guest keeps the termination message", "container", id, "error", err)
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("termination message of container %s: %w", id, err)
+	}
+	message := resp.GetMessage()
+	if len(message) == 0 {
+		return nil
+	}
+	// The guest is not trusted to keep the bound; the end of a message counts.
+	message = message[max(0, len(message)-maxMessage):]
+	if err := m.pod.writeFile(use.messageFile, message); err != nil {
+		return fmt.Errorf("termination message of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// writeFile replaces the content of a regular file below the pod's directory.
+// It makes none and follows no links.
+func (p *podDir) writeFile(rel string, content []byte) (err error) {
+	f, err := p.open(rel, unix.O_WRONLY|unix.O_NONBLOCK)
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, f.Close()) }()
+	info, err := f.Stat()
+	if err != nil {
+		return err
+	}
+	if !info.Mode().IsRegular() {
+		return fmt.Errorf("%s: expected a regular file, got %s", clip(rel), typeName(info.Mode().Type()))
+	}
+	if err := f.Truncate(0); err != nil {
+		return err
+	}
+	_, err = f.Write(content)
+	return err
+}
