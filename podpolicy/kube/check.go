@@ -274,6 +274,8 @@ func (h *host) correct(q *podpolicy.ContainerProposal, env, fit map[string]strin
 		q.Mounts = nil
 	case strings.HasPrefix(r.Path, "resources"):
 		q.Resources = podpolicy.Resources{}
+	case strings.HasPrefix(r.Path, "security."):
+		return correctSecurity(q, own, r.Path)
 	case r.Path == "image":
 		q.Image = ""
 	case r.Path == "terminal":
@@ -287,6 +289,26 @@ func (h *host) correct(q *podpolicy.ContainerProposal, env, fit map[string]strin
 	default:
 		return false
 	}
+	return true
+}
+
+// correctSecurity makes one field as the policy has it, so that the others are
+// looked at, too.
+func correctSecurity(q *podpolicy.ContainerProposal, own *podpolicy.Container, path string) bool {
+	s := *q.Security
+	switch path {
+	case "security.capabilities":
+		s.Capabilities = own.Capabilities
+	case "security.noNewPrivileges":
+		s.NoNewPrivileges = own.NoNewPrivileges.On()
+	case "security.readOnlyRoot":
+		s.ReadOnlyRoot = own.ReadOnlyRoot
+	case "security.seccompUnconfined":
+		s.SeccompUnconfined = own.Seccomp == podpolicy.SeccompUnconfined
+	default:
+		return false
+	}
+	q.Security = &s
 	return true
 }
 

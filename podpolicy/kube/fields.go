@@ -122,7 +122,7 @@ func containerFields() []Field {
 		{Path: "containers[].restartPolicyRules", Decision: Refused, How: "a policy has no restart rule by exit code", Remedy: "use restartPolicy OnFailure"},
 		{Path: "containers[].volumeDevices[].name", Decision: Pinned, How: "`devices[].volume`, or with a mount in the volume's annotation `mounts[].volume`"},
 		{Path: "containers[].volumeDevices[].devicePath", Decision: Pinned, How: "`devices[].path`; with a mount in the volume's annotation the file system is mounted there instead"},
-		{Path: "containers[].terminationMessagePath", Decision: Derived, How: "the message is a file in the guest; the host reads it only where `allow.copy` says so", Only: []string{"", "/dev/termination-log"}, Remedy: "leave it at /dev/termination-log"},
+		{Path: "containers[].terminationMessagePath", Decision: Derived, How: "the message is a file in the guest; the host reads it where it may read logs", Only: []string{"", "/dev/termination-log"}, Remedy: "leave it at /dev/termination-log"},
 		{Path: "containers[].terminationMessagePolicy", Decision: Ignored, How: "what the kubelet does with logs that it may read"},
 		{Path: "containers[].imagePullPolicy", Decision: Ignored, How: "an image is its digest, whenever it is pulled"},
 		{Path: "containers[].stdin", Decision: Pinned, How: "`allow.stdin`"},

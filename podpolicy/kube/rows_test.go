@@ -162,15 +162,15 @@ spec:
 		{"k8s-policy-job", "another argument", job, []string{`"hello"]`, `"hello", "x"]`}, []string{podpolicy.RuleContainerArgs}},
 		{"k8s-policy-job", "another emptyDir", job, []string{"- {name: work, emptyDir: {}}", "- {name: work, emptyDir: {}}\n      - {name: more, emptyDir: {}}", "/work}", "/work}\n        - {name: more, mountPath: /more}"}, []string{podpolicy.RuleContainerMounts}},
 		{"k8s-policy-job", "another projected volume", job, []string{"- {name: work, emptyDir: {}}", "- {name: work, emptyDir: {}}\n      - {name: more, projected: {sources: [{serviceAccountToken: {path: token}}]}}", "/work}", "/work}\n        - {name: more, mountPath: /more}"}, []string{podpolicy.RuleContainerMounts}},
-		{"k8s-policy-job", "read-only root", job, []string{"args:", "securityContext: {readOnlyRootFilesystem: true}\n        args:"}, []string{"effective.readOnlyRoot"}},
+		{"k8s-policy-job", "read-only root", job, []string{"args:", "securityContext: {readOnlyRootFilesystem: true}\n        args:"}, []string{"container.readOnlyRoot"}},
 		{"k8s-policy-job", "user 222", job, []string{"runAsUser: 1000", "runAsUser: 222"}, []string{podpolicy.RuleContainerUser}},
 
 		{"k8s-policy-rc", "as it is", rc, nil, nil},
 		{"k8s-policy-rc", "command", rc, []string{"/bin/web", "/bin/other"}, []string{podpolicy.RuleContainerArgs}},
 		{"k8s-policy-rc", "mount path", rc, []string{"mountPath: /data", "mountPath: /other"}, []string{podpolicy.RuleContainerMounts}},
 		{"k8s-policy-rc", "host device", rc, []string{"emptyDir: {}", "hostPath: {path: /dev/sda, type: BlockDevice}"}, []string{atGeneration + "hostPath"}},
-		{"k8s-policy-rc", "privilege escalation", rc, []string{"allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"}, []string{"effective.noNewPrivileges"}},
-		{"k8s-policy-rc", "capability", rc, []string{`{drop: ["NET_RAW"]}`, `{add: ["SYS_ADMIN"]}`}, []string{"effective.capabilities"}},
+		{"k8s-policy-rc", "privilege escalation", rc, []string{"allowPrivilegeEscalation: false", "allowPrivilegeEscalation: true"}, []string{"container.noNewPrivileges"}},
+		{"k8s-policy-rc", "capability", rc, []string{`{drop: ["NET_RAW"]}`, `{add: ["SYS_ADMIN"]}`}, []string{"container.capabilities"}},
 		{"k8s-policy-rc", "another user", rc, []string{"securityContext: {", "securityContext: {runAsUser: 1001, "}, []string{podpolicy.RuleContainerUser}},
 		{"k8s-policy-rc", "the image's own user", rc, []string{"securityContext: {", "securityContext: {runAsUser: 1000, "}, nil},
 

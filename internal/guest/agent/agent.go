@@ -123,6 +123,9 @@ type Options struct {
 	// is none. RESTFeatures are its groups where initdata does not say.
 	ListenREST   func(ctx context.Context) (net.Listener, error)
 	RESTFeatures string
+	// Nodes are the device nodes that a privileged container of an unsealed pod has;
+	// nil: none, where the machine is not the pod's.
+	Nodes func() ([]container.Node, error)
 	// WithoutDeviceRules is for tests on machines that forbid them.
 	WithoutDeviceRules bool
 }

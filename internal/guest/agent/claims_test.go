@@ -10,6 +10,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/agent"
+	"github.com/coffer-project/coffer/internal/guest/container"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -107,6 +109,29 @@ func TestVolumesOfAnUnsealedPod(t *testing.T) {
 		_, err := h.CreateContainer(t.Context(), third)
 		if r := refused(t, err, podpolicy.RuleContainerVolumes); r.GetPath() != "volumes[0].kind" {
 			t.Errorf("refused at %s", r.GetPath())
+		}
+	}
+}
+
+// A privileged container has the guest's devices, and no other one has.
+func TestDevicesOfAPrivilegedContainer(t *testing.T) {
+	nodes := func() ([]container.Node, error) {
+		return []container.Node{{Path: "/dev/net/tun", Type: "c", Major: 10, Minor: 200, Mode: 0o660, GID: 5}}, nil
+	}
+	w := newWorld(t, nil, func(o *agent.Options) { o.Nodes = nodes })
+	h := w.connect()
+	must[*agentapi.CreateSandboxResponse](t)(h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod", PodName: "pod"}))
+	for id, security := range map[string]*agentapi.Security{
+		"plain": {}, "no-filter": {SeccompUnconfined: true, Unmasked: true}, "privileged": {Capabilities: strings.Fields(allCapabilities), SeccompUnconfined: true, Unmasked: true},
+	} {
+		req := w.shell(id, "ls -ln /dev/net/tun 2>/dev/null | { read mode _ uid gid _; echo $mode $uid $gid; }")
+		req.Security = security
+		want := "  \n"
+		if id == "privileged" {
+			want = "crw-rw---- 0 5\n"
+		}
+		if got, _ := h.script(req); strings.TrimSpace(got) != strings.TrimSpace(want) {
+			t.Errorf("%s: %q, want %q", id, got, want)
 		}
 	}
 }

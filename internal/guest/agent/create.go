@@ -333,6 +333,11 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
+	if c.config.Privileged && a.o.Nodes != nil {
+		if c.config.Nodes, err = a.o.Nodes(); err != nil {
+			return failed("runtime", err)
+		}
+	}
 	spec, err := container.Spec(c.config)
 	if err != nil {
 		return failed("runtime", err)

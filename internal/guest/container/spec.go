@@ -38,6 +38,8 @@ type Config struct {
 	Mounts   []Mount
 	Devices  []Device
 	Limits   Limits
+	// Nodes are further devices, which only a privileged container may use.
+	Nodes []Node
 	// PIDNamespace is the path of the namespace to join; empty: its own.
 	PIDNamespace string
 	// WithoutDeviceRules leaves the device cgroup open. For tests only, on
@@ -64,6 +66,15 @@ type Device struct {
 	Path         string
 	Major, Minor uint32
 	ReadOnly     bool
+}
+
+// Node is a device node of the guest's, as it is there.
+type Node struct {
+	// Path in the container; Type is b or c.
+	Path, Type   string
+	Major, Minor uint32
+	Mode         os.FileMode
+	GID          uint32
 }
 
 // Kernel interfaces that reach beyond the container, hidden or read only.
@@ -194,6 +205,12 @@ func devices(c Config) []specs.LinuxDevice {
 		out = append(out, specs.LinuxDevice{
 			Path: d.Path, Type: "b", Major: int64(d.Major), Minor: int64(d.Minor), FileMode: &mode, UID: &c.UID, GID: &c.GID,
 		})
+	}
+	for _, n := range c.Nodes {
+		if slices.ContainsFunc(c.Devices, func(d Device) bool { return d.Path == n.Path }) {
+			continue
+		}
+		out = append(out, specs.LinuxDevice{Path: n.Path, Type: n.Type, Major: int64(n.Major), Minor: int64(n.Minor), FileMode: &n.Mode, UID: new(uint32), GID: &n.GID})
 	}
 	return out
 }

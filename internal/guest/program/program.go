@@ -87,13 +87,17 @@ func build(p parts) (*agent.Agent, error) {
 	if err != nil {
 		return nil, err
 	}
+	var nodes func() ([]container.Node, error)
+	if !p.plain {
+		nodes = func() ([]container.Node, error) { return machine.Nodes("/dev") }
+	}
 	return agent.New(agent.Options{
 		Logger: p.log, Now: time.Now, Build: Version, BootID: p.bootID, Marks: p.marks,
 		Attestation: newAttestation(p.cmdline),
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{Keep: p.keepNetwork},
 		}),
-		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain,
+		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain, Nodes: nodes,
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			return newBroker(c, p.log)
 		},

@@ -83,7 +83,7 @@ func (l *Link) connect(ctx context.Context, conn net.Conn) error {
 		return l.explain(err)
 	}
 	l.client = ttrpc.NewClient(control, ttrpc.WithUnaryClientInterceptor(l.intercept))
-	l.agent = agentapi.NewAgentClient(l.client)
+	l.agent = Cancelling(agentapi.NewAgentClient(l.client), l.Open, l.intercept)
 	if l.hello, err = l.agent.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{channel.MaxVersion}, Build: build}); err != nil {
 		return l.explain(err)
 	}

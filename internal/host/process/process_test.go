@@ -286,3 +286,40 @@ func TestRefusals(t *testing.T) {
 		t.Error("a name with a path was taken")
 	}
 }
+
+// What a pod asks of its machine, it has in a process, too: a shared process
+// namespace, kernel parameters of its own namespaces, limits that this machine
+// may have no controller for.
+func TestPodSettings(t *testing.T) {
+	n := hosttest.NewNet(t)
+	image := n.Image(t)
+	before, err := os.ReadFile("/proc/sys/net/core/somaxconn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := hosttest.Launch(t, n.Config(t, "settings"))
+	sandboxOf(t, m, n, func(r *agentapi.CreateSandboxRequest) {
+		r.SharePid = true
+		r.Sysctls = map[string]string{"net.core.somaxconn": "777", "kernel.shm_rmid_forced": "1"}
+	})
+	if _, err := m.Agent().CreateContainer(t.Context(), &agentapi.CreateContainerRequest{
+		ContainerId: "long", Name: "long", Image: image, Args: &agentapi.StringList{Values: []string{"/bin/sleep", "987"}},
+		Security: &agentapi.Security{Capabilities: []string{"CHOWN"}}, TerminationMessagePath: "/dev/termination-log",
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Agent().Start(t.Context(), &agentapi.StartRequest{ContainerId: "long"}); err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, m, image, "other", "cat /proc/sys/net/core/somaxconn /proc/sys/kernel/shm_rmid_forced; ps | grep -c '[s]leep 987'; echo last >/dev/termination-log",
+		func(r *agentapi.CreateContainerRequest) { r.TerminationMessagePath = "/dev/termination-log" })
+	if got != "777\n1\n1\n" {
+		t.Errorf("the container said %q", got)
+	}
+	if last, err := m.Agent().TerminationMessage(t.Context(), &agentapi.TerminationMessageRequest{ContainerId: "other"}); err != nil || string(last.GetMessage()) != "last\n" {
+		t.Errorf("last words %v, %v", last, err)
+	}
+	if after, err := os.ReadFile("/proc/sys/net/core/somaxconn"); err != nil || string(after) != string(before) {
+		t.Errorf("the host's parameter is %q, %v, was %q", after, err, before)
+	}
+}

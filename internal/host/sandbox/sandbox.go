@@ -19,6 +19,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
 	"github.com/coffer-project/coffer/internal/host/accel"
+	"github.com/coffer-project/coffer/internal/host/agentlink"
 	"github.com/coffer-project/coffer/internal/host/console"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/tee/measure"
@@ -98,7 +99,7 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 		return s.bootError(err)
 	}
 	s.client = ttrpc.NewClient(control, ttrpc.WithUnaryClientInterceptor(s.intercept))
-	s.agent = agentapi.NewAgentClient(s.client)
+	s.agent = agentlink.Cancelling(agentapi.NewAgentClient(s.client), s.Open, s.intercept)
 	hello, err := s.agent.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{channel.MaxVersion}, Build: build})
 	if err != nil {
 		return s.bootError(err)

@@ -288,7 +288,7 @@ func (s *Service) get(id string) (Pod, error) {
 
 // known refuses another sandbox. The caller holds mu.
 func (s *Service) known(id string) error {
-	if s.state == none || id != s.sandbox.ID {
+	if s.sandbox == nil || id != s.sandbox.ID {
 		return fail(errdefs.ErrNotFound, "sandbox %.100q is not of this shim", id)
 	}
 	return nil

@@ -212,7 +212,7 @@ func FuzzDecode(f *testing.F) {
 		a.Value = b
 		limits := new(specs.LinuxResources)
 		if decode("resources", a, "LinuxResources", limits) == nil {
-			resources(limits)
+			cri.Limits(limits)
 		}
 		a = anyOf(t, "Process", nil)
 		a.Value = b

@@ -68,7 +68,8 @@ func (s *Service) start(ctx context.Context, c *container, p *process) error {
 	asked := p.setRunning(func() { s.tellStart(p, p.pid) })
 	if asked != nil {
 		if err := s.resize(ctx, m, p, *asked); err != nil {
-			s.log.WarnContext(ctx, "the terminal does not have the size that was asked for", "error", err)
+			// It may have ended by now.
+			s.log.DebugContext(ctx, "the terminal does not have the size that was asked for", "error", err)
 		}
 	}
 	s.spawn(func() { s.watch(h, m, c, p) })

@@ -3,12 +3,12 @@ package task
 import (
 	"context"
 	"fmt"
-	"math"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/cri"
 )
 
 // Update changes a container's limits: memory, CPU time and number of
@@ -33,7 +33,7 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) error {
 	if st, _ := c.init.now(); st != created && st != running {
 		return c.init.wrong("update", st)
 	}
-	now := resources(limits)
+	now := cri.Limits(limits)
 	if now.GetMemoryBytes() == 0 && now.GetCpuMillis() == 0 && now.GetPids() == 0 {
 		return nil
 	}
@@ -47,20 +47,4 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) error {
 		return fmt.Errorf("update container %q: %w", c.id, explain(err))
 	}
 	return nil
-}
-
-// resources says OCI limits in the guest's terms; what is not limited is 0.
-func resources(l *specs.LinuxResources) *agentapi.Resources {
-	out := &agentapi.Resources{}
-	if l.Memory != nil && l.Memory.Limit != nil && *l.Memory.Limit > 0 {
-		out.MemoryBytes = uint64(*l.Memory.Limit)
-	}
-	if l.Pids != nil && l.Pids.Limit != nil && *l.Pids.Limit > 0 {
-		out.Pids = uint32(min(*l.Pids.Limit, math.MaxUint32))
-	}
-	if cpu := l.CPU; cpu != nil && cpu.Quota != nil && cpu.Period != nil && *cpu.Quota > 0 && *cpu.Period > 0 {
-		millis := math.Ceil(float64(*cpu.Quota) / float64(*cpu.Period) * 1000)
-		out.CpuMillis = uint32(min(millis, math.MaxUint32))
-	}
-	return out
 }

@@ -14,6 +14,9 @@ type V3 struct{ s *Service }
 
 var _ api.TTRPCTaskService = V3{}
 
+// V3 is the service for callers in this process.
+func (s *Service) V3() V3 { return V3{s} }
+
 // RegisterV3 has a server offer containerd.task.v3.Task.
 func (s *Service) RegisterV3(server *ttrpc.Server) { api.RegisterTTRPCTaskService(server, V3{s}) }
 

@@ -82,7 +82,7 @@ func newWorld(t *testing.T, change ...func(*Options)) *world {
 		c(&o)
 	}
 	w.s = New(o)
-	w.v3 = V3{w.s}
+	w.v3 = w.s.V3()
 	return w
 }
 

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strings"
@@ -34,16 +33,38 @@ func loop(t *testing.T) (path string, device specs.LinuxDevice) {
 	if err := os.WriteFile(image, make([]byte, 1<<20), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	out, err := exec.CommandContext(t.Context(), "losetup", "--find", "--show", image).CombinedOutput()
+	back, err := os.OpenFile(image, os.O_RDWR, 0)
 	if err != nil {
-		unsupported(t, fmt.Errorf("no loop devices: %w: %s", err, out))
+		t.Fatal(err)
 	}
-	path = strings.TrimSpace(string(out))
-	t.Cleanup(func() {
-		if out, err := exec.CommandContext(context.WithoutCancel(t.Context()), "losetup", "--detach", path).CombinedOutput(); err != nil {
-			t.Errorf("losetup --detach %s: %v: %s", path, err, out)
+	defer back.Close()
+	control, err := os.OpenFile("/dev/loop-control", os.O_RDWR, 0)
+	if err != nil {
+		unsupported(t, err)
+	}
+	defer control.Close()
+	// Several tests, and other programs, look for a free one at once.
+	for range 20 {
+		n, err := unix.IoctlRetInt(int(control.Fd()), unix.LOOP_CTL_GET_FREE)
+		if err != nil {
+			unsupported(t, err)
 		}
-	})
+		path = fmt.Sprintf("/dev/loop%d", n)
+		f, err := os.OpenFile(path, os.O_RDWR, 0)
+		if err != nil {
+			unsupported(t, err)
+		}
+		// The kernel takes it back when it is closed for the last time.
+		err = unix.IoctlLoopConfigure(int(f.Fd()), &unix.LoopConfig{Fd: uint32(back.Fd()), Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR}})
+		if err == nil {
+			t.Cleanup(func() { _ = f.Close() })
+			break
+		}
+		_ = f.Close()
+		if !errors.Is(err, unix.EBUSY) {
+			unsupported(t, err)
+		}
+	}
 	var st unix.Stat_t
 	if err := unix.Stat(path, &st); err != nil {
 		t.Fatal(err)
@@ -74,8 +95,8 @@ func TestBlock(t *testing.T) {
 	if !regexp.MustCompile(`^[A-Za-z0-9_-]{1,20}$`).MatchString(id) || id == serial(podUID, "pv-8") || id == serial("other", "pv-7") {
 		t.Errorf("serial %q", id)
 	}
-	disk, ok := g.disks[id]
-	if !ok || !disk.BlockDevice || disk.ReadOnly || disk.Image.File == nil {
+	attached, ok := g.disks[id]
+	if !ok || !attached.BlockDevice || attached.ReadOnly || attached.Image.File == nil {
 		t.Errorf("%+v", g.disks)
 	}
 	// Another container, and the same one restarted, find it as it is.
@@ -87,6 +108,9 @@ func TestBlock(t *testing.T) {
 		t.Error(diff, g.detached)
 	}
 
+	if _, err := (&disk{path: path, dev: unix.Mkdev(8, 0)}).device(); err == nil {
+		t.Error("another device was opened")
+	}
 	stranger := specs.LinuxDevice{Type: "b", Path: "/dev/sda", Major: 8, Minor: 0}
 	fuse := specs.LinuxDevice{Type: "c", Path: "/dev/fuse", Major: 10, Minor: 229}
 	for d, want := range map[*specs.LinuxDevice]string{&stranger: "belongs to no claim of the pod", &fuse: "no devices of the node"} {

@@ -242,26 +242,32 @@ func TestTerminationMessage(t *testing.T) {
 	victim := filepath.Join(t.TempDir(), "victim")
 	k.check(os.WriteFile(victim, []byte("v"), 0o644))
 	replace := map[string]func() error{
-		"a link":      func() error { return os.Symlink(victim, file) },
-		"a pipe":      func() error { return unix.Mkfifo(file, 0o600) },
+		"a link": func() error { return os.Symlink(victim, file) },
+		"a pipe": func() error { return unix.Mkfifo(file, 0o600) },
+		"a read pipe": func() error {
+			k.check(unix.Mkfifo(file, 0o600))
+			f, err := os.OpenFile(file, os.O_RDWR, 0)
+			t.Cleanup(func() { _ = f.Close() })
+			return err
+		},
 		"a directory": func() error { return os.Mkdir(file, 0o755) },
 		"nothing":     func() error { return nil },
 		"a link before": func() error {
 			k.check(os.Rename(filepath.Dir(file), filepath.Dir(file)+"2"))
-			k.check(os.WriteFile(filepath.Join(filepath.Dir(victim), "0a1b"), nil, 0o644))
-			return os.Symlink(filepath.Dir(victim), filepath.Dir(file))
+			k.write("volumes/0a1b", "v")
+			return os.Symlink("../volumes", filepath.Dir(file))
 		},
 	}
-	for _, name := range []string{"a link", "a pipe", "a directory", "nothing", "a link before"} {
+	for _, name := range []string{"a link", "a pipe", "a read pipe", "a directory", "nothing", "a link before"} {
 		k.check(os.RemoveAll(file))
 		k.check(replace[name]())
 		if err := m.Exited(t.Context(), g, "c"); err == nil {
 			t.Errorf("%s: written", name)
 		}
 	}
-	for _, name := range []string{"victim", "0a1b"} {
-		if b, _ := os.ReadFile(filepath.Join(filepath.Dir(victim), name)); len(b) > 1 {
-			t.Errorf("%s: %q", name, b)
+	for _, name := range []string{victim, filepath.Join(k.pod, "volumes/0a1b")} {
+		if b, err := os.ReadFile(name); string(b) != "v" {
+			t.Errorf("%s: %q, %v", name, b, err)
 		}
 	}
 }

@@ -102,12 +102,12 @@ func TestWorkerNews(t *testing.T) {
 	t.Parallel()
 	synctest.Test(t, func(t *testing.T) {
 		c := newClockwork(t)
-		c.results = []error{errors.New("bad")}
+		c.results = []error{errors.New("bad"), errors.New("worse")}
 		c.changed()
 		<-time.After(5 * time.Second)
 		c.changed()
 		<-time.After(time.Hour)
-		c.expect(t, "1s work", "1s told bad, next in 10s", "6s work", "6s told <nil>, next in 0s")
+		c.expect(t, "1s work", "1s told bad, next in 10s", "6s work", "6s told worse, next in 10s", "16s work", "16s told <nil>, next in 0s")
 		c.stop()
 	})
 }

@@ -227,17 +227,17 @@ func statsAndPids(ctx context.Context, e *Environment) error {
 	if err != nil {
 		return fmt.Errorf("stats: %w", err)
 	}
-	var memory uint64
+	var used uint64 // of memory or CPU time; a kernel may not account for both
 	switch m := v.(type) {
 	case *cgroup1.Metrics:
-		memory = m.GetMemory().GetUsage().GetUsage()
+		used = m.GetMemory().GetUsage().GetUsage() + m.GetCPU().GetUsage().GetTotal()
 	case *cgroup2.Metrics:
-		memory = m.GetMemory().GetUsage()
+		used = m.GetMemory().GetUsage() + m.GetCPU().GetUsageUsec()
 	default:
 		return fmt.Errorf("stats: expected metrics of cgroups, got %T", v)
 	}
-	if memory == 0 {
-		return fmt.Errorf("stats: expected some memory in use, got %v", v)
+	if used == 0 {
+		return fmt.Errorf("stats: expected something in use, got %v", v)
 	}
 	pids, err := e.Task.Pids(ctx, &api.PidsRequest{ID: t.id})
 	if err != nil {

@@ -1,0 +1,218 @@
+package coffershim_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
+	"github.com/coffer-project/coffer/internal/host/shim"
+	"github.com/coffer-project/coffer/internal/host/shim/coffershim"
+	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
+)
+
+const (
+	shimName  = "containerd-shim-coffer-v2"
+	podUID    = "3f0e2d1c-0000-4000-8000-000000000001"
+	hostsFile = "kubelet/pods/" + podUID + "/etc-hosts"
+)
+
+// TestMain makes this program the shim when it is called like it.
+func TestMain(m *testing.M) {
+	hosttest.Init()
+	if filepath.Base(os.Args[0]) != shimName {
+		os.Exit(m.Run())
+	}
+	self, err := shim.Self()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	os.Exit(coffershim.Program("test").Main(context.Background(), self))
+}
+
+// world is a containerd with the shim, whose pods are agents as processes.
+type world struct {
+	*hosttest.World
+	image string
+}
+
+func newWorld(t *testing.T, programs string) *world {
+	t.Helper()
+	agent := processtest.Agent(t)
+	w := &world{World: hosttest.NewWorld(t, programs, shimName)}
+	n := processtest.NewNet(t)
+	w.image = n.Image(t)
+	w.write("runtime.toml", fmt.Sprintf("driver = \"process\"\ndevelopment = true\nagent = %q\ntee = \"none\"\nkubelet_root = %q\n", agent, filepath.Join(w.Dir, "kubelet")))
+	// Names that the guest knows come with the pod, where the kubelet writes them.
+	hosts := "# Entries added by HostAliases.\n"
+	for _, h := range n.Network().Hosts {
+		hosts += h.Address + "\t" + strings.Join(h.Names, "\t") + "\n"
+	}
+	if err := os.MkdirAll(filepath.Join(w.Dir, "kubelet/pods", podUID), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	w.write(hostsFile, hosts)
+	w.mountNet(n.Path)
+	return w
+}
+
+func (w *world) write(name, content string) {
+	w.T().Helper()
+	if err := os.WriteFile(filepath.Join(w.Dir, name), []byte(content), 0o644); err != nil {
+		w.T().Fatal(err)
+	}
+}
+
+// mountNet gives the namespace a path in the world.
+func (w *world) mountNet(path string) {
+	w.T().Helper()
+	file, err := os.Open(path)
+	if err != nil {
+		w.T().Fatal(err)
+	}
+	defer file.Close()
+	w.write("netns", "")
+	cmd := w.Command(w.T().Context(), "mount", "--bind", "/proc/self/fd/3", filepath.Join(w.Dir, "netns"))
+	cmd.ExtraFiles = []*os.File{file}
+	if out, err := cmd.CombinedOutput(); err != nil {
+		w.T().Fatalf("mount: %v\n%s", err, out)
+	}
+}
+
+// args are those of `ctr run` for a container of the image.
+func (w *world) args(id string, options []string, command ...string) []string {
+	args := []string{
+		"-n", "test", "run", "--runtime", coffershim.Name, "--runtime-config-path", filepath.Join(w.Dir, "runtime.toml"),
+		"--annotation", "coffer-project.io/image=" + w.image, "--with-ns", "network:" + filepath.Join(w.Dir, "netns"),
+		"--annotation", "io.kubernetes.cri.sandbox-uid=" + podUID,
+		"--mount", "type=bind,src=" + filepath.Join(w.Dir, hostsFile) + ",dst=/etc/hosts,options=rbind:ro",
+	}
+	args = append(args, options...)
+	args = append(args, "--rootfs", filepath.Join(w.Dir, "rootfs"), id)
+	return append(args, command...)
+}
+
+// left lists what shims have left on this node.
+func (w *world) left() string {
+	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel$' ; "+
+		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -path '*coffer-process*' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
+	return strings.TrimSpace(out)
+}
+
+func TestContainerd(t *testing.T) {
+	processtest.Need(t)
+	for name, programs := range hosttest.Containerds() {
+		t.Run(name, func(t *testing.T) {
+			w := newWorld(t, programs)
+			t.Run("run", w.testRun)
+			t.Run("exec and restart", w.testRestart)
+			t.Run("killed shim", w.testKilledShim)
+			t.Run("killed agent", w.testKilledAgent)
+			t.Run("refused", w.testRefused)
+		})
+	}
+}
+
+func (w *world) inner(t *testing.T) *world { return &world{World: w.Inner(t), image: w.image} }
+
+func (w *world) gone() {
+	w.T().Helper()
+	left := "?"
+	defer func() {
+		if left != "" {
+			w.T().Logf("left: %s", left)
+		}
+	}()
+	w.Until("nothing is left", func() bool { left = w.left(); return left == "" })
+}
+
+func (w *world) testRun(t *testing.T) {
+	w = w.inner(t)
+	events, stop := w.Events()
+	out := w.Ctr(w.args("one", []string{"--rm"}, "echo", "hello from the pod")...)
+	if !strings.Contains(out, "hello from the pod") {
+		t.Errorf("output: %q", out)
+	}
+	out, err := w.Try(filepath.Join(w.Programs, "ctr"), w.args("two", []string{"--rm"}, "sh", "-c", "cat /bin/no; exit 42")...)
+	if err == nil || !strings.Contains(err.Error(), "42") || !strings.Contains(out, "/bin/no") {
+		t.Errorf("exit status: want 42, got %v (%s)", err, out)
+	}
+	w.gone()
+	want := "/tasks/create /tasks/start /tasks/exit /tasks/delete"
+	w.Until("the events of the first container", func() bool { return len(hosttest.Topics(events.String(), "one")) >= 4 })
+	stop()
+	if got := strings.Join(hosttest.Topics(events.String(), "one"), " "); got != want {
+		t.Errorf("events: want %q, got %q", want, got)
+	}
+}
+
+func (w *world) remove(id string) {
+	w.T().Helper()
+	_, _ = w.Try(filepath.Join(w.Programs, "ctr"), "-n", "test", "task", "rm", "-f", id)
+	w.Ctr("-n", "test", "container", "rm", id)
+	w.gone()
+}
+
+func (w *world) testRestart(t *testing.T) {
+	w = w.inner(t)
+	w.Ctr(w.args("three", []string{"-d"}, "sleep", "1000")...)
+	w.StopContainerd(syscall.SIGKILL)
+	w.StartContainerd()
+	if out := w.Ctr("-n", "test", "task", "exec", "--exec-id", "e1", "three", "sh", "-c", "echo still here"); !strings.Contains(out, "still here") {
+		t.Errorf("exec after a restart: %q", out)
+	}
+	w.StopContainerd(syscall.SIGTERM)
+	// It ends while nobody listens.
+	w.Run("sh", "-c", "kill -9 $(pgrep -f '^sleep 1000')")
+	w.StartContainerd()
+	w.Until("the task is known to have ended", func() bool { return strings.Contains(w.Ctr("-n", "test", "task", "ls"), "STOPPED") })
+	w.remove("three")
+}
+
+func (w *world) pid(pattern string) string {
+	w.T().Helper()
+	pids := strings.Fields(w.Run("pgrep", "-o", "-f", pattern))
+	if len(pids) != 1 {
+		w.T().Fatalf("%s: want one, got %q", pattern, pids)
+	}
+	return pids[0]
+}
+
+func (w *world) testKilledShim(t *testing.T) {
+	w = w.inner(t)
+	w.Ctr(w.args("four", []string{"-d"}, "sleep", "1000")...)
+	w.Run("kill", "-9", w.pid("^"+filepath.Join(w.Dir, shimName)))
+	w.gone()
+	w.remove("four")
+}
+
+func (w *world) testKilledAgent(t *testing.T) {
+	w = w.inner(t)
+	w.Ctr(w.args("five", []string{"-d"}, "sleep", "1000")...)
+	w.Run("kill", "-9", w.pid("coffer-agent"))
+	w.Until("the task is known to have ended", func() bool { return strings.Contains(w.Ctr("-n", "test", "task", "ls"), "STOPPED") })
+	w.remove("five")
+}
+
+func (w *world) testRefused(t *testing.T) {
+	w = w.inner(t)
+	for name, tt := range map[string]struct {
+		args []string
+		want string
+	}{
+		"image":         {w.args("six", []string{"--annotation", "coffer-project.io/image=host.coffer.internal:1/none:1"}, "true"), "host.coffer.internal:1"},
+		"configuration": {w.args("seven", []string{"--runtime-config-path", "/none.toml"}, "true"), "/none.toml"},
+		"annotation":    {w.args("eight", []string{"--annotation", "coffer-project.io/colour=red"}, "true"), "coffer-project.io/colour"},
+	} {
+		out, err := w.Try(filepath.Join(w.Programs, "ctr"), tt.args...)
+		if err == nil || !strings.Contains(out, tt.want) {
+			t.Errorf("%s: want an error with %q, got %q, %v", name, tt.want, out, err)
+		}
+	}
+	w.gone()
+}
