@@ -120,7 +120,12 @@ func (f *fakePod) Create(ctx context.Context, c *cri.Container) error {
 	return nil
 }
 
-func (f *fakePod) Exited(ctx context.Context, id string) error { return f.enter(ctx, "Exited", id) }
+func (f *fakePod) Exited(ctx context.Context, id string) error {
+	if err := f.enter(ctx, "Exited", id); !errors.Is(err, errDead) {
+		return err
+	}
+	return nil
+}
 
 func (f *fakePod) Delete(ctx context.Context, id, exec string) error {
 	if err := f.enter(ctx, "Delete", strings.TrimSuffix(id+"/"+exec, "/")); err != nil {
