@@ -97,7 +97,7 @@ func (s *Service) remove(ctx context.Context, c *container, p *process) error {
 	h := s.host
 	s.mu.Unlock()
 	if h != nil && h.owner == c && p.exec == "" {
-		s.tearDown(h)
+		// It is torn down since the end was recorded.
 		select {
 		case <-h.closed:
 			s.dropHost(h)

@@ -28,6 +28,9 @@ type fakePod struct {
 	// the call's.
 	hook func(ctx context.Context, call, id string) error
 
+	// stubborn calls succeed whatever has become of their caller.
+	stubborn bool
+
 	dead    chan struct{}
 	deadErr error
 	killing sync.Once
@@ -78,9 +81,9 @@ func newFakeProc(args []string, terminal bool) *fakeProc {
 func (f *fakePod) enter(ctx context.Context, call, id string) error {
 	f.mu.Lock()
 	f.calls = append(f.calls, strings.TrimSuffix(call+" "+id, " "))
-	hook := f.hook
+	hook, stubborn := f.hook, f.stubborn
 	f.mu.Unlock()
-	if err := hook(ctx, call, id); err != nil {
+	if err := hook(ctx, call, id); err != nil || stubborn {
 		return err
 	}
 	select {

@@ -47,8 +47,8 @@ type Options struct {
 	// Publish hands an event of containerd/api/events over, one at a time and
 	// in order. It may block; an error is logged and the event is lost.
 	Publish func(ctx context.Context, topic string, event any) error
-	// Shutdown is called, in a goroutine, when containerd asks for the end and
-	// nothing is left. It may be called more than once.
+	// Shutdown is called when containerd asks for the end and nothing is left.
+	// It returns at once, and may be called more than once.
 	Shutdown func()
 	Logger   *slog.Logger
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
