@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/host/blobcache"
@@ -197,6 +198,11 @@ func (p *Pod) launch(ctx context.Context, plan *Plan) error {
 	p.machine, p.watched = m, make(chan struct{})
 	p.mu.Unlock()
 	go p.watch(m)
+	if plan.Driver == runtimeconfig.DriverQEMU {
+		// Checking and measuring the guest image took several times the memory
+		// that this process needs from now on.
+		debug.FreeOSMemory()
+	}
 	return p.note(Trace{NetNS: plan.NetNS, PID: m.PID()})
 }
 
