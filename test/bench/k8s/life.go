@@ -45,7 +45,7 @@ func (b *bench) life(ctx context.Context) (err error) {
 	var shims [2]*shim
 	var times [2][]lifetimes
 	for i, r := range contenders {
-		s, err := b.world.pod(ctx, r, nil)
+		s, err := b.world.pod(ctx, r)
 		if err != nil {
 			return err
 		}
@@ -116,16 +116,29 @@ func (b *bench) runc() handler {
 	return handler{name: "runc", binary: filepath.Join(b.containerd, "containerd-shim-runc-v2")}
 }
 
-// pod makes a pod's network and starts its shim; the sandbox is not created yet.
-func (w *world) pod(ctx context.Context, r handler, cgroup *os.File) (*shim, error) {
+// prepare makes a pod's network and bundle.
+func (w *world) prepare(ctx context.Context, h handler) (*shim, error) {
 	w.pods++
 	n := w.pods
 	netns, err := podNetwork(ctx, workDir, n)
 	if err != nil {
 		return nil, err
 	}
-	p := podSpec{id: fmt.Sprintf("%s-%d", r.name, n), uid: fmt.Sprintf("0b2c6a3e-5d0d-4d5c-9f57-2d3f6d1b%04d", n), netns: netns, image: w.image}
-	return newShim(ctx, r, p, w.rootfs, cgroup)
+	p := podSpec{id: fmt.Sprintf("%s-%d", h.name, n), uid: fmt.Sprintf("0b2c6a3e-5d0d-4d5c-9f57-2d3f6d1b%04d", n), netns: netns, image: w.image}
+	s := &shim{handler: h, pod: p, rootfs: w.rootfs}
+	if s.dir, err = p.sandbox(); err != nil {
+		return nil, err
+	}
+	return s, openLog(filepath.Join(s.dir, "log"), filepath.Join(workDir, p.id+".log"))
+}
+
+// pod prepares a pod and starts its shim; the sandbox is not created yet.
+func (w *world) pod(ctx context.Context, h handler) (*shim, error) {
+	s, err := w.prepare(ctx, h)
+	if err != nil {
+		return nil, err
+	}
+	return s, s.connect(ctx)
 }
 
 // oneLife creates a container, starts, kills, awaits and deletes it.

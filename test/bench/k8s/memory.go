@@ -81,7 +81,7 @@ func (b *bench) memory(ctx context.Context) error {
 // idlePod makes a pod with one container and measures it when it has done
 // nothing for a while.
 func (b *bench) idlePod(ctx context.Context, h handler, measure func(*shim) error) (err error) {
-	s, err := b.world.pod(ctx, h, nil)
+	s, err := b.world.pod(ctx, h)
 	if err != nil {
 		return err
 	}

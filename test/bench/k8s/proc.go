@@ -114,3 +114,12 @@ func mappedFiles(smaps string) (map[uint64]int64, error) {
 	}
 	return sizes, lines.Err()
 }
+
+// ownTime is the time that this process's threads took, in seconds.
+func ownTime() (float64, error) {
+	var r syscall.Rusage
+	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
+		return 0, err
+	}
+	return float64(r.Utime.Nano()+r.Stime.Nano()) / 1e9, nil
+}

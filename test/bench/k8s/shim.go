@@ -42,24 +42,17 @@ type shim struct {
 	pid, sandbox uint32
 	rootfs       string
 	dir          string
-	cgroup       *os.File // where `start` is run; nil: here
+	cgroup       *os.File   // where `start` is run; nil: here
+	first        *container // that runs, if one does
 }
 
 const shimNamespace = "k8s.io"
 
-// newShim runs `start` for a pod and connects.
-func newShim(ctx context.Context, r handler, pod podSpec, rootfs string, cgroup *os.File) (*shim, error) {
-	bundle, err := pod.sandbox()
-	if err != nil {
-		return nil, err
-	}
-	s := &shim{handler: r, pod: pod, rootfs: rootfs, dir: bundle, cgroup: cgroup}
-	if err := openLog(filepath.Join(bundle, "log"), filepath.Join(workDir, pod.id+".log")); err != nil {
-		return nil, err
-	}
+// connect runs `start` for the pod, whose bundle is there, and connects.
+func (s *shim) connect(ctx context.Context) error {
 	out, err := s.start(ctx)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	address := strings.TrimSpace(string(out))
 	version := 2
@@ -69,42 +62,16 @@ func newShim(ctx context.Context, r handler, pod podSpec, rootfs string, cgroup 
 			Address string
 		}
 		if err := json.Unmarshal(out, &answer); err != nil {
-			return nil, fmt.Errorf("answer of start: %w", err)
+			return fmt.Errorf("answer of start: %w", err)
 		}
 		address, version = answer.Address, max(answer.Version, 2)
 	}
 	conn, err := (&net.Dialer{}).DialContext(ctx, "unix", strings.TrimPrefix(address, "unix://"))
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.client, s.service = ttrpc.NewClient(conn), fmt.Sprintf("containerd.task.v%d.Task", version)
-	answer := new(task.ConnectResponse)
-	if err := s.call(ctx, "Connect", &task.ConnectRequest{ID: pod.id}, answer); err != nil && !strings.Contains(err.Error(), "not found") {
-		return nil, err
-	}
-	if s.pid, err = peer(conn); err != nil {
-		return nil, err
-	}
-	return s, nil
-}
-
-// peer is the process that listens: of the connection's other end.
-func peer(conn net.Conn) (uint32, error) {
-	u, ok := conn.(*net.UnixConn)
-	if !ok {
-		return 0, fmt.Errorf("unexpected connection %T", conn)
-	}
-	raw, err := u.SyscallConn()
-	if err != nil {
-		return 0, err
-	}
-	var cred *unix.Ucred
-	var cerr error
-	err = raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
-	if err := errors.Join(err, cerr); err != nil {
-		return 0, err
-	}
-	return uint32(cred.Pid), nil
+	return nil
 }
 
 // start is how containerd 2.2 starts a shim (core/runtime/v2/binary.go,
@@ -158,7 +125,7 @@ func (s *shim) call(ctx context.Context, method string, req, resp proto.Message)
 	return nil
 }
 
-// boot creates and starts the sandbox.
+// boot creates and starts the sandbox, and asks who serves it.
 func (s *shim) boot(ctx context.Context) error {
 	mounts, err := overlay(s.pod.id, s.rootfs)
 	if err != nil {
@@ -169,7 +136,15 @@ func (s *shim) boot(ctx context.Context) error {
 		return err
 	}
 	s.sandbox = r.GetPid()
-	return s.call(ctx, "Start", &task.StartRequest{ID: s.pod.id}, new(task.StartResponse))
+	if err := s.call(ctx, "Start", &task.StartRequest{ID: s.pod.id}, new(task.StartResponse)); err != nil {
+		return err
+	}
+	answer := new(task.ConnectResponse)
+	if err := s.call(ctx, "Connect", &task.ConnectRequest{ID: s.pod.id}, answer); err != nil {
+		return err
+	}
+	s.pid = answer.GetShimPid()
+	return nil
 }
 
 // overlay is the root file system as containerd's snapshotter gives it.
@@ -195,9 +170,13 @@ func (s *shim) lastWords() string {
 	return "\nthe shim's log ends with:\n" + string(text[max(0, len(text)-most):])
 }
 
-// end kills and deletes the sandbox and has the daemon go.
+// end kills and deletes container and sandbox and has the daemon go.
 func (s *shim) end(ctx context.Context) error {
-	err := errors.Join(
+	var err error
+	if s.first != nil {
+		err = s.first.end(ctx)
+	}
+	err = errors.Join(err,
 		s.call(ctx, "Kill", &task.KillRequest{ID: s.pod.id, Signal: uint32(unix.SIGKILL), All: true}, new(emptypb.Empty)),
 		s.call(ctx, "Wait", &task.WaitRequest{ID: s.pod.id}, new(task.WaitResponse)),
 		s.call(ctx, "Delete", &task.DeleteRequest{ID: s.pod.id}, new(task.DeleteResponse)))
