@@ -277,6 +277,8 @@ func (s *Sandbox) Shutdown(ctx context.Context) error {
 			return fmt.Errorf("sandbox %s: shutdown: %w", s.id, err)
 		}
 	}
+	// The guest waits a moment for its host to have the answer, or to leave.
+	_ = s.session.Close()
 	select {
 	case <-s.vm.Done():
 		return nil
