@@ -354,6 +354,9 @@ func TestDeath(t *testing.T) {
 			t.Error(err)
 		}
 	}
+	if !strings.HasPrefix(w.lost, "c-1: the pod's machine has ended: ") || !strings.Contains(w.lost, "Kernel panic") {
+		t.Errorf("last words %q", w.lost)
+	}
 	if got := w.left(); len(got) != 0 {
 		t.Errorf("left: %q", got)
 	}
