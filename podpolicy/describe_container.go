@@ -55,6 +55,9 @@ func (n *notes) image(c *Container) {
 	} else {
 		n.add(FactFixed, "image.from", "It is pulled from %s.", quoteList(c.Image.From))
 	}
+	if c.Image.Stub != "" {
+		n.add(FactFixed, "image.stub", "The host may call it %s, which is a name and not run.", c.Image.Stub)
+	}
 }
 
 func (n *notes) process(c *Container) {

@@ -122,7 +122,7 @@ func chooseImage(i Image, proposed string) (ImageRef, *Refusal) {
 	if !slices.Contains(i.From, got.Repository) {
 		return ImageRef{}, refuse(RuleContainerImage, "image", "a repository of "+quoteList(i.From), quote(got.Repository), "pull from a repository that the policy lists in image.from, or add this one there")
 	}
-	if got.Digest != "" && got.Digest != i.Digest {
+	if got.Digest != "" && got.Digest != i.Digest && got.Digest != i.Stub {
 		return ImageRef{}, refuse(RuleContainerImage, "image", i.Digest, got.Digest, "the policy pins another image")
 	}
 	ref.Repository = got.Repository

@@ -105,6 +105,10 @@ type Image struct {
 	// From lists the repositories it may come from, registry included, without
 	// tag; the host chooses among them.
 	From []string `json:"from"`
+	// Stub is the digest of an image without content that the host may name
+	// instead of Digest, because its container runtime has pulled that one. What
+	// is run is Digest, whichever the host names. Empty: there is none.
+	Stub string `json:"stub,omitempty"`
 
 	tag string // an unsealed pod: what the host named instead of a digest
 }

@@ -61,6 +61,9 @@ func (v *validator) image(at string, i Image) {
 	if !isSHA256(i.Digest) && i.tag == "" {
 		v.bad(at+".digest", "expected sha256: and 64 lower-case hex digits, got %s", quote(i.Digest))
 	}
+	if i.Stub != "" && (!isSHA256(i.Stub) || i.Stub == i.Digest) {
+		v.bad(at+".stub", "expected sha256: and 64 lower-case hex digits of another image than digest, got %s", quote(i.Stub))
+	}
 	if len(i.From) == 0 {
 		v.bad(at+".from", "expected at least one repository, for example registry.example/shop/web")
 	}

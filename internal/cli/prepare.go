@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"os"
 	"path/filepath"
 	"slices"
@@ -34,6 +35,7 @@ type prepareFlags struct {
 	guest        run.GuestOptions
 	memory       string
 	register     bool
+	hostImages   string
 	client       adminFlags
 }
 
@@ -76,6 +78,7 @@ themselves are put there by "coffer trustee secret set".`,
 	f.IntVar(&p.guest.CPUs, "cpus", 1, "virtual CPUs of the guests")
 	f.StringVar(&p.guest.TEE, "tee", "snp", "of the guests: snp, tdx, soft or soft-tdx")
 	f.StringVar(&p.memory, "memory", "512", "the guests' memory in MiB, or with a suffix (2Gi); for tdx and soft-tdx")
+	f.StringVar(&p.hostImages, "host-images", "real", "what nodes pull: real, the images themselves, which must not be encrypted then; or push, stubs without content, pushed to the images' repositories")
 	f.BoolVar(&p.register, "register", false, "register bindings and reference values at the trustee")
 	f.StringVar(&p.client.url, "trustee-admin", "", "the trustee's URL as this program reaches it (default: --trustee; without both, the embedded one)")
 	f.StringVar(&p.client.key, "trustee-admin-key", "", "PEM file with the administrator's Ed25519 key")
@@ -98,6 +101,8 @@ func (p *prepareFlags) check(a *app, c *cobra.Command, names []string) (err erro
 		return usagef("--trustee-ca: expected --trustee with it")
 	case !slices.Contains([]string{"snp", "tdx", "soft", "soft-tdx"}, p.guest.TEE):
 		return usagef("--tee: expected snp, tdx, soft or soft-tdx, got %q", p.guest.TEE)
+	case p.hostImages != "real" && p.hostImages != "push":
+		return usagef("--host-images: expected real or push, got %q", p.hostImages)
 	case p.guest.CPUs < 1 || p.guest.CPUs > 255:
 		return usagef("--cpus: expected 1 to 255, got %d", p.guest.CPUs)
 	}
@@ -146,7 +151,11 @@ func (a *app) prepare(c *cobra.Command, p *prepareFlags, names []string) error {
 		return err
 	}
 	defer g.Close()
-	plan, err := p.plan(g)
+	stubs, err := p.stubs(ctx, g)
+	if err != nil {
+		return err
+	}
+	plan, err := p.plan(g, stubs)
 	if err != nil {
 		return err
 	}
@@ -178,8 +187,32 @@ func (p *prepareFlags) guestRegistry() error {
 	return err
 }
 
+// stubs pushes what nodes pull, by references of the manifests.
+func (p *prepareFlags) stubs(ctx context.Context, g *generated) (map[string]*run.Stub, error) {
+	if p.hostImages != "push" {
+		return nil, nil
+	}
+	stubs := map[string]*run.Stub{}
+	for i := range g.Workloads {
+		for _, reference := range slices.Sorted(maps.Keys(g.Workloads[i].Images)) {
+			if stubs[reference] != nil {
+				continue
+			}
+			img := g.Workloads[i].Images[reference]
+			var err error
+			if stubs[reference], err = g.images.PushStub(ctx, reference, img, run.StubUsers(g.Workloads, img)); err != nil {
+				return nil, err
+			}
+		}
+	}
+	for i := range g.Workloads {
+		run.WithStubs(&g.Workloads[i], stubs)
+	}
+	return stubs, nil
+}
+
 // plan is what has been prepared, and what the trustee needs.
-func (p *prepareFlags) plan(g *generated) (*plan, error) {
+func (p *prepareFlags) plan(g *generated, stubs map[string]*run.Stub) (*plan, error) {
 	if err := p.guestRegistry(); err != nil {
 		return nil, err
 	}
@@ -189,7 +222,13 @@ func (p *prepareFlags) plan(g *generated) (*plan, error) {
 		if err != nil {
 			return nil, err
 		}
-		out.changes = append(out.changes, w.Change(p.runtimeClass))
+		change := w.Change(p.runtimeClass)
+		for reference := range change.Images {
+			if stub := stubs[reference]; stub != nil {
+				change.Images[reference] = stub.Reference
+			}
+		}
+		out.changes = append(out.changes, change)
 		out.prepared = append(out.prepared, w)
 		digest, err := w.Policy.Digest()
 		if err != nil {

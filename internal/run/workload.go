@@ -35,6 +35,8 @@ type WorkloadImages struct {
 
 	spool   string
 	sources []*Source
+	// configs by digests of images.
+	configs map[string]*oci.ImageConfig
 }
 
 // OpenWorkloadImages makes a source of images.
@@ -43,7 +45,7 @@ func OpenWorkloadImages(o ImageOptions, local map[string]string) (*WorkloadImage
 	if err != nil {
 		return nil, err
 	}
-	return &WorkloadImages{Options: o, Local: local, spool: spool}, nil
+	return &WorkloadImages{Options: o, Local: local, spool: spool, configs: map[string]*oci.ImageConfig{}}, nil
 }
 
 // Close ends the reading of images.
@@ -57,6 +59,11 @@ func (w *WorkloadImages) Close() error {
 
 // Image implements kube.ImageSource.
 func (w *WorkloadImages) Image(ctx context.Context, reference string) (*kube.Image, error) {
+	return w.image(ctx, reference, true)
+}
+
+// image follows a stub once at most.
+func (w *WorkloadImages) image(ctx context.Context, reference string, follow bool) (*kube.Image, error) {
 	name, err := oci.ParseReference(reference)
 	if err != nil {
 		return nil, err
@@ -81,6 +88,16 @@ func (w *WorkloadImages) Image(ctx context.Context, reference string) (*kube.Ima
 	if name.Digest != "" && name.Digest != img.Ref.Digest {
 		return nil, fmt.Errorf("image %s: %s has the digest %s", reference, from, img.Ref.Digest)
 	}
+	if real, is, err := stubbed(ctx, src, img.Ref); err != nil {
+		return nil, fmt.Errorf("image %s: %w", reference, err)
+	} else if is {
+		// A manifest that was prepared before.
+		if !follow || name.Tag != "" && !strings.HasPrefix(name.Tag, stubTag) {
+			return nil, fmt.Errorf("image %s: it is a stub of %s, which is no image to name in a manifest", reference, real)
+		}
+		return w.image(ctx, name.Name()+"@"+real.String(), false)
+	}
+	w.configs[img.Ref.Digest.String()] = img.Config
 	return &kube.Image{
 		Digest: img.Ref.Digest.String(), From: []string{name.Name()}, Config: imageConfig(img.Config.Config), LayerKeys: img.LayerKeys,
 		Accounts: func(ctx context.Context) (passwd, group []byte, err error) {
@@ -96,6 +113,9 @@ func (w *WorkloadImages) Image(ctx context.Context, reference string) (*kube.Ima
 // Pinned is a manifest's reference with the digest that it stands for.
 func Pinned(reference, digest string) string {
 	name, _, _ := strings.Cut(reference, "@")
+	if i := strings.LastIndex(name, ":"+stubTag); i > strings.LastIndexByte(name, '/') {
+		name = name[:i]
+	}
 	return name + "@" + digest
 }
 

@@ -1,6 +1,7 @@
 package kube
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"strings"
@@ -47,7 +48,7 @@ func (h *host) proposal(p *podpolicy.Policy) podpolicy.SandboxProposal {
 // workload, as container runtimes do.
 func (h *host) containerProposal(id string, c *podpolicy.Container, img podpolicy.ImageConfig) podpolicy.ContainerProposal {
 	q := podpolicy.ContainerProposal{
-		ID: id, Name: c.Name, Image: c.Image.From[0] + "@" + c.Image.Digest, User: c.User, Mounts: slices.Clone(c.Mounts),
+		ID: id, Name: c.Name, Image: c.Image.From[0] + "@" + cmp.Or(c.Image.Stub, c.Image.Digest), User: c.User, Mounts: slices.Clone(c.Mounts),
 		Terminal: c.Terminal, Stdin: c.Allow.Stdin, Slots: map[string]string{},
 		Resources: podpolicy.Resources{MemoryBytes: c.Limits.Memory.Bytes, CPUMillis: c.Limits.CPUs.Millis},
 	}
