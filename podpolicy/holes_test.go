@@ -581,6 +581,18 @@ func TestHole12RuntimesMayDiffer(t *testing.T) {
 			}
 		})
 	}
+	// Sysctls that a runtime adds by itself are those of every guest; with other
+	// values they are no habit.
+	for value, rule := range map[string]string{"0": "", "1024": podpolicy.RulePodSysctls} {
+		q := sandboxProposal()
+		q.Sysctls["net.ipv4.ip_unprivileged_port_start"], q.Sysctls["net.ipv4.ping_group_range"] = value, "0 2147483647"
+		config, err := podpolicy.NewGuard(webPolicy(t)).Sandbox(q)
+		if rule != "" {
+			refused(t, err, rule, `sysctls["net.ipv4.ip_unprivileged_port_start"]`)
+		} else if err != nil || len(config.Sysctls) != 1 {
+			t.Errorf("%v, %v", config, err)
+		}
+	}
 	// Variables that engines set by themselves may be there or not, and are
 	// set here in any case; with another value they are no habit.
 	engine := []string{"HOSTNAME=one", "TERM=xterm", "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

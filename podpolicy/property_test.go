@@ -255,7 +255,8 @@ func checkOrigin(t *testing.T, q podpolicy.ContainerProposal, c *podpolicy.Conta
 	}
 	want := configure(t, webProposal())
 	if !slices.Equal(c.Args, want.Args) || !reflect.DeepEqual(c.Mounts, want.Mounts) || !reflect.DeepEqual(c.User, want.User) || c.Cwd != want.Cwd ||
-		!slices.Equal(c.Capabilities, want.Capabilities) || c.Image.Digest != want.Image.Digest || len(c.Env) != len(want.Env) || c.Limits != want.Limits {
+		!slices.Equal(c.Capabilities, want.Capabilities) || c.Image.Digest != want.Image.Digest || len(c.Env) != len(want.Env) || c.Limits != want.Limits ||
+		c.NoNewPrivileges != want.NoNewPrivileges || c.ReadOnlyRoot != want.ReadOnlyRoot || c.Seccomp != want.Seccomp || c.Unmasked || c.RLimits != nil {
 		t.Errorf("the configuration depends on the proposal: %+v", c)
 	}
 }

@@ -123,12 +123,22 @@ func defaultHostname(pod string) string {
 	return label
 }
 
+// runtimeSysctls are those that a container runtime adds by itself to pods that
+// do not set them (containerd 2, internal/cri/server/podsandbox). Every guest
+// starts with them: a proposal may name them and nothing changes.
+func runtimeSysctls() map[string]string {
+	return map[string]string{"net.ipv4.ip_unprivileged_port_start": "0", "net.ipv4.ping_group_range": "0 2147483647"}
+}
+
 func compareSysctls(want, got map[string]string) *Refusal {
 	if len(got) == 0 {
 		return nil
 	}
 	for _, name := range slices.Sorted(maps.Keys(got)) {
 		if value, ok := want[name]; !ok || value != got[name] {
+			if !ok && runtimeSysctls()[name] == got[name] {
+				continue
+			}
 			expected := nothing
 			if ok {
 				expected = quote(value)

@@ -81,7 +81,8 @@ func services(t *testing.T, c *cluster) {
 	s.comes(t, "client", "a", "/app get http://web."+s.ns+".svc.cluster.local/ | cut -d' ' -f1", "web")
 	s.comes(t, "client", "a", "/app dial tcp "+service.Spec.ClusterIP+":90 hello", "echo hello")
 	s.comes(t, "client", "a", "/app dial udp "+service.Spec.ClusterIP+":91 hello", "echo hello")
-	s.comes(t, "web", "a", "/app get http://web/ | cut -d' ' -f1", "web")
+	// By its whole name: the pod's own /etc/hosts knows the short one.
+	s.comes(t, "web", "a", "/app get http://web."+s.ns+".svc.cluster.local/ | cut -d' ' -f1", "web")
 }
 
 func fromNode(t *testing.T, c *cluster) {

@@ -1,7 +1,7 @@
 package k8s
 
 import (
-	"context"
+	"errors"
 	"strings"
 	"testing"
 	"time"
@@ -86,10 +86,11 @@ func restarted(t *testing.T, c *cluster, signal unix.Signal) {
 	c.comes(t, "lasting", "a", "cat /tmp/born", born)
 	before := len(c.logs(t, "lasting", "a"))
 	c.eventually(t, "more output", func() error {
-		if len(c.logs(t, "lasting", "a")) <= before {
-			return context.DeadlineExceeded
+		out, err := c.tryLogs(t, "lasting", "a")
+		if err == nil && len(out) <= before {
+			err = errors.New("there is no more output")
 		}
-		return nil
+		return err
 	})
 	p, err := c.n.Client().CoreV1().Pods(c.ns).Get(t.Context(), "lasting", metav1.GetOptions{})
 	if err != nil || container(p, "a").RestartCount != 0 {

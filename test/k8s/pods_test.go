@@ -142,21 +142,30 @@ func containsAll(text string, words []string) bool {
 // logs is what a container has printed.
 func (s *space) logs(t *testing.T, pod, container string) string {
 	t.Helper()
+	out, err := s.tryLogs(t, pod, container)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func (s *space) tryLogs(t *testing.T, pod, container string) (string, error) {
 	out, err := s.n.Client().CoreV1().Pods(s.ns).GetLogs(pod, &corev1.PodLogOptions{Container: container}).DoRaw(t.Context())
 	if err != nil {
-		t.Fatalf("logs of %s/%s: %v", pod, container, err)
+		return "", fmt.Errorf("logs of %s/%s: %w: %s", pod, container, err, out)
 	}
-	return string(out)
+	return string(out), nil
 }
 
 // printed waits until a container has printed a text.
 func (s *space) printed(t *testing.T, pod, container, text string) {
 	t.Helper()
 	s.eventually(t, fmt.Sprintf("%q from %s/%s", text, pod, container), func() error {
-		if out := s.logs(t, pod, container); !strings.Contains(out, text) {
-			return fmt.Errorf("it printed %q", clip(out))
+		out, err := s.tryLogs(t, pod, container)
+		if err == nil && !strings.Contains(out, text) {
+			err = fmt.Errorf("it printed %q", clip(out))
 		}
-		return nil
+		return err
 	})
 }
 

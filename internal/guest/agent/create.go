@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"strings"
 
@@ -329,7 +330,7 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 	c.config = container.Config{
 		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
-		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Unmasked: p.Unmasked, Privileged: privileged(p), RLimits: rlimits(p.RLimits),
+		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Unmasked: p.Unmasked, Privileged: privileged(p), RLimits: a.rlimits(p.RLimits),
 		Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
 		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
@@ -366,8 +367,9 @@ func privileged(p *podpolicy.ContainerConfig) bool {
 	return p.Unmasked && p.Seccomp == podpolicy.SeccompUnconfined && podpolicy.AllCapabilities(p.Capabilities)
 }
 
-func rlimits(limits map[string]podpolicy.RLimit) map[string]container.RLimit {
-	out := make(map[string]container.RLimit, len(limits))
+func (a *Agent) rlimits(limits map[string]podpolicy.RLimit) map[string]container.RLimit {
+	out := make(map[string]container.RLimit, len(limits)+len(a.o.RLimits))
+	maps.Copy(out, a.o.RLimits)
 	for name, l := range limits {
 		out[name] = container.RLimit(l)
 	}

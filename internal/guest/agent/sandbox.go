@@ -40,10 +40,10 @@ type sandbox struct {
 	trustee    string
 	guest      guestconfig.Config
 	// auth are an unsealed pod's credentials for registries.
-	auth secret.Bytes
-	config     *podpolicy.SandboxConfig
-	images     *image.Store
-	volumes    *volume.Manager
+	auth    secret.Bytes
+	config  *podpolicy.SandboxConfig
+	images  *image.Store
+	volumes *volume.Manager
 	// scratch is the serial number of the disk that the pod keeps for itself, or
 	// empty.
 	scratch string

@@ -20,6 +20,11 @@ func settings() [][2]string {
 		// Containers of different users share volumes.
 		{"fs/protected_symlinks", "1"},
 		{"fs/protected_hardlinks", "1"},
+		// As containerd 2 sets them for a pod (its configuration,
+		// enable_unprivileged_ports and enable_unprivileged_icmp): whatever user it
+		// has, a container may listen on any port, and ping.
+		{"net/ipv4/ip_unprivileged_port_start", "0"},
+		{"net/ipv4/ping_group_range", "0 2147483647"},
 	}
 }
 

@@ -25,6 +25,11 @@ func TestUsage(t *testing.T) {
 		{"coffer-agent serve --unix /nonexistent/s", 2, "say --development"},
 		{"coffer-agent serve --unix /nonexistent/s --development extra", 2, "unexpected argument"},
 		{"coffer-agent serve --nonsense", 2, "nonsense"},
+		{"coffer-agent serve --unix /nonexistent/s --fd 3 --development", 2, "exclude each other"},
+		{"coffer-agent serve --fd 3", 2, "say --development"},
+		{"coffer-agent serve --fd 3 --development --own-namespaces", 2, "first process"},
+		{"coffer-agent serve --fd 3 --development --cgroup ../x", 2, "absolute path"},
+		{"coffer-agent serve --fd 9999 --development", 1, "inherited socket"},
 		{"coffer-agent unknown", 2, "Usage:"},
 	} {
 		var out bytes.Buffer

@@ -88,7 +88,11 @@ func build(p parts) (*agent.Agent, error) {
 		return nil, err
 	}
 	var nodes func() ([]container.Node, error)
+	var limits map[string]container.RLimit
 	if !p.plain {
+		// As systemd gives them to a container runtime (systemd-system.conf(5),
+		// DefaultLimitNOFILE); the kernel's own hard limit is 4,096.
+		limits = map[string]container.RLimit{"RLIMIT_NOFILE": {Soft: 1024, Hard: 512 << 10}}
 		nodes = func() ([]container.Node, error) { return machine.Nodes("/dev") }
 	}
 	return agent.New(agent.Options{
@@ -97,7 +101,7 @@ func build(p parts) (*agent.Agent, error) {
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{Keep: p.keepNetwork},
 		}),
-		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain, Nodes: nodes,
+		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain, Nodes: nodes, RLimits: limits,
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			return newBroker(c, p.log)
 		},

@@ -54,9 +54,10 @@ type Link struct {
 
 // Connect waits for the agent at the other end of conn, which the link owns
 // from then on, and asks who it is. It ends when ctx or the machine does.
-func Connect(ctx context.Context, conn net.Conn, m Machine, log *slog.Logger) (*Link, error) {
+// answered, when not nil, is called when the other end has answered.
+func Connect(ctx context.Context, conn net.Conn, m Machine, log *slog.Logger, answered func()) (*Link, error) {
 	l := &Link{machine: m, log: log}
-	if err := l.connect(ctx, conn); err != nil {
+	if err := l.connect(ctx, conn, answered); err != nil {
 		_ = conn.Close()
 		l.Close()
 		return nil, err
@@ -64,7 +65,7 @@ func Connect(ctx context.Context, conn net.Conn, m Machine, log *slog.Logger) (*
 	return l, nil
 }
 
-func (l *Link) connect(ctx context.Context, conn net.Conn) error {
+func (l *Link) connect(ctx context.Context, conn net.Conn, answered func()) error {
 	ctx, stop := context.WithCancelCause(ctx)
 	defer stop(nil)
 	go func() {
@@ -78,6 +79,9 @@ func (l *Link) connect(ctx context.Context, conn net.Conn) error {
 	if l.session, err = channel.Dial(ctx, conn); err != nil {
 		return l.explain(err)
 	}
+	if answered != nil {
+		answered()
+	}
 	control, err := l.session.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_CONTROL})
 	if err != nil {
 		return l.explain(err)
@@ -88,7 +92,7 @@ func (l *Link) connect(ctx context.Context, conn net.Conn) error {
 		return l.explain(err)
 	}
 	if v := l.hello.GetVersion(); v < channel.MinVersion || v > channel.MaxVersion {
-		return fmt.Errorf("guest agent: protocol version: expected %d to %d, got %d (use programs of one release)", channel.MinVersion, channel.MaxVersion, v)
+		return fmt.Errorf("guest agent: protocol version: expected %d to %d, got %d (build the guest image with this program)", channel.MinVersion, channel.MaxVersion, v)
 	}
 	return nil
 }

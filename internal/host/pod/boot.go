@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"runtime/debug"
 
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/host/blobcache"
@@ -31,12 +32,12 @@ func (p *Pod) Boot(ctx context.Context, s *cri.Sandbox) error {
 	booting := make(chan struct{})
 	p.booting, p.sandbox = booting, s
 	p.mu.Unlock()
-	ctx, cancel := within(ctx, p.o.Config.CreateTimeout.D(), "the pod's machine was not ready")
+	ctx, limit, cancel := within(ctx, p.o.Config.CreateTimeout.D(), "the pod's machine was not ready")
 	defer cancel()
 	// Close ends it, too.
 	ctx, giveUp := context.WithCancelCause(ctx)
 	stop := context.AfterFunc(p.life, func() { giveUp(errClosed) })
-	err := withCause(ctx, p.boot(ctx, s))
+	err := limit.explain(ctx, p.boot(ctx, s))
 	stop()
 	giveUp(nil)
 	p.mu.Lock()
@@ -197,6 +198,11 @@ func (p *Pod) launch(ctx context.Context, plan *Plan) error {
 	p.machine, p.watched = m, make(chan struct{})
 	p.mu.Unlock()
 	go p.watch(m)
+	if plan.Driver == runtimeconfig.DriverQEMU {
+		// Checking and measuring the guest image took several times the memory
+		// that this process needs from now on.
+		debug.FreeOSMemory()
+	}
 	return p.note(Trace{NetNS: plan.NetNS, PID: m.PID()})
 }
 

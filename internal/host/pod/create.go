@@ -4,7 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
@@ -21,12 +24,12 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := within(ctx, p.o.Config.CreateTimeout.D(), fmt.Sprintf("container %s was not created", c.Name))
+	ctx, limit, cancel := within(ctx, p.o.Config.CreateTimeout.D(), fmt.Sprintf("container %s was not created", c.Name))
 	defer cancel()
 	defer func() {
 		if err != nil {
 			p.releaseVolumes(c.ID)
-			err = p.explain(withCause(ctx, err))
+			err = p.explain(limit.explain(ctx, err))
 		}
 	}()
 	for _, w := range c.Warnings {
@@ -36,6 +39,9 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 		return err
 	}
 	req := c.Proposal()
+	if err := p.leaveToPolicy(req, c); err != nil {
+		return err
+	}
 	v, err := p.volumes.Prepare(ctx, m, volumesOf(c))
 	if err != nil {
 		return err
@@ -49,6 +55,31 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	}
 	_, err = m.Agent().CreateContainer(ctx, req)
 	return err
+}
+
+// The smallest quota that the kubelet writes, and its period
+// (kubernetes@v1.35.4 pkg/kubelet/cm/helpers_linux.go, MinQuotaPeriod and
+// QuotaPeriod): any limit of less than a hundredth of a CPU becomes this.
+const (
+	leastQuota  = 1000
+	quotaPeriod = 100_000
+)
+
+// leaveToPolicy takes out of a proposal what the node's software does not know
+// exactly, where a policy does.
+func (p *Pod) leaveToPolicy(req *agentapi.CreateContainerRequest, c *cri.Container) error {
+	sealed := p.Sandbox().Initdata != nil
+	if strings.HasPrefix(req.GetImage(), "sha256:") {
+		if !sealed {
+			return fmt.Errorf("image %.80s: the container runtime knows it by its id only, by which the guest cannot pull it: write the image's registry, repository and tag", req.GetImage())
+		}
+		req.Image = ""
+	}
+	if r := c.Spec.Linux.Resources; sealed && r != nil && r.CPU != nil && r.CPU.Quota != nil && r.CPU.Period != nil &&
+		*r.CPU.Quota == leastQuota && *r.CPU.Period == quotaPeriod {
+		req.Resources.CpuMillis = 0
+	}
+	return nil
 }
 
 // volumesOf is the container as far as its volumes matter.
@@ -156,13 +187,15 @@ const (
 
 // within bounds ctx by a limit and to end a little before its own deadline, with
 // a cause that says what was not done.
-func within(ctx context.Context, limit time.Duration, what string) (context.Context, context.CancelFunc) {
+func within(ctx context.Context, limit time.Duration, what string) (context.Context, *timeoutError, context.CancelFunc) {
 	if deadline, ok := ctx.Deadline(); ok {
 		left := time.Until(deadline)
 		left -= min(max(left/20, leastMargin), mostMargin)
 		limit = min(limit, max(left, 0))
 	}
-	return context.WithTimeoutCause(ctx, limit, &timeoutError{what, limit})
+	cause := &timeoutError{what, limit}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, cause)
+	return ctx, cause, cancel
 }
 
 // timeoutError is a limit that was reached.
@@ -177,11 +210,21 @@ func (e *timeoutError) Error() string {
 
 func (e *timeoutError) Unwrap() error { return context.DeadlineExceeded }
 
-// withCause says which limit was reached.
-func withCause(ctx context.Context, err error) error {
-	cause := context.Cause(ctx)
-	if err == nil || cause == nil || errors.Is(err, cause) {
+// explain says which limit was reached, if one was. The guest is told of the
+// limit and may notice first.
+func (e *timeoutError) explain(ctx context.Context, err error) error {
+	if err == nil {
+		return nil
+	}
+	cause, text := context.Cause(ctx), err.Error()
+	if st, _ := answer(err); st != nil {
+		text = "the guest: " + st.Message()
+		if cause == nil && st.Code() == codes.DeadlineExceeded {
+			cause = e
+		}
+	}
+	if cause == nil || errors.Is(err, cause) {
 		return err
 	}
-	return fmt.Errorf("%w (%w)", cause, err)
+	return fmt.Errorf("%w (%s)", cause, printable(text))
 }

@@ -40,12 +40,12 @@ func (p *Pod) explain(err error) error {
 	if _, ok := errors.AsType[*timeoutError](err); ok {
 		return err
 	}
-	st, ok := status.FromError(err)
-	if !ok {
+	st, text := answer(err)
+	if st == nil {
 		return err
 	}
-	// The wrapping says at what, the status what.
-	what, _, _ := strings.Cut(err.Error(), st.Err().Error())
+	// What is wrapped around it says at what.
+	what, _, _ := strings.Cut(err.Error(), text)
 	var b strings.Builder
 	b.WriteString(what + "the guest: " + printable(st.Message()))
 	if m := p.Machine(); m != nil {
@@ -69,13 +69,26 @@ type guestError struct {
 func (e *guestError) Error() string { return e.message }
 func (e *guestError) Unwrap() error { return e.err }
 
+// answer finds the guest's answer in an error, and its text there; nil: there is
+// none.
+func answer(err error) (*status.Status, string) {
+	if err == nil {
+		return nil, ""
+	}
+	with, ok := errors.AsType[interface {
+		error
+		GRPCStatus() *status.Status
+	}](err)
+	if !ok {
+		return nil, ""
+	}
+	return with.GRPCStatus(), with.Error()
+}
+
 // refusal finds the guest's refusal in an error; nil: it is none.
 func refusal(err error) *agentapi.Refusal {
-	if err == nil {
-		return nil
-	}
-	st, ok := status.FromError(err)
-	if !ok {
+	st, _ := answer(err)
+	if st == nil {
 		return nil
 	}
 	for _, d := range st.Details() {
@@ -88,8 +101,8 @@ func refusal(err error) *agentapi.Refusal {
 
 // gone tells that what was to be removed is not there.
 func gone(err error) bool {
-	st, ok := status.FromError(err)
-	return err != nil && ok && st.Code() == codes.NotFound
+	st, _ := answer(err)
+	return st != nil && st.Code() == codes.NotFound
 }
 
 // printable makes a guest's text one bounded line that is safe to print.

@@ -268,6 +268,7 @@ func TestCreateFailures(t *testing.T) {
 		{"prepare", "this step fails", nil},
 		{"container", "this step fails", nil},
 		{"", "the guest: refused: container.args", refused("container.args", "args[0]")},
+		{"", "it will be tried again (the guest: it took too long)", status.Error(codes.DeadlineExceeded, "it took too long")},
 		{"", "the guest: a\ufffdb c", status.Error(codes.Unavailable, "a\x1bb\nc")},
 	} {
 		w := newWorld()
@@ -352,6 +353,9 @@ func TestDeath(t *testing.T) {
 		if err := f(); err != nil {
 			t.Error(err)
 		}
+	}
+	if !strings.HasPrefix(w.lost, "c-1: the pod's machine has ended: ") || !strings.Contains(w.lost, "Kernel panic") {
+		t.Errorf("last words %q", w.lost)
 	}
 	if got := w.left(); len(got) != 0 {
 		t.Errorf("left: %q", got)
@@ -449,5 +453,30 @@ func TestDevices(t *testing.T) {
 	v := volumesOf(c)
 	if len(v.Devices) != 1 || len(v.DeviceRules) != 1 || !v.Privileged || v.Name != "app" {
 		t.Errorf("got %+v", v)
+	}
+}
+
+// TestLeaveToPolicy: what the node's software does not know exactly is left to the
+// policy, where there is one.
+func TestLeaveToPolicy(t *testing.T) {
+	t.Parallel()
+	quota, period := int64(1000), uint64(100_000)
+	c := aContainer("c")
+	c.Image = "sha256:0123"
+	c.Spec.Linux.Resources = &specs.LinuxResources{CPU: &specs.LinuxCPU{Quota: &quota, Period: &period}}
+	for _, sealed := range []bool{true, false} {
+		p := New(Options{ID: "p", Config: runtimeconfig.Default()})
+		p.sandbox = aSandbox()
+		if sealed {
+			p.sandbox.Initdata = []byte{1}
+		}
+		req := c.Proposal()
+		err := p.leaveToPolicy(req, c)
+		if sealed && (err != nil || req.GetImage() != "" || req.GetResources().GetCpuMillis() != 0) {
+			t.Errorf("sealed: %v, %v", req, err)
+		}
+		if !sealed && (err == nil || !strings.Contains(err.Error(), "registry, repository and tag")) {
+			t.Errorf("unsealed: %v", err)
+		}
 	}
 }

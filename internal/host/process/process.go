@@ -187,7 +187,7 @@ func (m *Machine) reason(ctx context.Context) *vmm.End {
 func (m *Machine) greet(ctx context.Context, c Config, conn net.Conn) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, c.BootTimeout, fmt.Errorf("the agent did not answer within %s", c.BootTimeout))
 	defer cancel()
-	link, err := agentlink.Connect(ctx, conn, running{m}, c.Logger)
+	link, err := agentlink.Connect(ctx, conn, running{m}, c.Logger, nil)
 	if err != nil {
 		return err
 	}

@@ -210,6 +210,24 @@ func TestNetworkNamespace(t *testing.T) {
 	}
 }
 
+// The disks that an agent sees in a process are its host's: it touches none.
+func TestNoDisks(t *testing.T) {
+	n := hosttest.NewNet(t)
+	m := hosttest.Launch(t, n.Config(t, "nodisks"))
+	_, err := m.Agent().CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod", ScratchDisk: "vda"})
+	if err == nil || !strings.Contains(err.Error(), "no disks") {
+		t.Errorf("a scratch disk: %v", err)
+	}
+	sandboxOf(t, m, n)
+	_, err = m.Agent().AttachVolume(t.Context(), &agentapi.AttachVolumeRequest{Volume: "data", Disk: "vda"})
+	if err == nil || !strings.Contains(err.Error(), "left alone") {
+		t.Errorf("a volume: %v", err)
+	}
+	if err := m.DetachDisk(t.Context(), "vda"); !errors.Is(err, process.ErrNoDisks) {
+		t.Errorf("detach: %v", err)
+	}
+}
+
 // The kernel ends the process with its host, with all that it has started.
 func TestTheHostIsKilled(t *testing.T) {
 	agent := hosttest.Agent(t)

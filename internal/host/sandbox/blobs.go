@@ -1,49 +1,6 @@
 package sandbox
 
-import (
-	"context"
-	"net"
-	"time"
-
-	"github.com/coffer-project/coffer/internal/agentapi"
-)
-
-const (
-	// blobStreams is how many blobs a guest reads or offers at once: no image
-	// has more layers under way.
-	blobStreams = 8
-	// blobRetry is how soon a stream is opened again that the guest gave up, as
-	// it does when it no longer wants the rest of a blob.
-	blobRetry = 200 * time.Millisecond
-)
+import "github.com/coffer-project/coffer/internal/host/agentlink"
 
 // BlobCache answers a guest on one stream until the stream or ctx ends.
-type BlobCache interface {
-	Serve(ctx context.Context, conn net.Conn) error
-}
-
-// serveBlobs lends the guest streams to the cache for as long as the session
-// lasts. A guest that knows no such streams goes without.
-func (s *Sandbox) serveBlobs(ctx context.Context, cache BlobCache) {
-	for range blobStreams {
-		s.background.Go(func() {
-			for {
-				conn, err := s.session.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_BLOBS})
-				if err != nil {
-					s.log.DebugContext(ctx, "the guest takes no stream of the blob cache", "error", err)
-					return
-				}
-				if err := cache.Serve(ctx, conn); err != nil {
-					s.log.DebugContext(ctx, "blob stream ended", "error", err)
-				}
-				timer := time.NewTimer(blobRetry)
-				select {
-				case <-s.session.Done():
-					timer.Stop()
-					return
-				case <-timer.C:
-				}
-			}
-		})
-	}
-}
+type BlobCache = agentlink.BlobCache

@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"iter"
 	"log/slog"
 	"net"
@@ -13,24 +12,15 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/containerd/ttrpc"
 	"google.golang.org/protobuf/proto"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
-	"github.com/coffer-project/coffer/internal/agentapi/channel"
 	"github.com/coffer-project/coffer/internal/host/accel"
 	"github.com/coffer-project/coffer/internal/host/agentlink"
 	"github.com/coffer-project/coffer/internal/host/console"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/tee/measure"
 )
-
-// endTime is how long a broken connection waits for the machine's end to
-// explain it.
-const endTime = 3 * time.Second
-
-// build is what the host calls itself in Hello.
-const build = "coffer"
 
 // Sandbox is a launched machine with its agent. Its methods are safe for
 // concurrent use.
@@ -43,10 +33,8 @@ type Sandbox struct {
 	info    Info
 	started time.Time
 
-	vm      *vmm.VM
-	session *channel.Session
-	client  *ttrpc.Client
-	agent   agentapi.AgentService
+	vm   *vmm.VM
+	link *agentlink.Link
 
 	background sync.WaitGroup
 	closing    atomic.Bool
@@ -90,29 +78,16 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 	if err != nil {
 		return s.bootError(err)
 	}
-	if s.session, err = channel.Dial(ctx, conn); err != nil {
-		return s.bootError(err)
-	}
-	c.Progress(StageAgent)
-	control, err := s.session.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_CONTROL})
+	s.link, err = agentlink.Connect(ctx, conn, running{s.vm}, s.log, func() { c.Progress(StageAgent) })
 	if err != nil {
 		return s.bootError(err)
 	}
-	s.client = ttrpc.NewClient(control, ttrpc.WithUnaryClientInterceptor(s.intercept))
-	s.agent = agentlink.Cancelling(agentapi.NewAgentClient(s.client), s.Open, s.intercept)
-	hello, err := s.agent.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{channel.MaxVersion}, Build: build})
-	if err != nil {
-		return s.bootError(err)
-	}
-	if v := hello.GetVersion(); v < channel.MinVersion || v > channel.MaxVersion {
-		return fmt.Errorf("guest agent: protocol version: expected %d to %d, got %d (build the guest image with this program)",
-			channel.MinVersion, channel.MaxVersion, v)
-	}
+	hello := s.link.Hello()
 	s.info.Hello, s.info.Boot = hello, time.Since(s.started)
 	s.log.InfoContext(ctx, "the guest agent answers", "after", s.info.Boot, "build", hello.GetBuild(), "tee", hello.GetTee(),
 		"simulated", hello.GetSimulated(), "sealed", hello.GetSealed())
 	if c.BlobCache != nil {
-		s.serveBlobs(context.WithoutCancel(ctx), c.BlobCache)
+		s.link.ServeBlobs(context.WithoutCancel(ctx), c.BlobCache)
 	}
 	c.Progress(StageReady)
 	return nil
@@ -121,7 +96,7 @@ func (s *Sandbox) greet(ctx context.Context, c Config) error {
 // bootError puts what the machine said behind an error. The connection may
 // break shortly before the machine's end is known.
 func (s *Sandbox) bootError(err error) error {
-	if end := s.ended(err); end != nil {
+	if end, ok := errors.AsType[*vmm.End](err); ok {
 		return end
 	}
 	lines := s.vm.Console()
@@ -132,49 +107,16 @@ func (s *Sandbox) bootError(err error) error {
 	return fmt.Errorf("%w; last lines of its console:\n    %s", err, strings.Join(console.Excerpt(lines, shown), "\n    "))
 }
 
-// ended returns how the machine ended if that explains err, else nil.
-func (s *Sandbox) ended(err error) error {
-	if end, ok := errors.AsType[*vmm.End](err); ok {
+// running is the machine as a link sees it.
+type running struct{ vm *vmm.VM }
+
+func (r running) Done() <-chan struct{} { return r.vm.Done() }
+
+func (r running) Ended() error {
+	if end := r.vm.End(); end != nil {
 		return end
 	}
-	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
-		if end := s.vm.End(); end != nil {
-			return end
-		}
-		return nil
-	}
-	timer := time.NewTimer(endTime)
-	defer timer.Stop()
-	if s.session != nil {
-		select {
-		case <-s.session.Done():
-		default:
-			return nil // a refusal, not a broken connection
-		}
-	}
-	select {
-	case <-s.vm.Done():
-		return s.vm.End()
-	case <-timer.C:
-		return nil
-	}
-}
-
-// intercept explains a call that failed because the machine has ended.
-func (s *Sandbox) intercept(ctx context.Context, req *ttrpc.Request, resp *ttrpc.Response, info *ttrpc.UnaryClientInfo, invoke ttrpc.Invoker) error {
-	err := invoke(ctx, req, resp)
-	if err == nil || !broken(err) {
-		return err
-	}
-	if end := s.ended(err); end != nil {
-		return fmt.Errorf("%s: %w", info.FullMethod, end)
-	}
-	return err
-}
-
-// broken tells a lost connection from an answer.
-func broken(err error) bool {
-	return errors.Is(err, ttrpc.ErrClosed) || errors.Is(err, io.EOF) || errors.Is(err, io.ErrUnexpectedEOF) || errors.Is(err, net.ErrClosed)
+	return nil
 }
 
 // ID is the machine's name.
@@ -185,7 +127,7 @@ func (s *Sandbox) Info() Info { return s.info }
 
 // Agent is the control connection's client. A call that fails because the
 // machine has ended returns its *vmm.End.
-func (s *Sandbox) Agent() agentapi.AgentService { return s.agent }
+func (s *Sandbox) Agent() agentapi.AgentService { return s.link.Agent() }
 
 // Network is what CreateSandbox is to be told: Config.Network's Guest, or what
 // fits the user-mode network; nil without a network. It is the caller's to
@@ -215,42 +157,12 @@ func (s *Sandbox) DetachDisk(ctx context.Context, serial string) error {
 // Open opens a stream to the agent. A stream that the policy forbids opens
 // like any other and stays empty.
 func (s *Sandbox) Open(ctx context.Context, header *agentapi.StreamHeader) (net.Conn, error) {
-	conn, err := s.session.Open(ctx, header)
-	if err != nil {
-		if end := s.vm.End(); end != nil {
-			return nil, end
-		}
-		return nil, err
-	}
-	return conn, nil
+	return s.link.Open(ctx, header)
 }
 
-// Events yields what the agent reports from now on. It ends with the stream
-// (machine ended, ctx ended, Close), after an error if there was one. Events
-// come from the guest and prove nothing.
+// Events yields what the agent reports, see [agentlink.Link.Events].
 func (s *Sandbox) Events(ctx context.Context) iter.Seq2[*agentapi.Event, error] {
-	return func(yield func(*agentapi.Event, error) bool) {
-		conn, err := s.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_EVENTS})
-		if err != nil {
-			yield(nil, err)
-			return
-		}
-		defer conn.Close() //nolint:errcheck // nothing was written
-		stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
-		defer stop()
-		for {
-			event := new(agentapi.Event)
-			if err := channel.ReadMessage(conn, event); err != nil {
-				if !errors.Is(err, io.EOF) && ctx.Err() == nil && !s.closing.Load() {
-					yield(nil, fmt.Errorf("agent events: %w", err))
-				}
-				return
-			}
-			if !yield(event, nil) {
-				return
-			}
-		}
-	}
+	return s.link.Events(ctx)
 }
 
 // Done is closed when the machine has ended; End then says how.
@@ -268,22 +180,10 @@ func (s *Sandbox) PID() int { return s.vm.PID() }
 // Shutdown asks the agent to end the machine and waits for that; the caller
 // bounds it with ctx. Close is still to be called.
 func (s *Sandbox) Shutdown(ctx context.Context) error {
-	if s.vm.End() != nil {
-		return nil //nolint:nilerr // how it ended is not this call's matter
+	if err := s.link.Shutdown(ctx); err != nil {
+		return fmt.Errorf("sandbox %s: %w", s.id, err)
 	}
-	// The answer may be lost with the machine; its end is what counts.
-	_, err := s.agent.Shutdown(ctx, &agentapi.ShutdownRequest{})
-	if err != nil && !broken(err) {
-		if _, ok := errors.AsType[*vmm.End](err); !ok {
-			return fmt.Errorf("sandbox %s: shutdown: %w", s.id, err)
-		}
-	}
-	select {
-	case <-s.vm.Done():
-		return nil
-	case <-ctx.Done():
-		return fmt.Errorf("sandbox %s: shutdown: the machine still runs: %w", s.id, context.Cause(ctx))
-	}
+	return nil
 }
 
 // Close ends the machine at once if it still runs, and waits until its
@@ -295,11 +195,8 @@ func (s *Sandbox) Close() error {
 		return nil
 	}
 	err := s.vm.Close()
-	if s.client != nil {
-		_ = s.client.Close()
-	}
-	if s.session != nil {
-		_ = s.session.Close()
+	if s.link != nil {
+		s.link.Close()
 	}
 	s.background.Wait()
 	return err

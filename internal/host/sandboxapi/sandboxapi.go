@@ -11,6 +11,7 @@ package sandboxapi
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"runtime"
@@ -19,8 +20,8 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/errdefs"
-	"github.com/containerd/errdefs/pkg/errgrpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
@@ -106,16 +107,16 @@ var _ api.TTRPCSandboxService = (*Service)(nil)
 func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) (*api.CreateSandboxResponse, error) {
 	config := r.GetOptions()
 	if name := typeName(config.GetTypeUrl()); name != cri.ConfigType {
-		return nil, fail(errdefs.ErrInvalidArgument, "options: expected %s, got %.100q", cri.ConfigType, name)
+		return nil, fail(codes.InvalidArgument, "options: expected %s, got %.100q", cri.ConfigType, name)
 	}
 	sandbox, err := cri.FromConfig(config.GetValue(), r.GetSandboxID(), r.GetNetnsPath())
 	if err != nil {
-		return nil, fail(errdefs.ErrInvalidArgument, "sandbox %s: %w", r.GetSandboxID(), err)
+		return nil, fail(codes.InvalidArgument, "%w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.state != none {
-		return nil, fail(errdefs.ErrAlreadyExists, "sandbox %s: this shim has sandbox %s already", r.GetSandboxID(), s.sandbox.ID)
+		return nil, fail(codes.AlreadyExists, "sandbox %s: this shim has sandbox %s already", r.GetSandboxID(), s.sandbox.ID)
 	}
 	s.sandbox, s.state = sandbox, created
 	return &api.CreateSandboxResponse{}, nil
@@ -129,7 +130,7 @@ func (s *Service) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) 
 	}
 	if err := p.Boot(ctx, sandbox); err != nil {
 		s.end(p, killed)
-		return nil, grpcError(fmt.Errorf("sandbox %s: %w", sandbox.ID, err))
+		return nil, grpcError(err)
 	}
 	if err := s.o.Booted(p); err != nil {
 		_ = p.Close(context.WithoutCancel(ctx))
@@ -151,7 +152,7 @@ func (s *Service) begin(id string) (Pod, *cri.Sandbox, error) {
 		return nil, nil, err
 	}
 	if s.state != created {
-		return nil, nil, fail(errdefs.ErrFailedPrecondition, "sandbox %s: it was started before", id)
+		return nil, nil, fail(codes.FailedPrecondition, "sandbox %s: it was started before", id)
 	}
 	p, err := s.o.NewPod(s.sandbox)
 	if err != nil {
@@ -289,20 +290,20 @@ func (s *Service) get(id string) (Pod, error) {
 // known refuses another sandbox. The caller holds mu.
 func (s *Service) known(id string) error {
 	if s.sandbox == nil || id != s.sandbox.ID {
-		return fail(errdefs.ErrNotFound, "sandbox %.100q is not of this shim", id)
+		return fail(codes.NotFound, "sandbox %.100q is not of this shim", id)
 	}
 	return nil
 }
 
-// fail makes an error of a kind that containerd knows.
-func fail(kind error, format string, args ...any) error {
-	return errgrpc.ToGRPC(&kindError{kind, fmt.Errorf(format, args...)})
+// fail makes an error that containerd tells apart by its code.
+func fail(code codes.Code, format string, args ...any) error {
+	return status.Error(code, fmt.Errorf(format, args...).Error())
 }
 
-// kindError is an error of a kind, with a text of its own.
-type kindError struct{ kind, err error }
-
-func (e *kindError) Error() string   { return e.err.Error() }
-func (e *kindError) Unwrap() []error { return []error{e.kind, e.err} }
-
-func grpcError(err error) error { return errgrpc.ToGRPC(err) }
+// grpcError keeps the text of an error as it is.
+func grpcError(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return fail(codes.DeadlineExceeded, "%w", err)
+	}
+	return fail(codes.Unknown, "%w", err)
+}

@@ -9,8 +9,8 @@ import (
 	"github.com/containerd/cgroups/v3/cgroup2/stats"
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
-	"github.com/containerd/errdefs"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/protobuf/types/known/timestamppb"
 )
 
@@ -98,9 +98,9 @@ func (s *Service) PingSandbox(_ context.Context, r *api.PingRequest) (*api.PingR
 	select {
 	case <-p.Done():
 		if err := p.Err(); err != nil {
-			return nil, fail(errdefs.ErrUnavailable, "the sandbox has ended: %w", err)
+			return nil, fail(codes.Unavailable, "the sandbox has ended: %w", err)
 		}
-		return nil, fail(errdefs.ErrUnavailable, "the sandbox has ended")
+		return nil, fail(codes.Unavailable, "the sandbox has ended")
 	default:
 		return &api.PingResponse{}, nil
 	}
@@ -115,11 +115,11 @@ func (s *Service) SandboxMetrics(_ context.Context, r *api.SandboxMetricsRequest
 	}
 	id := pid(p)
 	if id == 0 {
-		return nil, fail(errdefs.ErrUnavailable, "the sandbox has no machine that runs")
+		return nil, fail(codes.Unavailable, "the sandbox has no machine that runs")
 	}
 	u, err := processUsage(id)
 	if err != nil {
-		return nil, fail(errdefs.ErrUnavailable, "the sandbox's machine: %w", err)
+		return nil, fail(codes.Unavailable, "the sandbox's machine: %w", err)
 	}
 	data, err := typeurl.MarshalAnyToProto(&stats.Metrics{
 		Pids: &stats.PidsStat{Current: u.threads},

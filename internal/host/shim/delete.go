@@ -25,6 +25,8 @@ import (
 const (
 	// leaveTime is for a daemon that is just ending by itself.
 	leaveTime = time.Second
+	// lookTime is between two looks at it.
+	lookTime = 10 * time.Millisecond
 	// termTime is for one that was asked to.
 	termTime = 1500 * time.Millisecond
 	// cleanTime bounds the rest.
@@ -127,32 +129,41 @@ func (d deletion) run(ctx context.Context, exit *podstate.Exit) error {
 // leave gives the daemon time to end by itself, then a reason. It tells
 // whether the daemon may go on.
 func (d deletion) leave(ctx context.Context, state podstate.State) bool {
-	if ends(ctx, state.Shim, leaveTime) {
+	now, err := d.await(ctx, state, leaveTime)
+	if errors.Is(err, fs.ErrNotExist) {
+		return true // it has removed everything, and at most tells containerd so
+	}
+	if !state.Shim.Alive() {
 		return false
 	}
-	// The machine may have ended, or what it notes may have.
-	now, err := podstate.Read(d.dir)
 	if err == nil && len(now.Machines) == 0 && answers(ctx, state.Socket, d.id) {
 		return true // it has containers whose ends containerd has not asked for yet
 	}
 	d.cleaner.Logger.WarnContext(ctx, "ending the shim of a pod that containerd has given up", "pod", d.id, "pid", state.Shim.PID)
-	if err := state.Shim.Signal(unix.SIGTERM); err == nil {
-		ends(ctx, state.Shim, termTime)
+	if err := state.Shim.Signal(unix.SIGTERM); err != nil {
+		return false
 	}
-	return false
+	_, err = d.await(ctx, state, termTime)
+	return errors.Is(err, fs.ErrNotExist)
+}
+
+// await waits for a while until the daemon has ended or removed the pod's
+// directory. It returns the state as it is then.
+func (d deletion) await(ctx context.Context, state podstate.State, limit time.Duration) (podstate.State, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	for {
+		now, err := podstate.Read(d.dir)
+		if errors.Is(err, fs.ErrNotExist) || !state.Shim.Alive() || !pause(ctx, lookTime) {
+			return now, err
+		}
+	}
 }
 
 func (d deletion) clean(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, cleanTime)
 	defer cancel()
 	return d.cleaner.Clean(ctx, d.dir)
-}
-
-// ends waits for the end of a process.
-func ends(ctx context.Context, p podstate.Process, limit time.Duration) bool {
-	ctx, cancel := context.WithTimeout(ctx, limit)
-	defer cancel()
-	return p.Wait(ctx) == nil
 }
 
 // answers asks the daemon to end if it has nothing to do any more, and tells

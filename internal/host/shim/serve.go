@@ -179,16 +179,18 @@ func stacks() string {
 	return string(buf[:runtime.Stack(buf, true)])
 }
 
-// end ends everything: the pod, then the calls that wait for its end, then
-// what they had to say.
+// end ends everything: the pod, then what is left of it on this node, then the
+// calls that wait for its end, and what they had to say. From the moment when
+// the pod's directory is gone, `delete` has nothing to do: containerd may wait
+// for that before it listens for the rest.
 func (s *server) end(ctx context.Context) error {
 	ctx = context.WithoutCancel(ctx)
 	s.ask()
-	var err error
-	if s.services.Close != nil {
-		err = within(ctx, closeTime, s.services.Close)
+	err := s.clear(ctx)
+	if err != nil {
+		// The pod's directory stays: `delete` finishes what it describes.
+		s.log.ErrorContext(ctx, "the shim could not remove everything", "error", err)
 	}
-	_ = s.listener.Close()
 	if err := within(ctx, drainTime, s.peers.wait); err != nil {
 		s.log.DebugContext(ctx, "a connection is cut off", "error", err)
 	}
@@ -199,15 +201,24 @@ func (s *server) end(ctx context.Context) error {
 	s.cancel()
 	s.background.Wait()
 	signal.Stop(s.signals)
+	s.log.InfoContext(ctx, "the shim ends")
+	return err
+}
+
+// clear removes the pod, if it has not ended, the socket and the pod's
+// directory.
+func (s *server) clear(ctx context.Context) error {
+	var err error
+	if s.services.Close != nil {
+		err = within(ctx, closeTime, s.services.Close)
+	}
+	_ = s.listener.Close()
 	if rerr := os.Remove(s.socket); rerr != nil && !errors.Is(rerr, os.ErrNotExist) {
 		err = errors.Join(err, rerr)
 	}
 	if err != nil {
-		// The pod's directory stays: `delete` finishes what it describes.
-		s.log.ErrorContext(ctx, "the shim ends with an error", "error", err)
 		return err
 	}
-	s.log.InfoContext(ctx, "the shim ends")
 	return s.state.Remove()
 }
 

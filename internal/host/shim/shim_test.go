@@ -250,9 +250,10 @@ func TestDeleteOfLivingPod(t *testing.T) {
 	state := n.state(t, "pod1")
 	out, err := n.call(t, bundle, nil, "-bundle", bundle, "delete")
 	checkDelete(t, out, err, 137)
-	if state.Shim.Alive() || state.Machines[0].Alive() {
-		t.Error("something still runs")
+	if state.Machines[0].Alive() {
+		t.Error("the machine still runs")
 	}
+	awaitEnd(t, state.Shim) // it tries to tell a containerd that is not there
 }
 
 // A daemon without a machine that still has to answer for containers stays.

@@ -115,15 +115,16 @@ func line(s string, limit int) string {
 
 // printable bounds a text and makes it safe for a terminal.
 func printable(s string, limit int) string {
-	if len(s) > limit {
-		s = s[:limit] + "…"
-	}
-	return strings.Map(func(r rune) rune {
+	clean := strings.Map(func(r rune) rune {
 		if r == '\n' || unicode.IsPrint(r) {
 			return r
 		}
 		return unicode.ReplacementChar
-	}, strings.ToValidUTF8(s, "\uFFFD"))
+	}, strings.ToValidUTF8(s[:min(len(s), limit)], "\uFFFD"))
+	if len(s) > limit || len(clean) > limit {
+		return strings.ToValidUTF8(clean[:min(len(clean), limit)], "") + "…"
+	}
+	return clean
 }
 
 // quote makes a caller's text readable in one bounded line.

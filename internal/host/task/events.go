@@ -138,8 +138,8 @@ func (s *Service) tellExit(p *process, e exit) {
 	s.events.put(topicExit, &events.TaskExit{ContainerID: p.id, ID: id, Pid: p.pid, ExitStatus: e.status, ExitedAt: timestamppb.New(e.at)})
 }
 
-// oomInterval is how often the same container's want of memory is told: the
-// guest says it as often as it likes.
+// oomInterval is how long the same container's want of memory is not told
+// again; it doubles, because the guest says it as often as it likes.
 const oomInterval = time.Second
 
 // tellOOM is for events of the guest.

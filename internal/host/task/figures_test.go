@@ -2,11 +2,13 @@ package task
 
 import (
 	"context"
+	"fmt"
 	"math"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+	"unicode"
 
 	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
 	cgroup2 "github.com/containerd/cgroups/v3/cgroup2/stats"
@@ -126,6 +128,12 @@ func TestPids(t *testing.T) {
 		if d, ok := info.(*options.ProcessDetails); err != nil || !ok || d.GetExecID() != "e1" {
 			t.Errorf("got %v, %v", info, err)
 		}
+		// A containerd that is restarted drops what has no process.
+		_ = w.kill("web", "", 9)
+		w.wait("web", "")
+		if r := must[*api.PidsResponse](t)(w.v3.Pids(t.Context(), &api.PidsRequest{ID: "web"})); len(r.GetProcesses()) != 1 {
+			t.Errorf("after the end: got %v", r)
+		}
 	})
 }
 
@@ -219,6 +227,29 @@ func FuzzDecode(f *testing.F) {
 		p := new(specs.Process)
 		if decode("spec", a, "Process", p) == nil {
 			_ = userOf{&specs.User{}}.same(p.User)
+		}
+	})
+}
+
+// FuzzExplain: whatever a guest answers, the user gets a bounded text that does
+// nothing to a terminal.
+func FuzzExplain(f *testing.F) {
+	f.Add(uint32(7), "refused", "container.args", "args[1]", "a", "b", "run coffer prepare")
+	f.Add(uint32(99), "\x1b[2J\xff\n", "", "\x00", "\u202e", "", "")
+	f.Fuzz(func(t *testing.T, code uint32, message, rule, path, expected, got, help string) {
+		st := status.New(codes.Code(code), message)
+		for _, s := range []*string{&rule, &path, &expected, &got, &help} {
+			*s = strings.ToValidUTF8(*s, "?")
+		}
+		detailed, err := st.WithDetails(&agentapi.Refusal{Rule: rule, Path: path, Expected: expected, Got: got, Help: help})
+		for _, err := range []error{st.Err(), detailed.Err(), err} {
+			if err == nil {
+				continue
+			}
+			text := explain(fmt.Errorf("start: %w", err)).Error()
+			if len(text) > maxMessage+8 || strings.ContainsFunc(text, func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) && r != unicode.ReplacementChar }) {
+				t.Errorf("%q", text)
+			}
 		}
 	})
 }

@@ -52,14 +52,16 @@ func (s *Service) Wait(ctx context.Context, r *api.WaitRequest) (*api.WaitRespon
 }
 
 // Pids lists the processes that are known here. All of them show the machine's
-// process, which is all that the host has of them.
+// process, which is all that the host has of them. A container that has ended
+// is listed until it is deleted: containerd, when it is restarted, removes what
+// has no process (core/runtime/v2/shim_load.go), and would lose how it ended.
 func (s *Service) Pids(_ context.Context, r *api.PidsRequest) (*api.PidsResponse, error) {
 	c, err := s.container(r.GetID())
 	if err != nil {
 		return nil, err
 	}
 	resp := &api.PidsResponse{}
-	if st, _ := c.init.now(); st == created || st == starting || st == running {
+	if st, _ := c.init.now(); st != creating && st != gone {
 		resp.Processes = append(resp.Processes, &task.ProcessInfo{Pid: c.init.pidNow()})
 	}
 	c.mu.Lock()
@@ -95,7 +97,7 @@ func (s *Service) Shutdown(context.Context, *api.ShutdownRequest) error {
 	ignore := len(s.containers) > 0 || s.host != nil && s.host.adopted
 	s.mu.Unlock()
 	if !ignore {
-		go s.o.Shutdown()
+		s.o.Shutdown()
 	}
 	return nil
 }

@@ -188,33 +188,126 @@ func TestCreateAgainWhileUndone(t *testing.T) {
 	})
 }
 
+// gate has calls of a name wait, whatever becomes of their caller, and then
+// succeed.
+func (w *world) gate(call string) (let func()) {
+	gate := make(chan struct{})
+	w.pod.mu.Lock()
+	w.pod.stubborn = true
+	w.pod.mu.Unlock()
+	w.pod.setHook(func(_ context.Context, name, _ string) error {
+		if name == call {
+			<-gate
+		}
+		return nil
+	})
+	return func() {
+		w.pod.setHook(func(context.Context, string, string) error { return nil })
+		close(gate)
+	}
+}
+
 // The guest finishes a creation that nobody wants any more.
 func TestCreateCompletesTooLate(t *testing.T) {
 	in(t, func(t *testing.T, w *world) {
 		w.sandbox()
-		late := make(chan struct{})
-		w.pod.setHook(func(_ context.Context, name, _ string) error {
-			if name == "Create" {
-				<-late
-				w.pod.setHook(func(context.Context, string, string) error { return nil })
-			}
-			return nil
-		})
-		w.bundle(cri.KindContainer, "big", "sleep")
-		created := async(func() error {
-			return second(w.v3.Create(context.WithoutCancel(t.Context()), &api.CreateTaskRequest{ID: "big"}))
-		})
+		let := w.gate("Create")
+		created := w.createAsync(t.Context(), "big")
 		synctest.Wait()
-		// The fake looks at its context at the end of the hook, so cancel after.
-		close(late)
-		if err := <-created; err != nil {
-			t.Fatal(err)
-		}
 		if err := w.kill("big", "", 9); err != nil {
 			t.Error(err)
 		}
-		w.delete("big", "")
-		w.expect(w.about("big"), "create big", "exit big 137", "delete big 137")
+		let()
+		if err := <-created; err == nil || !strings.Contains(err.Error(), "killed before it was created") {
+			t.Errorf("got %v", err)
+		}
+		if w.pod.called("Delete big") != 1 {
+			t.Errorf("the guest still has it: %q", w.pod.calls)
+		}
+		w.expect(w.about("big"))
+	})
+}
+
+// The guest finishes a start after the end of its machine was recorded.
+func TestStartCompletesTooLate(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.sandbox()
+		w.bundle(cri.KindContainer, "web", "true")
+		w.create("web")
+		let := w.gate("Start")
+		started := async(func() error { return second(w.v3.Start(t.Context(), &api.StartRequest{ID: "web"})) })
+		synctest.Wait()
+		w.pod.die(errors.New("it burns"))
+		if r := w.wait("web", ""); r.GetExitStatus() != 137 {
+			t.Errorf("got %v", r)
+		}
+		let()
+		<-started
+		synctest.Wait()
+		if s := w.state("web", ""); s != "stopped" {
+			t.Errorf("it has come back: %s", s)
+		}
+		w.expect(w.about("web"), "create web", "exit web 137")
+	})
+}
+
+// The container ends while an exec is admitted.
+func TestContainerEndsDuringExec(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.sandbox()
+		w.run("web", "sleep")
+		let := w.gate("Exec")
+		exec := async(func() error { return w.exec("web", "e", "true") })
+		synctest.Wait()
+		_ = w.kill("web", "", 9)
+		w.wait("web", "")
+		let()
+		<-exec
+		if w.state("web", "e") != "none" {
+			if r := w.wait("web", "e"); r.GetExitStatus() != 137 {
+				t.Errorf("got %v", r)
+			}
+		}
+		if _, err := w.v3.Start(t.Context(), &api.StartRequest{ID: "web", ExecID: "e"}); err == nil {
+			t.Error("started in a container that has ended")
+		}
+		w.delete("web", "")
+	})
+}
+
+// An end that is being recorded is recorded once, whatever else ends it.
+func TestEndsOnce(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.sandbox()
+		let := w.slow("Exited") // between the end and its recording
+		w.run("web", "sh", "-c", "exit 4")
+		synctest.Wait()
+		if s := w.state("web", ""); s != "running" {
+			t.Errorf("got %s", s)
+		}
+		if err := w.kill("web", "", 9); err != nil {
+			t.Error(err)
+		}
+		p, _ := w.s.container("web")
+		w.s.finish(p, p.init, killedStatus)
+		let()
+		if r := w.wait("web", ""); r.GetExitStatus() != 4 {
+			t.Errorf("got %v", r)
+		}
+		w.pod.die(errors.New("it burns"))
+		w.wait("pod", "")
+		w.expect(w.about("web"), "create web", "start web", "exit web 4")
+	})
+}
+
+// An exit code is what fits into one.
+func TestExitCodeIsBounded(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.sandbox()
+		w.run("web", "sh", "-c", "exit 1000000")
+		if r := w.wait("web", ""); r.GetExitStatus() != 255 {
+			t.Errorf("got %v", r)
+		}
 	})
 }
 

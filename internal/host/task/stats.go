@@ -31,7 +31,8 @@ type lastStats struct {
 	mu      sync.Mutex
 	last    *agentapi.StatsResponse // nil before the first answer
 	ooms    uint64                  // told by other ways than statistics
-	toldOOM time.Time
+	nextOOM time.Time
+	oomWait time.Duration
 }
 
 // oom notes a want of memory and reports whether it is to be told.
@@ -39,10 +40,11 @@ func (l *lastStats) oom(now time.Time) bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.ooms = max(l.ooms, 1)
-	if !l.toldOOM.IsZero() && now.Sub(l.toldOOM) < oomInterval {
+	if now.Before(l.nextOOM) {
 		return false
 	}
-	l.toldOOM = now
+	l.oomWait = max(oomInterval, 2*l.oomWait)
+	l.nextOOM = now.Add(l.oomWait)
 	return true
 }
 

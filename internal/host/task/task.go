@@ -47,8 +47,8 @@ type Options struct {
 	// Publish hands an event of containerd/api/events over, one at a time and
 	// in order. It may block; an error is logged and the event is lost.
 	Publish func(ctx context.Context, topic string, event any) error
-	// Shutdown is called, in a goroutine, when containerd asks for the end and
-	// nothing is left. It may be called more than once.
+	// Shutdown is called when containerd asks for the end and nothing is left.
+	// It returns at once, and may be called more than once.
 	Shutdown func()
 	Logger   *slog.Logger
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
@@ -59,7 +59,8 @@ type Options struct {
 
 // Times bound what the guest and others can hold up.
 type Times struct {
-	// Drain bounds how long output is waited for after a process's end.
+	// Drain bounds how long output is waited for after a process's end. Default
+	// 10 s for the next byte, 1 min in all.
 	Drain stdio.Bound
 	// Call bounds a call to the agent that should be quick. Default 60 s.
 	Call time.Duration
@@ -86,7 +87,7 @@ func (t Times) withDefaults() Times {
 		value *time.Duration
 		def   time.Duration
 	}{
-		{&t.Drain.Idle, 5 * time.Second}, {&t.Drain.Total, 30 * time.Second}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
+		{&t.Drain.Idle, 10 * time.Second}, {&t.Drain.Total, time.Minute}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
 		{&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
 		{&t.LastWords, 5 * time.Second}, {&t.CloseStdin, 10 * time.Second},
 	} {

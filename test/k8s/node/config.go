@@ -55,7 +55,7 @@ func (n *Node) writeConfig() error {
 	}
 	maps.Copy(files, n.options.Files)
 	for path, text := range files {
-		if err := n.writeInside(path, text); err != nil {
+		if err := n.writeInside(path, strings.ReplaceAll(text, "@CA@", n.CA())); err != nil {
 			return err
 		}
 	}

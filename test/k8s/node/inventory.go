@@ -116,12 +116,11 @@ func kept() map[string]int {
 		"run/containerd/io.containerd.sandbox.controller.v1.shim": 2,
 		"run/containerd/io.containerd.grpc.v1.cri":                2,
 		"run/containerd/s": 1,
-		"disk/containerd/io.containerd.runtime.v2.task": 2,
-		"disk/overlay/var/lib/upper/cni/networks/node":  1,
-		"disk/overlay/var/lib/upper/coffer":             2,
-		"disk/kubelet/pods":                             1,
-		"log/var/pods":                                  1,
-		"log/var/containers":                            1,
+		"disk/overlay/var/lib/upper/cni/networks/node": 1,
+		"disk/overlay/var/lib/upper/coffer":            2,
+		"disk/kubelet/pods":                            1,
+		"log/var/pods":                                 1,
+		"log/var/containers":                           1,
 	}
 }
 
@@ -248,6 +247,9 @@ func (n *Node) own(line string) bool {
 	if line == "interface cni0" || strings.HasPrefix(line, "file disk/overlay/var/lib/upper/cni/networks/node/l") ||
 		strings.HasPrefix(line, "file disk/overlay/var/lib/upper/coffer/softtee") {
 		return true // cni0; last_reserved_ip.* and lock; the node's key
+	}
+	if strings.HasSuffix(line, " "+initName) || strings.HasSuffix(line, "/k8s.io") || strings.HasSuffix(line, "/containers") || strings.HasSuffix(line, "/sandboxes") {
+		return true // directories that containerd makes for the first pod
 	}
 	// The kubelet's levels of service, which stay.
 	if strings.HasPrefix(line, "cgroup ") && !strings.Contains(line, "/pod") && strings.Contains(line, "/kubepods") {

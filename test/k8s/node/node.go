@@ -66,7 +66,7 @@ type Options struct {
 	// Handlers are runtimes beside runc.
 	Handlers []Handler
 	// Files are written to the node's disk before it is started: path to text. They
-	// lie in /etc, /opt, /var/lib or /usr/local.
+	// lie in /etc, /opt, /var/lib or /usr/local. @CA@ in a text stands for [Node.CA].
 	Files map[string]string
 	// Prepare is called in each boot before containerd is started, and may run
 	// commands inside. It may be nil.

@@ -9,6 +9,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/coffer-project/coffer/internal/host/process"
 	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim"
 	"github.com/coffer-project/coffer/internal/host/shim/coffershim"
@@ -44,7 +45,18 @@ type world struct {
 func newWorld(t *testing.T, programs string) *world {
 	t.Helper()
 	agent := processtest.Agent(t)
-	w := &world{World: hosttest.NewWorld(t, programs, shimName)}
+	w := &world{}
+	t.Cleanup(func() { // after a failure; the world has ended by then
+		for _, name := range []string{"one", "two", "three", "four", "five", "six", "pod"} {
+			if w.World == nil {
+				continue
+			}
+			if err := process.Remove(w.id(name)); err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	w.World = hosttest.NewWorld(t, programs, shimName)
 	n := processtest.NewNet(t)
 	w.image = n.Image(t)
 	w.write("runtime.toml", fmt.Sprintf("driver = \"process\"\ndevelopment = true\nagent = %q\ntee = \"none\"\nkubelet_root = %q\n", agent, filepath.Join(w.Dir, "kubelet")))
@@ -84,11 +96,18 @@ func (w *world) mountNet(path string) {
 	}
 }
 
-// args are those of `ctr run` for a container of the image.
+// id is one of a container that no other test has.
+func (w *world) id(name string) string { return name + "-" + filepath.Base(w.Dir) }
+
+// args are those of `ctr run` for a container that is of no pod.
 func (w *world) args(id string, options []string, command ...string) []string {
+	return w.member(id, append([]string{"--annotation", "coffer-project.io/image=" + w.image}, options...), command...)
+}
+
+func (w *world) member(id string, options []string, command ...string) []string {
 	args := []string{
 		"-n", "test", "run", "--runtime", coffershim.Name, "--runtime-config-path", filepath.Join(w.Dir, "runtime.toml"),
-		"--annotation", "coffer-project.io/image=" + w.image, "--with-ns", "network:" + filepath.Join(w.Dir, "netns"),
+		"--with-ns", "network:" + filepath.Join(w.Dir, "netns"),
 		"--annotation", "io.kubernetes.cri.sandbox-uid=" + podUID,
 		"--mount", "type=bind,src=" + filepath.Join(w.Dir, hostsFile) + ",dst=/etc/hosts,options=rbind:ro",
 	}
@@ -99,8 +118,8 @@ func (w *world) args(id string, options []string, command ...string) []string {
 
 // left lists what shims have left on this node.
 func (w *world) left() string {
-	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel$' ; "+
-		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -path '*coffer-process*' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
+	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel' ; "+
+		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -type d -name 'coffer-process-*-"+filepath.Base(w.Dir)+"' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
 	return strings.TrimSpace(out)
 }
 
@@ -113,6 +132,7 @@ func TestContainerd(t *testing.T) {
 			t.Run("exec and restart", w.testRestart)
 			t.Run("killed shim", w.testKilledShim)
 			t.Run("killed agent", w.testKilledAgent)
+			t.Run("pod", w.testPod)
 			t.Run("refused", w.testRefused)
 		})
 	}
@@ -134,19 +154,19 @@ func (w *world) gone() {
 func (w *world) testRun(t *testing.T) {
 	w = w.inner(t)
 	events, stop := w.Events()
-	out := w.Ctr(w.args("one", []string{"--rm"}, "echo", "hello from the pod")...)
+	out := w.Ctr(w.args(w.id("one"), []string{"--rm"}, "echo", "hello from the pod")...)
 	if !strings.Contains(out, "hello from the pod") {
 		t.Errorf("output: %q", out)
 	}
-	out, err := w.Try(filepath.Join(w.Programs, "ctr"), w.args("two", []string{"--rm"}, "sh", "-c", "cat /bin/no; exit 42")...)
+	out, err := w.Try(filepath.Join(w.Programs, "ctr"), w.args(w.id("two"), []string{"--rm"}, "sh", "-c", "cat /bin/no; exit 42")...)
 	if err == nil || !strings.Contains(err.Error(), "42") || !strings.Contains(out, "/bin/no") {
 		t.Errorf("exit status: want 42, got %v (%s)", err, out)
 	}
 	w.gone()
 	want := "/tasks/create /tasks/start /tasks/exit /tasks/delete"
-	w.Until("the events of the first container", func() bool { return len(hosttest.Topics(events.String(), "one")) >= 4 })
+	w.Until("the events of the first container", func() bool { return len(hosttest.Topics(events.String(), w.id("one"))) >= 4 })
 	stop()
-	if got := strings.Join(hosttest.Topics(events.String(), "one"), " "); got != want {
+	if got := strings.Join(hosttest.Topics(events.String(), w.id("one")), " "); got != want {
 		t.Errorf("events: want %q, got %q", want, got)
 	}
 }
@@ -160,10 +180,10 @@ func (w *world) remove(id string) {
 
 func (w *world) testRestart(t *testing.T) {
 	w = w.inner(t)
-	w.Ctr(w.args("three", []string{"-d"}, "sleep", "1000")...)
+	w.Ctr(w.args(w.id("three"), []string{"-d"}, "sleep", "1000")...)
 	w.StopContainerd(syscall.SIGKILL)
 	w.StartContainerd()
-	if out := w.Ctr("-n", "test", "task", "exec", "--exec-id", "e1", "three", "sh", "-c", "echo still here"); !strings.Contains(out, "still here") {
+	if out := w.Ctr("-n", "test", "task", "exec", "--exec-id", "e1", w.id("three"), "sh", "-c", "echo still here"); !strings.Contains(out, "still here") {
 		t.Errorf("exec after a restart: %q", out)
 	}
 	w.StopContainerd(syscall.SIGTERM)
@@ -171,7 +191,7 @@ func (w *world) testRestart(t *testing.T) {
 	w.Run("sh", "-c", "kill -9 $(pgrep -f '^sleep 1000')")
 	w.StartContainerd()
 	w.Until("the task is known to have ended", func() bool { return strings.Contains(w.Ctr("-n", "test", "task", "ls"), "STOPPED") })
-	w.remove("three")
+	w.remove(w.id("three"))
 }
 
 func (w *world) pid(pattern string) string {
@@ -185,18 +205,47 @@ func (w *world) pid(pattern string) string {
 
 func (w *world) testKilledShim(t *testing.T) {
 	w = w.inner(t)
-	w.Ctr(w.args("four", []string{"-d"}, "sleep", "1000")...)
+	w.Ctr(w.args(w.id("four"), []string{"-d"}, "sleep", "1000")...)
 	w.Run("kill", "-9", w.pid("^"+filepath.Join(w.Dir, shimName)))
 	w.gone()
-	w.remove("four")
+	w.remove(w.id("four"))
 }
 
 func (w *world) testKilledAgent(t *testing.T) {
 	w = w.inner(t)
-	w.Ctr(w.args("five", []string{"-d"}, "sleep", "1000")...)
+	w.Ctr(w.args(w.id("five"), []string{"-d"}, "sleep", "1000")...)
 	w.Run("kill", "-9", w.pid("coffer-agent"))
 	w.Until("the task is known to have ended", func() bool { return strings.Contains(w.Ctr("-n", "test", "task", "ls"), "STOPPED") })
-	w.remove("five")
+	w.remove(w.id("five"))
+}
+
+// testPod: the containers of a pod have one shim and one machine, whose end is
+// the pause container's.
+func (w *world) testPod(t *testing.T) {
+	w = w.inner(t)
+	annotated := func(kind, name string) []string {
+		return []string{
+			"-d", "--annotation", "io.kubernetes.cri.container-type=" + kind, "--annotation", "io.kubernetes.cri.sandbox-id=" + w.id("pod"),
+			"--annotation", "io.kubernetes.cri.container-name=" + name, "--annotation", "io.kubernetes.cri.image-name=" + w.image,
+		}
+	}
+	w.Ctr(w.member(w.id("pod"), annotated("sandbox", "pause"), "/pause")...)
+	w.Ctr(w.member(w.id("c1"), annotated("container", "one"), "sleep", "1000")...)
+	w.Ctr(w.member(w.id("c2"), annotated("container", "two"), "sh", "-c", "exit 7")...)
+	if shims := strings.Fields(w.Run("pgrep", "-f", "^"+filepath.Join(w.Dir, shimName))); len(shims) != 1 {
+		t.Errorf("shims: want one, got %q", shims)
+	}
+	w.Until("the second container has ended", func() bool { return strings.Count(w.Ctr("-n", "test", "task", "ls"), "STOPPED") == 1 })
+	w.Ctr("-n", "test", "task", "rm", w.id("c2"))
+	if out := w.Ctr("-n", "test", "task", "exec", "--exec-id", "e1", w.id("c1"), "echo", "still here"); !strings.Contains(out, "still here") {
+		t.Errorf("exec after another container was deleted: %q", out)
+	}
+	w.Ctr("-n", "test", "task", "kill", "-s", "KILL", w.id("pod"))
+	w.Until("all tasks have ended", func() bool { return strings.Count(w.Ctr("-n", "test", "task", "ls"), "STOPPED") == 2 })
+	w.Ctr("-n", "test", "task", "rm", w.id("pod"))
+	w.Ctr("-n", "test", "task", "rm", w.id("c1"))
+	w.Ctr("-n", "test", "container", "rm", w.id("pod"), w.id("c1"), w.id("c2"))
+	w.gone()
 }
 
 func (w *world) testRefused(t *testing.T) {
@@ -205,9 +254,9 @@ func (w *world) testRefused(t *testing.T) {
 		args []string
 		want string
 	}{
-		"image":         {w.args("six", []string{"--annotation", "coffer-project.io/image=host.coffer.internal:1/none:1"}, "true"), "host.coffer.internal:1"},
-		"configuration": {w.args("seven", []string{"--runtime-config-path", "/none.toml"}, "true"), "/none.toml"},
-		"annotation":    {w.args("eight", []string{"--annotation", "coffer-project.io/colour=red"}, "true"), "coffer-project.io/colour"},
+		"image":         {w.args(w.id("six"), []string{"--annotation", "coffer-project.io/image=host.coffer.internal:1/none:1"}, "true"), "host.coffer.internal:1"},
+		"configuration": {w.args(w.id("seven"), []string{"--runtime-config-path", "/none.toml"}, "true"), "/none.toml"},
+		"annotation":    {w.args(w.id("eight"), []string{"--annotation", "coffer-project.io/colour=red"}, "true"), "coffer-project.io/colour"},
 	} {
 		out, err := w.Try(filepath.Join(w.Programs, "ctr"), tt.args...)
 		if err == nil || !strings.Contains(out, tt.want) {

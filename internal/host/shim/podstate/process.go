@@ -32,7 +32,7 @@ const startField = 22 - 3
 
 // Look records a running process.
 func Look(role string, pid int) (Process, error) {
-	start, _, err := stat(pid)
+	start, err := started(pid)
 	if err != nil {
 		return Process{}, fmt.Errorf("look at the process %s: %w", role, err)
 	}
@@ -46,11 +46,13 @@ func Look(role string, pid int) (Process, error) {
 // Alive tells whether exactly this process runs. One that has ended and was
 // not waited for does not.
 func (p Process) Alive() bool {
-	if boot, err := bootID(); err != nil || boot != p.Boot {
+	fd, err := p.open()
+	if err != nil || fd < 0 {
 		return false
 	}
-	start, state, err := stat(p.PID)
-	return err == nil && start == p.Start && state != 'Z' && state != 'X'
+	defer func() { _ = unix.Close(fd) }()
+	over, err := ended(fd, 0)
+	return err == nil && !over
 }
 
 // Signal sends a signal to exactly this process. It is no error when it has
@@ -67,30 +69,42 @@ func (p Process) Signal(sig unix.Signal) error {
 	return nil
 }
 
-// Wait waits until it has ended, or ctx has.
+// Wait waits until it has ended, with all its threads and what they had open,
+// or ctx has ended.
 func (p Process) Wait(ctx context.Context) error {
 	fd, err := p.open()
 	if err != nil || fd < 0 {
 		return err
 	}
 	defer func() { _ = unix.Close(fd) }()
-	for p.Alive() {
+	for {
+		over, err := ended(fd, pollTime)
+		if err != nil {
+			return fmt.Errorf("wait for the end of the process %s (pid %d): %w", p.Role, p.PID, err)
+		}
+		if over {
+			return nil
+		}
 		if err := context.Cause(ctx); err != nil {
 			return fmt.Errorf("wait for the end of the process %s (pid %d): %w", p.Role, p.PID, err)
 		}
-		// A pidfd becomes readable when its process ends (pidfd_open(2)).
-		_, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(pollTime.Milliseconds()))
-		if err != nil && err != unix.EINTR {
-			return fmt.Errorf("wait for the end of the process %s (pid %d): %w", p.Role, p.PID, err)
-		}
 	}
-	return nil
 }
 
 // pollTime is how late Wait notices the end of its context.
 const pollTime = 20 * time.Millisecond
 
-// open returns a descriptor of exactly this process; -1 when it has ended.
+// ended waits for the end of a process. Its descriptor becomes readable when
+// the last thread is gone (pidfd_open(2)).
+func ended(fd int, limit time.Duration) (bool, error) {
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+	if err == unix.EINTR {
+		return false, nil
+	}
+	return n > 0, err
+}
+
+// open returns a descriptor of exactly this process; -1 when it is gone.
 func (p Process) open() (int, error) {
 	if p.PID <= 0 {
 		return -1, nil
@@ -103,29 +117,30 @@ func (p Process) open() (int, error) {
 		return -1, fmt.Errorf("open the process %s (pid %d): %w", p.Role, p.PID, err)
 	}
 	// The descriptor holds whoever has the id now; only then is it compared.
-	if !p.Alive() {
+	boot, err := bootID()
+	start, serr := started(p.PID)
+	if err != nil || serr != nil || boot != p.Boot || start != p.Start {
 		return -1, unix.Close(fd)
 	}
 	return fd, nil
 }
 
-// stat reads when a process started, and its state.
-func stat(pid int) (start uint64, state byte, err error) {
+// started reads when a process started.
+func started(pid int) (uint64, error) {
 	data, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
 	if err != nil {
-		return 0, 0, err
+		return 0, err
 	}
 	// The name may hold anything, brackets and blanks included.
 	end := bytes.LastIndexByte(data, ')')
 	if end < 0 {
-		return 0, 0, fmt.Errorf("/proc/%d/stat: no name in it", pid)
+		return 0, fmt.Errorf("/proc/%d/stat: no name in it", pid)
 	}
 	fields := strings.Fields(string(data[end+1:]))
 	if len(fields) <= startField {
-		return 0, 0, fmt.Errorf("/proc/%d/stat: expected more than %d fields after the name, got %d", pid, startField, len(fields))
+		return 0, fmt.Errorf("/proc/%d/stat: expected more than %d fields after the name, got %d", pid, startField, len(fields))
 	}
-	start, err = strconv.ParseUint(fields[startField], 10, 64)
-	return start, fields[0][0], err
+	return strconv.ParseUint(fields[startField], 10, 64)
 }
 
 func bootID() (string, error) {

@@ -1,4 +1,4 @@
-package sandbox
+package agentlink
 
 import (
 	"context"
@@ -23,12 +23,12 @@ func (e *echo) Serve(_ context.Context, conn net.Conn) error {
 	return err
 }
 
-// session connects a sandbox with a guest that answers stream headers as reply
+// session makes a link to a guest that answers stream headers as reply
 // says.
-func session(t *testing.T) (*Sandbox, *channel.Session) {
+func session(t *testing.T) (*Link, *channel.Session) {
 	t.Helper()
 	ours, theirs := net.Pipe()
-	s := &Sandbox{log: slog.New(slog.DiscardHandler)}
+	s := &Link{log: slog.New(slog.DiscardHandler)}
 	accepted := make(chan *channel.Session, 1)
 	go func() {
 		guest, err := channel.Accept(t.Context(), theirs, [16]byte{1})
@@ -50,7 +50,7 @@ func TestBlobStreams(t *testing.T) {
 	t.Parallel()
 	s, guest := session(t)
 	e := &echo{}
-	s.serveBlobs(t.Context(), e)
+	s.ServeBlobs(t.Context(), e)
 	for i := range blobStreams + 1 {
 		conn, err := guest.AcceptStream()
 		if err != nil {
@@ -87,7 +87,7 @@ func TestGuestWithoutBlobStreams(t *testing.T) {
 	t.Parallel()
 	s, guest := session(t)
 	e := &echo{}
-	s.serveBlobs(t.Context(), e)
+	s.ServeBlobs(t.Context(), e)
 	for range blobStreams {
 		conn, err := guest.AcceptStream()
 		if err != nil {
