@@ -702,3 +702,40 @@ func TestCloseUnderWay(t *testing.T) {
 		}
 	})
 }
+
+// A guest that reads nothing any more: calls to it do not come back even when
+// their context ends.
+func TestGuestIsDeaf(t *testing.T) {
+	in(t, func(t *testing.T, w *world) {
+		w.sandbox()
+		w.run("web", "sleep")
+		begin := time.Now()
+		w.pod.setHook(func(_ context.Context, call, _ string) error {
+			if call != "Close" {
+				<-w.pod.dead
+			}
+			return errDead
+		})
+		for range 3 {
+			if _, err := w.v3.Stats(t.Context(), &api.StatsRequest{ID: "web"}); err == nil {
+				t.Error("figures out of nothing")
+			}
+		}
+		if d := time.Since(begin); d > 3*time.Second {
+			t.Errorf("Stats took %s", d)
+		}
+		_ = w.kill("web", "", 9)
+		if r := w.wait("web", ""); r.GetExitStatus() != 137 {
+			t.Errorf("got %v", r)
+		}
+		w.delete("web", "")
+		if err := w.kill("pod", "", 9); err != nil {
+			t.Error(err)
+		}
+		w.delete("pod", "")
+		if d := time.Since(begin); d > 3*time.Minute {
+			t.Errorf("it took %s", d)
+		}
+		w.expect(w.about("web"), "create web", "start web", "exit web 137", "delete web 137")
+	})
+}
