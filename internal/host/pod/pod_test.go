@@ -268,7 +268,7 @@ func TestCreateFailures(t *testing.T) {
 		{"prepare", "this step fails", nil},
 		{"container", "this step fails", nil},
 		{"", "the guest: refused: container.args", refused("container.args", "args[0]")},
-		{"", "container app was not created within 20m0s", status.Error(codes.DeadlineExceeded, "it took too long")},
+		{"", "it will be tried again (the guest: it took too long)", status.Error(codes.DeadlineExceeded, "it took too long")},
 		{"", "the guest: a\ufffdb c", status.Error(codes.Unavailable, "a\x1bb\nc")},
 	} {
 		w := newWorld()
