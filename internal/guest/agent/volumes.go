@@ -90,7 +90,7 @@ func (a *Agent) addMount(ctx context.Context, sb *sandbox, v *volumes, m podpoli
 		return failed("volume", err)
 	}
 	v.dirs = append(v.dirs, dir)
-	v.mounts = append(v.mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: written})
+	v.mounts = append(v.mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: written || config.Executable})
 	return nil
 }
 
