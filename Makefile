@@ -102,7 +102,7 @@ demo: deps-demo build guest-image ## Show an attested pod, and the host's attack
 	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
 
 .PHONY: test
-test: deps build build-pkcs11 guest-image ## Lint, unit tests and end-to-end tests in virtual machines
+test: deps build build-pkcs11 guest-image k8s-node ## Lint, unit tests and end-to-end tests in virtual machines
 	@GO=$(GO) LINT=$(LINT) $(TEST_ENV) scripts/test >&2
 
 # Kubernetes' own programs, in one file, and two versions of containerd, for tests on

@@ -56,7 +56,7 @@ func TestMain(m *testing.M) {
 	the = newSuite()
 	var running *node.Node
 	the.start = sync.OnceValues(func() (*node.Node, error) {
-		n, err := the.startNode()
+		n, err := the.startNode(the.containerd, os.Getenv("COFFER_K8S_SANDBOXER"))
 		running = n
 		return n, err
 	})
@@ -122,9 +122,9 @@ func directory(variable, fallback string) string {
 	return dir
 }
 
-func (s *suite) startNode() (*node.Node, error) {
-	o := node.Options{Programs: s.programs, Containerd: s.containerd, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	node.Coffer{Bin: s.bin, Guest: s.guest, Sandboxer: os.Getenv("COFFER_K8S_SANDBOXER"), Debug: true}.Apply(&o)
+func (s *suite) startNode(containerd, sandboxer string) (*node.Node, error) {
+	o := node.Options{Programs: s.programs, Containerd: containerd, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	node.Coffer{Bin: s.bin, Guest: s.guest, Sandboxer: sandboxer, Debug: true}.Apply(&o)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	return node.Start(ctx, o)
