@@ -184,11 +184,24 @@ func (s *shim) end(ctx context.Context) error {
 	if cerr := s.client.Close(); err == nil {
 		err = cerr
 	}
-	for limit := time.Now().Add(30 * time.Second); unix.Kill(int(s.pid), 0) == nil; {
-		if time.Now().After(limit) {
-			return errors.Join(err, fmt.Errorf("%s: the shim of %s does not end", s.name, s.pod.id))
-		}
-		time.Sleep(time.Millisecond)
-	}
+	err = errors.Join(err, s.gone())
 	return errors.Join(err, os.RemoveAll(s.dir), os.RemoveAll(filepath.Join(workDir, "snapshots", s.pod.id)))
+}
+
+// gone waits for the daemon's end.
+func (s *shim) gone() error {
+	const limit = 30 * time.Second
+	fd, err := unix.PidfdOpen(int(s.pid), 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+	if n == 0 && err == nil {
+		err = fmt.Errorf("%s: the shim of %s does not end", s.name, s.pod.id)
+	}
+	return err
 }
