@@ -31,6 +31,7 @@ func load(name string) (*specs.Spec, error) {
 // pod's, limits are gone (their controllers may belong to the other version of
 // cgroups here), and so are annotations that only one of the shims knows.
 func (p podSpec) common(s *specs.Spec, kind, id string) {
+	s.Version = "1.0.2" // crun 1.8 knows no later one
 	s.Process.Args = []string{"/bin/sleep", "100000"}
 	s.Process.User = specs.User{}
 	s.Process.Cwd = "/"

@@ -45,7 +45,7 @@ func (b *bench) startMany(ctx context.Context) error {
 	for n := 1; n <= b.pods; n *= 2 {
 		counts = append(counts, n)
 	}
-	const repeats = 7
+	const repeats = 15
 	all := map[int][]burst{}
 	for round := range repeats + 1 {
 		for turn := range counts {
