@@ -45,7 +45,7 @@ func (b *bench) startMany(ctx context.Context) error {
 	for n := 1; n <= b.pods; n *= 2 {
 		counts = append(counts, n)
 	}
-	const repeats = 15
+	const repeats = 9
 	all := map[int][]burst{}
 	for round := range repeats + 1 {
 		for turn := range counts {
@@ -73,7 +73,7 @@ func (b *bench) startMachines(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for _, n := range []int{1, 2, 4} {
+	for _, n := range []int{1, 4} {
 		m, err := b.burst(ctx, b.coffer(config), n)
 		if err != nil {
 			return fmt.Errorf("%d machines: %w", n, err)
