@@ -65,15 +65,21 @@ func commandLine(pid int) string {
 }
 
 // noteSpaces remembers the PID namespaces of the pod's processes: whoever is in
-// one of them is the pod's, whatever it looks like.
+// one of them is the pod's, whatever it looks like. They are held open, so that
+// the kernel does not give their numbers to others.
 func (n *node) noteSpaces() {
 	own, _ := os.Readlink("/proc/self/ns/pid")
 	for _, pid := range n.processes() {
-		for _, name := range []string{"pid", "pid_for_children"} {
-			if ns, err := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", pid, name)); err == nil && ns != own && ns != "" && !slices.Contains(n.spaces, ns) {
-				n.spaces = append(n.spaces, ns)
-			}
+		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/pid", pid))
+		if err != nil {
+			continue // it has just ended
 		}
+		name, err := os.Readlink(fmt.Sprintf("/proc/self/fd/%d", f.Fd()))
+		if err != nil || name == own || n.spaces[name] != nil {
+			_ = f.Close()
+			continue
+		}
+		n.spaces[name] = f
 	}
 }
 
@@ -87,7 +93,7 @@ func (n *node) processes() []int {
 		cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid))
 		space, _ := os.Readlink(fmt.Sprintf("/proc/%d/ns/pid", pid))
 		text := proc(pid, "cmdline") + proc(pid, "environ") + proc(pid, "cgroup") + cwd
-		if (slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(text, m) }) || slices.Contains(n.spaces, space)) && !zombie(pid) {
+		if (slices.ContainsFunc(marks, func(m string) bool { return strings.Contains(text, m) }) || n.spaces[space] != nil) && !zombie(pid) {
 			found = append(found, pid)
 		}
 	}

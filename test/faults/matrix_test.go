@@ -179,7 +179,7 @@ var faults = []fault{
 		}
 		if l.pending != nil {
 			err := n.answer(l, 2*patience)
-			n.says(err, "app", registryName+":"+n.reg.port)
+			n.says(err, "the guest: pull "+n.image, "connection refused")
 		}
 		if l.running {
 			// It does not need the registry any more.
@@ -261,7 +261,10 @@ func (n *node) machineDied(l *life) {
 	n.t.Helper()
 	if l.pending != nil {
 		if err := n.answer(l, patience); err != nil {
-			n.says(err, "killed")
+			n.says(err, "(signal: killed); somebody on the node has killed it")
+			if s := err.Error(); strings.Count(s, "signal: killed") != 1 {
+				n.t.Errorf("said more than once: %s", s)
+			}
 		} else if l.what != "the deletion" {
 			n.t.Errorf("%s has succeeded", l.what)
 		}

@@ -49,8 +49,8 @@ type node struct {
 	pod    string // id of the sandbox
 	client *ttrpc.Client
 	task   taskapi.TTRPCTaskService
-	shim   int // pid of the daemon
-	spaces []string
+	shim   int                 // pid of the daemon
+	spaces map[string]*os.File // PID namespaces of the pod, held open
 
 	mu     sync.Mutex
 	log    bytes.Buffer
@@ -68,7 +68,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t)}
+	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}}
 	t.Cleanup(n.end)
 	for _, d := range []string{"state", "s", "tmp", "scratch", "kubelet", "b", "io"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -134,7 +134,7 @@ func (n *node) serveEvents() {
 	}
 	done := make(chan struct{})
 	go func() { defer close(done); _ = server.Serve(context.Background(), l) }()
-	n.t.Cleanup(func() { _ = server.Close(); <-done })
+	n.cuts = append(n.cuts, func() { _ = server.Close(); <-done })
 }
 
 type eventSink node
@@ -289,12 +289,18 @@ func (n *node) end() {
 	if n.t.Failed() {
 		n.t.Logf("the shim's log:\n%s", tail(n.logged()))
 	}
+	for end := time.Now().Add(5 * time.Second); len(n.processes()) > 0 && time.Now().Before(end); {
+		time.Sleep(50 * time.Millisecond)
+	}
 	for _, pid := range n.processes() {
 		n.t.Errorf("killed a process that was left: %d %s", pid, commandLine(pid))
 		_ = syscall.Kill(pid, syscall.SIGKILL)
 	}
 	for _, cut := range n.cuts {
 		cut()
+	}
+	for _, f := range n.spaces {
+		_ = f.Close()
 	}
 	if err := os.RemoveAll(n.dir); err != nil {
 		n.t.Error(err)

@@ -12,7 +12,6 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
-	"github.com/containerd/typeurl/v2"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 )
@@ -172,13 +171,13 @@ func (n *node) run(id string) {
 
 // exec starts a process in a container.
 func (n *node) exec(id, exec string, args ...string) error {
-	spec, err := typeurl.MarshalAny(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
+	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
 	if err != nil {
 		return err
 	}
 	ctx, cancel := n.call()
 	defer cancel()
-	r := &taskapi.ExecProcessRequest{ID: id, ExecID: exec, Stdout: n.fifo(exec + "-out"), Spec: &anypb.Any{TypeUrl: spec.GetTypeUrl(), Value: spec.GetValue()}}
+	r := &taskapi.ExecProcessRequest{ID: id, ExecID: exec, Stdout: n.fifo(exec + "-out"), Spec: &anypb.Any{TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: spec}}
 	if _, err := n.task.Exec(ctx, r); err != nil {
 		return err
 	}
