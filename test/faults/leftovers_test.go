@@ -135,7 +135,7 @@ func (n *node) mounts() []string {
 		}
 		seen[ns] = true
 		for line := range strings.Lines(proc(pid, "mountinfo")) {
-			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !strings.Contains(line, allowedMount) {
+			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !strings.Contains(line, n.path("state")+" "+"rw") {
 				found = append(found, "mount: "+strings.TrimSpace(line))
 			}
 		}
@@ -143,8 +143,8 @@ func (n *node) mounts() []string {
 	return found
 }
 
-// allowedMount is in the path of file systems that the test has made itself.
-const allowedMount = "/small-"
+// ownFile is a file of the test's in a directory where a shim makes some.
+const ownFile = "test"
 
 // groups are control groups that name the pod, in every hierarchy.
 func (n *node) groups() []string {
@@ -210,7 +210,7 @@ func (n *node) files() []string {
 			switch {
 			case err != nil, rel == dir:
 				return nil //nolint:nilerr // gone meanwhile
-			case rel == "state/k8s.io": // of all pods
+			case rel == "state/k8s.io", d.Name() == ownFile: // of all pods; of the test
 				return nil
 			case rel == "state/accel": // what the node's processor can do
 				return fs.SkipDir

@@ -14,6 +14,8 @@ import (
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
+
+	"github.com/coffer-project/coffer/internal/host/hosttest"
 )
 
 const (
@@ -268,4 +270,24 @@ func (n *node) address() string {
 		n.t.Fatal(err)
 	}
 	return strings.TrimPrefix(string(data), "unix://")
+}
+
+// begin starts a container.
+func (n *node) begin(ctx context.Context, id string) error {
+	_, err := n.task.Start(ctx, &taskapi.StartRequest{ID: id})
+	return err
+}
+
+// bare gives the pod an interface without addresses, and takes those of the
+// loopback device away, as a CNI plugin does that has none left.
+func (n *node) bare() {
+	peer := hosttest.NewNamespace(n.t)
+	n.net.Veth("eth0", peer, "host0", 1500)
+}
+
+// veth gives the pod an interface as CNI plugins do.
+func (n *node) veth() {
+	n.bare()
+	n.net.Address("eth0", "192.0.2.2/24")
+	n.net.Route("eth0", "0.0.0.0/0", "192.0.2.1")
 }
