@@ -32,6 +32,10 @@ type handler struct {
 
 	mu       sync.Mutex
 	fixtures map[string]*fixture
+
+	siteOnce sync.Once
+	site     *site
+	siteErr  error
 }
 
 func newHandler(n *node.Node, name string) *handler {

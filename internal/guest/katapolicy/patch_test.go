@@ -7,7 +7,10 @@ import (
 	"maps"
 	"reflect"
 	"slices"
+	"strings"
 	"testing"
+
+	"github.com/coffer-project/coffer/podpolicy"
 )
 
 // FuzzPatch: whatever a policy's answer asks for, what was there stays as it
@@ -36,4 +39,23 @@ func FuzzPatch(f *testing.F) {
 			t.Errorf("the state has %v", names)
 		}
 	})
+}
+
+// A host's claim of rights is in what a policy is asked about: here there is no
+// pod policy to compare it with.
+func TestRightsAreInTheInput(t *testing.T) {
+	t.Parallel()
+	q := podpolicy.Question{Container: "c", Sandbox: &podpolicy.SandboxConfig{}, Config: &podpolicy.ContainerConfig{
+		Unmasked: true, ReadOnlyRoot: true, Capabilities: []string{"CAP_SYS_ADMIN"}, Seccomp: podpolicy.SeccompUnconfined,
+		RLimits: map[string]podpolicy.RLimit{"RLIMIT_NOFILE": {Soft: 1, Hard: 2}},
+	}}
+	data, err := json.Marshal(containerInput(q))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []string{`"MaskedPaths":[]`, `"ReadonlyPaths":[]`, `"Readonly":true`, `"Bounding":["CAP_SYS_ADMIN"]`, `"Seccomp":null`, `"Rlimits":[{"Hard":2,"Soft":1,"Type":"RLIMIT_NOFILE"}]`} {
+		if !strings.Contains(string(data), want) {
+			t.Errorf("no %s in %s", want, data)
+		}
+	}
 }

@@ -3,7 +3,9 @@
 package katapolicy
 
 import (
+	"maps"
 	"path"
+	"slices"
 
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -25,7 +27,7 @@ func containerInput(q podpolicy.Question) object {
 			"mount_point": path.Join("/run/kata-containers", q.Container, "rootfs"), "fs_group": nil, "shared": false,
 		}},
 		"OCI": object{
-			"Version": "1.2.0", "Process": process(c.Terminal, c.User, c.Args, c.Env, c.Cwd, c.Capabilities, c.NoNewPrivileges),
+			"Version": "1.2.0", "Process": process(c.Terminal, c.User, c.Args, c.Env, c.Cwd, c.Capabilities, c.NoNewPrivileges, c.RLimits),
 			"Root":     object{"Path": path.Join("/run/kata-containers", q.Container, "rootfs"), "Readonly": c.ReadOnlyRoot},
 			"Hostname": "", "Mounts": mounts(c.Mounts), "Hooks": nil, "Solaris": nil, "Windows": nil,
 			"Annotations": object{
@@ -53,9 +55,13 @@ func linux(c *podpolicy.ContainerConfig, s *podpolicy.SandboxConfig) object {
 	if c.Seccomp == podpolicy.SeccompDefault {
 		seccomp = object{"DefaultAction": "SCMP_ACT_ERRNO", "Architectures": []string{}, "Flags": []string{}, "Syscalls": []any{}}
 	}
+	masked, readOnly := maskedPaths(), readonlyPaths()
+	if c.Unmasked {
+		masked, readOnly = []string{}, []string{}
+	}
 	return object{
 		"UIDMappings": []any{}, "GIDMappings": []any{}, "Sysctl": sysctls, "Resources": resources(c.Limits), "CgroupsPath": "", "Namespaces": namespaces,
-		"Devices": []any{}, "Seccomp": seccomp, "RootfsPropagation": "", "MaskedPaths": maskedPaths(), "ReadonlyPaths": readonlyPaths(), "MountLabel": "", "IntelRdt": nil,
+		"Devices": []any{}, "Seccomp": seccomp, "RootfsPropagation": "", "MaskedPaths": masked, "ReadonlyPaths": readOnly, "MountLabel": "", "IntelRdt": nil,
 	}
 }
 
@@ -99,18 +105,22 @@ func devices(list []podpolicy.MountConfig) []object {
 }
 
 func commandInput(c *podpolicy.ExecConfig) object {
-	return process(c.Terminal, c.User, c.Args, c.Env, c.Cwd, c.Capabilities, c.NoNewPrivileges)
+	return process(c.Terminal, c.User, c.Args, c.Env, c.Cwd, c.Capabilities, c.NoNewPrivileges, nil)
 }
 
-func process(terminal bool, u podpolicy.User, args []string, vars []podpolicy.EnvVar, cwd string, capabilities []string, noNewPrivileges bool) object {
+func process(terminal bool, u podpolicy.User, args []string, vars []podpolicy.EnvVar, cwd string, capabilities []string, noNewPrivileges bool, limits map[string]podpolicy.RLimit) object {
 	env := make([]string, len(vars))
 	for i, v := range vars {
 		// At most one of them is there; the names of secrets are no secrets.
 		env[i] = v.Name + "=" + v.Value + v.Sealed + v.Resource + v.Expand
 	}
 	caps := list(capabilities)
+	rlimits := []object{}
+	for _, name := range slices.Sorted(maps.Keys(limits)) {
+		rlimits = append(rlimits, object{"Type": name, "Soft": limits[name].Soft, "Hard": limits[name].Hard})
+	}
 	return object{
-		"Terminal": terminal, "ConsoleSize": nil, "Args": list(args), "Env": env, "Cwd": cwd, "Rlimits": []any{}, "NoNewPrivileges": noNewPrivileges,
+		"Terminal": terminal, "ConsoleSize": nil, "Args": list(args), "Env": env, "Cwd": cwd, "Rlimits": rlimits, "NoNewPrivileges": noNewPrivileges,
 		"User":            object{"UID": u.UID, "GID": u.GID, "AdditionalGids": list(u.Groups), "Username": ""},
 		"Capabilities":    object{"Bounding": caps, "Effective": caps, "Permitted": caps, "Inheritable": []string{}, "Ambient": []string{}},
 		"ApparmorProfile": "", "OOMScoreAdj": 0, "SelinuxLabel": "",

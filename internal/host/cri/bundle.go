@@ -37,11 +37,7 @@ func ReadBundle(dir, id string) (*Bundle, error) {
 	if err != nil {
 		return nil, fmt.Errorf("OCI bundle %s: %w", dir, err)
 	}
-	b, err := parse(data, id, readHostFile)
-	if err != nil {
-		return nil, fmt.Errorf("OCI bundle of %s: %w", id, err)
-	}
-	return b, nil
+	return parse(data, id, readHostFile)
 }
 
 // fileReader reads a small file of the host; nil without error: there is none.
@@ -51,10 +47,10 @@ type fileReader func(path string) ([]byte, error)
 func parse(data []byte, id string, read fileReader) (*Bundle, error) {
 	spec := new(specs.Spec)
 	if err := json.Unmarshal(data, spec); err != nil {
-		return nil, fmt.Errorf("%s: %w", configFile, err)
+		return nil, fmt.Errorf("OCI bundle: %s: %w", configFile, err)
 	}
 	if spec.Linux == nil || spec.Windows != nil || spec.VM != nil {
-		return nil, fmt.Errorf("%s: expected a Linux container: the guest runs no other", configFile)
+		return nil, errors.New("the bundle is not of a Linux container: the guest runs no other")
 	}
 	b := &Bundle{Spec: spec}
 	a := annotations(spec.Annotations)

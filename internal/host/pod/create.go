@@ -217,12 +217,15 @@ func (e *timeoutError) explain(ctx context.Context, err error) error {
 	if err == nil {
 		return nil
 	}
-	cause := context.Cause(ctx)
-	if st, _ := answer(err); cause == nil && st != nil && st.Code() == codes.DeadlineExceeded {
-		cause = e
+	cause, text := context.Cause(ctx), err.Error()
+	if st, _ := answer(err); st != nil {
+		text = "the guest: " + st.Message()
+		if cause == nil && st.Code() == codes.DeadlineExceeded {
+			cause = e
+		}
 	}
 	if _, dead := errors.AsType[*vmm.End](err); dead || cause == nil || errors.Is(err, cause) {
 		return err // a machine's end says everything
 	}
-	return fmt.Errorf("%w (%s)", cause, printable(err.Error()))
+	return fmt.Errorf("%w (%s)", cause, printable(text))
 }

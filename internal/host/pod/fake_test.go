@@ -40,6 +40,7 @@ type world struct {
 	traces   []Trace
 	plan     *Plan
 	volumes  volumes.Options
+	lost     string // the last words of a container that went with its machine
 }
 
 var errStep = errors.New("this step fails")
@@ -302,6 +303,13 @@ func (v *fakeVolumes) Prepare(ctx context.Context, _ volumes.Host, c volumes.Con
 
 func (v *fakeVolumes) Exited(ctx context.Context, _ volumes.Host, _ string) error {
 	return v.w.step(ctx, "exited")
+}
+
+func (v *fakeVolumes) Lost(id, reason string) error {
+	v.w.mu.Lock()
+	defer v.w.mu.Unlock()
+	v.w.lost = id + ": " + reason
+	return nil
 }
 
 func (v *fakeVolumes) Release(id string) {

@@ -65,6 +65,8 @@ type Volumes interface {
 	Prepare(ctx context.Context, h volumes.Host, c volumes.Container) (*volumes.Proposal, error)
 	// Exited writes the termination message.
 	Exited(ctx context.Context, h volumes.Host, id string) error
+	// Lost writes one for a container whose machine is gone.
+	Lost(id, reason string) error
 	// Release lets go of what only the container used.
 	Release(id string)
 	Close() error

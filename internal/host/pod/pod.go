@@ -210,12 +210,19 @@ func (p *Pod) releaseVolumes(id string) {
 }
 
 // Exited is to be called when a container has ended and before anybody is told:
-// it writes the container's termination message where the kubelet looks for it.
+// it writes the container's termination message where the kubelet looks for it,
+// or, of one that ended with its machine, why that was.
 func (p *Pod) Exited(ctx context.Context, id string) error {
 	p.mu.Lock()
 	v, m := p.volumes, p.machine
 	p.mu.Unlock()
-	if v == nil || !alive(m) {
+	if v == nil {
+		return nil
+	}
+	if !alive(m) {
+		if err := p.Err(); err != nil {
+			return v.Lost(id, "the pod's machine has ended: "+err.Error()+"\n")
+		}
 		return nil
 	}
 	return p.explain(v.Exited(ctx, m, id))

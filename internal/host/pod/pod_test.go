@@ -268,7 +268,7 @@ func TestCreateFailures(t *testing.T) {
 		{"prepare", "this step fails", nil},
 		{"container", "this step fails", nil},
 		{"", "the guest: refused: container.args", refused("container.args", "args[0]")},
-		{"", "container app was not created within 20m0s", status.Error(codes.DeadlineExceeded, "it took too long")},
+		{"", "it will be tried again (the guest: it took too long)", status.Error(codes.DeadlineExceeded, "it took too long")},
 		{"", "the guest: a\ufffdb c", status.Error(codes.Unavailable, "a\x1bb\nc")},
 	} {
 		w := newWorld()
@@ -353,6 +353,9 @@ func TestDeath(t *testing.T) {
 		if err := f(); err != nil {
 			t.Error(err)
 		}
+	}
+	if !strings.HasPrefix(w.lost, "c-1: the pod's machine has ended: ") || !strings.Contains(w.lost, "Kernel panic") {
+		t.Errorf("last words %q", w.lost)
 	}
 	if got := w.left(); len(got) != 0 {
 		t.Errorf("left: %q", got)

@@ -111,7 +111,7 @@ func (s *Service) CreateSandbox(_ context.Context, r *api.CreateSandboxRequest) 
 	}
 	sandbox, err := cri.FromConfig(config.GetValue(), r.GetSandboxID(), r.GetNetnsPath())
 	if err != nil {
-		return nil, fail(codes.InvalidArgument, "sandbox %s: %w", r.GetSandboxID(), err)
+		return nil, fail(codes.InvalidArgument, "%w", err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -130,7 +130,7 @@ func (s *Service) StartSandbox(ctx context.Context, r *api.StartSandboxRequest) 
 	}
 	if err := p.Boot(ctx, sandbox); err != nil {
 		s.end(p, killed)
-		return nil, grpcError(fmt.Errorf("sandbox %s: %w", sandbox.ID, err))
+		return nil, grpcError(err)
 	}
 	if err := s.o.Booted(p); err != nil {
 		_ = p.Close(context.WithoutCancel(ctx))

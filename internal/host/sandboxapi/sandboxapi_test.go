@@ -288,7 +288,7 @@ func TestFailures(t *testing.T) {
 	}
 	create(t, w)
 	w.pod.boot = errors.New("the guest image is missing")
-	if _, err := w.client.StartSandbox(ctx, &api.StartSandboxRequest{SandboxID: "s-1"}); err == nil || !strings.Contains(err.Error(), "sandbox s-1: the guest image is missing") {
+	if _, err := w.client.StartSandbox(ctx, &api.StartSandboxRequest{SandboxID: "s-1"}); err == nil || !strings.Contains(err.Error(), "the guest image is missing") {
 		t.Errorf("start: %v", err)
 	}
 	if r, err := w.client.WaitSandbox(ctx, &api.WaitSandboxRequest{SandboxID: "s-1"}); err != nil || r.GetExitStatus() != killed {

@@ -216,9 +216,7 @@ func (s *Service) deleteInGuest(ctx context.Context, h *host, id, exec string) {
 }
 
 func (s *Service) machinePID() uint32 {
-	s.mu.Lock()
-	h := s.host
-	s.mu.Unlock()
+	h := s.hostNow()
 	if h == nil {
 		return 0
 	}

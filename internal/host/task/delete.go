@@ -93,9 +93,7 @@ func (s *Service) claimDelete(ctx context.Context, c *container, p *process) err
 // remove takes a process off guest and host. An error is the caller's
 // impatience only: it may be repeated.
 func (s *Service) remove(ctx context.Context, c *container, p *process) error {
-	s.mu.Lock()
-	h := s.host
-	s.mu.Unlock()
+	h := s.hostNow()
 	if h != nil && h.owner == c && p.exec == "" {
 		// It is torn down since the end was recorded.
 		select {

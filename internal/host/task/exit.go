@@ -36,10 +36,7 @@ func (s *Service) finish(c *container, p *process, status uint32) {
 	before.Wait()
 	p.setStopped(e, func() { s.tellExit(p, e) })
 	if p.exec == "" && c.owner() {
-		s.mu.Lock()
-		h := s.host
-		s.mu.Unlock()
-		if h != nil && h.owner == c {
+		if h := s.hostNow(); h != nil && h.owner == c {
 			s.tearDown(h)
 		}
 	}
@@ -85,8 +82,13 @@ func (s *Service) lastWords(c *container, was state) {
 			_ = p.awaitStop(s.life)
 		})
 	}
-	if alive && was == running && !c.virtual() {
+	if was != running || c.virtual() {
+		return
+	}
+	if alive {
 		all.Go(func() { _ = s.refreshStats(ctx, m, c) })
+	}
+	if h := s.hostNow(); h != nil {
 		all.Go(func() {
 			if err := h.pod.Exited(ctx, c.id); err != nil {
 				s.log.WarnContext(ctx, "the container's termination message is lost", "container", c.id, "error", explain(err))

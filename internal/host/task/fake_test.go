@@ -37,6 +37,7 @@ type fakePod struct {
 
 	mu     sync.Mutex
 	booted bool
+	gone   bool // dead
 	closed int
 	procs  map[string]*fakeProc
 	calls  []string
@@ -120,7 +121,12 @@ func (f *fakePod) Create(ctx context.Context, c *cri.Container) error {
 	return nil
 }
 
-func (f *fakePod) Exited(ctx context.Context, id string) error { return f.enter(ctx, "Exited", id) }
+func (f *fakePod) Exited(ctx context.Context, id string) error {
+	if err := f.enter(ctx, "Exited", id); !errors.Is(err, errDead) {
+		return err
+	}
+	return nil
+}
 
 func (f *fakePod) Delete(ctx context.Context, id, exec string) error {
 	if err := f.enter(ctx, "Delete", strings.TrimSuffix(id+"/"+exec, "/")); err != nil {
@@ -169,7 +175,7 @@ func (f *fakePod) Err() error {
 func (f *fakePod) die(err error) {
 	f.killing.Do(func() {
 		f.mu.Lock()
-		f.deadErr = err
+		f.deadErr, f.gone = err, true
 		for _, p := range f.procs {
 			for _, c := range []net.Conn{p.in, p.inR, p.out, p.outR, p.err, p.errR} {
 				_ = c.Close()
@@ -262,9 +268,11 @@ func (a fakeAgent) Start(ctx context.Context, r *agentapi.StartRequest) (*agenta
 		return nil, err
 	}
 	f.mu.Lock()
+	defer f.mu.Unlock()
 	p.started = true
-	f.mu.Unlock()
-	f.wg.Go(func() { f.run(p, r.GetContainerId(), r.GetExecId()) })
+	if !f.gone {
+		f.wg.Go(func() { f.run(p, r.GetContainerId(), r.GetExecId()) })
+	}
 	return &agentapi.StartResponse{Pid: 7}, nil
 }
 

@@ -301,6 +301,12 @@ func TestMachineDiesWithEverything(t *testing.T) {
 		if !strings.Contains(w.log.String(), "QEMU was killed") {
 			t.Errorf("the log does not say why:\n%s", w.log)
 		}
+		if w.pod.called("Exited web") != 1 || w.pod.called("Exited idle") != 0 {
+			t.Errorf("calls: %q", w.pod.calls)
+		}
+		if all := w.told(); all[len(all)-1] != "exit pod 137" {
+			t.Errorf("the sandbox's end is not the last: %q", all)
+		}
 		w.bundle(cri.KindContainer, "late", "sleep")
 		if _, err := w.v3.Create(t.Context(), &api.CreateTaskRequest{ID: "late"}); status.Code(err) != codes.FailedPrecondition || !strings.Contains(err.Error(), "QEMU was killed") {
 			t.Errorf("a container for a dead pod: got %v", err)

@@ -72,9 +72,7 @@ func (s *Service) Release(p Pod) {
 
 // running returns the pod if its machine runs.
 func (s *Service) running() (*host, Machine, error) {
-	s.mu.Lock()
-	h := s.host
-	s.mu.Unlock()
+	h := s.hostNow()
 	if h == nil {
 		return nil, nil, errdefs.ErrFailedPrecondition.WithMessage("the pod's machine does not run: create its sandbox first")
 	}
@@ -124,16 +122,26 @@ func (s *Service) machineEnded(h *host) {
 	default:
 		s.log.Error("the pod's machine has ended; all its containers end with status 137", "error", h.pod.Err())
 	}
+	var all sync.WaitGroup
 	for _, c := range s.list() {
-		if c.init.abandon(cause) {
-			continue
+		if !c.init.abandon(cause) && c != h.owner {
+			all.Go(func() { s.finish(c, c.init, killedStatus) })
 		}
-		s.spawn(func() { s.finish(c, c.init, killedStatus) })
 	}
-	// What is left on the host of a machine that died goes too.
-	if !h.adopted {
-		s.tearDown(h)
+	all.Wait()
+	if h.adopted {
+		return
 	}
+	// The sandbox's end is the last, and what is left of it on the host goes.
+	s.finish(h.owner, h.owner.init, killedStatus)
+	s.tearDown(h)
+}
+
+// hostNow is the pod; nil if there is none.
+func (s *Service) hostNow() *host {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.host
 }
 
 // while is ctx as long as the machine runs.

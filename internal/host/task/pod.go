@@ -27,8 +27,8 @@ type Pod interface {
 	// Create makes a container ready to start. It may take as long as a pull,
 	// and ends when ctx ends; it leaves nothing behind if it fails.
 	Create(ctx context.Context, c *cri.Container) error
-	// Exited is told that a container's process has ended, before anybody else
-	// is: the time for its last words.
+	// Exited is told that a container's process has ended, also with the
+	// machine, before anybody else is: the time for its last words.
 	Exited(ctx context.Context, id string) error
 	// Delete removes a container, or an exec of it, that has ended or was not
 	// started.

@@ -59,7 +59,8 @@ type Options struct {
 
 // Times bound what the guest and others can hold up.
 type Times struct {
-	// Drain bounds how long output is waited for after a process's end.
+	// Drain bounds how long output is waited for after a process's end. Default
+	// 10 s for the next byte, 1 min in all.
 	Drain stdio.Bound
 	// Call bounds a call to the agent that should be quick. Default 60 s.
 	Call time.Duration
@@ -86,7 +87,7 @@ func (t Times) withDefaults() Times {
 		value *time.Duration
 		def   time.Duration
 	}{
-		{&t.Drain.Idle, 5 * time.Second}, {&t.Drain.Total, 30 * time.Second}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
+		{&t.Drain.Idle, 10 * time.Second}, {&t.Drain.Total, time.Minute}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
 		{&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
 		{&t.LastWords, 5 * time.Second}, {&t.CloseStdin, 10 * time.Second},
 	} {

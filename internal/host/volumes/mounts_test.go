@@ -5,6 +5,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
@@ -238,6 +239,11 @@ func TestTerminationMessage(t *testing.T) {
 	if got := content(); len(got) != 4096 || !strings.HasSuffix(got, "end") {
 		t.Errorf("%d bytes", len(got))
 	}
+	k.check(m.Lost("c", "the machine has ended: "+strings.Repeat("ä", 9000)))
+	if got := content(); len(got) > 4096 || !strings.HasPrefix(got, "the machine has ended: ä") || !utf8.ValidString(got) {
+		t.Errorf("%d bytes: %.100q", len(got), got)
+	}
+	k.check(m.Lost("without", "nobody asked"))
 	// What is not the kubelet's file is not written to.
 	victim := filepath.Join(t.TempDir(), "victim")
 	k.check(os.WriteFile(victim, []byte("v"), 0o644))
@@ -262,6 +268,9 @@ func TestTerminationMessage(t *testing.T) {
 		k.check(os.RemoveAll(file))
 		k.check(replace[name]())
 		if err := m.Exited(t.Context(), g, "c"); err == nil {
+			t.Errorf("%s: written", name)
+		}
+		if err := m.Lost("c", "x"); err == nil {
 			t.Errorf("%s: written", name)
 		}
 	}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -40,6 +41,23 @@ func (m *Manager) Exited(ctx context.Context, h Host, id string) error {
 	// The guest is not trusted to keep the bound; the end of a message counts.
 	message = message[max(0, len(message)-maxMessage):]
 	if err := m.pod.writeFile(use.messageFile, message); err != nil {
+		return fmt.Errorf("termination message of container %s: %w", id, err)
+	}
+	return nil
+}
+
+// Lost writes why a container has ended whose machine is gone, to where its own
+// last words would be: the kubelet shows them in the pod's status. It needs the
+// same as Exited.
+func (m *Manager) Lost(id, reason string) error {
+	m.mu.Lock()
+	use := m.uses[id]
+	m.mu.Unlock()
+	if use == nil || use.messageFile == "" {
+		return nil
+	}
+	message := strings.ToValidUTF8(reason[:min(len(reason), maxMessage)], "")
+	if err := m.pod.writeFile(use.messageFile, []byte(message)); err != nil {
 		return fmt.Errorf("termination message of container %s: %w", id, err)
 	}
 	return nil

@@ -10,11 +10,10 @@ import (
 	"os/exec"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // errUsage is the answer to arguments that no subcommand takes.
-var errUsage = errors.New("usage: app pause | serve [NAME=ADDRESS...] | get URL | dial NETWORK ADDRESS TEXT | listen PATH | eat MIB | fork N | signals [SECONDS] [CODE] | call NAME | watch DIRECTORY | flood BYTES | terminal | wait-file PATH")
+var errUsage = errors.New("usage: app pause | serve [NAME=ADDRESS...] | get URL | dial NETWORK ADDRESS TEXT | listen PATH | eat MIB | fork N | signals [SECONDS] [CODE] | call NAME | watch DIRECTORY | flood BYTES | terminal | totals FILE")
 
 func main() {
 	err := run(os.Args[1:])
@@ -38,7 +37,7 @@ func run(args []string) error {
 	}
 	commands := map[string]func([]string) error{
 		"pause": pause, "serve": serve, "get": get, "dial": dial, "listen": listen, "eat": eat, "fork": fork, "signals": signals,
-		"call": call, "watch": watch, "flood": flood, "terminal": terminal, "wait-file": waitFile,
+		"call": call, "watch": watch, "flood": flood, "terminal": terminal, "totals": totals,
 	}
 	f, ok := commands[args[0]]
 	if !ok {
@@ -111,19 +110,4 @@ func flood(args []string) error {
 		}
 	}
 	return nil
-}
-
-// waitFile waits until a file is there and prints it.
-func waitFile(args []string) error {
-	if len(args) != 1 {
-		return errUsage
-	}
-	for {
-		b, err := os.ReadFile(args[0])
-		if err == nil {
-			_, err = os.Stdout.Write(b)
-			return err
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
 }

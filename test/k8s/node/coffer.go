@@ -33,7 +33,7 @@ func (c Coffer) Apply(o *Options) {
 	o.Path = append(o.Path, c.Bin)
 	common := fmt.Sprintf("default_memory = 256\nstate_dir = \"/run/coffer\"\nsofttee_state = \"/var/lib/coffer/softtee\"\nscratch_directory = \"/var/lib/coffer\"\nkubelet_root = \"/var/lib/kubelet\"\nboot_timeout = \"3m\"\ndebug = %t\n[unsealed_registries]\nca = \"@CA@\"\n", c.Debug)
 	o.Files["/var/lib/coffer/.keep"] = ""
-	o.Files["/etc/coffer/"+HandlerSoft+".toml"] = fmt.Sprintf("tee = \"soft\"\nguest_image = %q\n", c.Guest) + common
+	o.Files["/etc/coffer/"+HandlerSoft+".toml"] = fmt.Sprintf("tee = \"soft\"\nguest_image = %q\nscratch = 536870912\n", c.Guest) + common
 	o.Files["/etc/coffer/"+HandlerProcess+".toml"] = fmt.Sprintf("tee = \"none\"\ndriver = \"process\"\ndevelopment = true\nagent = %q\n", filepath.Join(c.Bin, "coffer-agent")) + common
 	for _, name := range []string{HandlerSoft, HandlerProcess} {
 		o.Handlers = append(o.Handlers, Handler{

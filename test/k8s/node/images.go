@@ -36,6 +36,8 @@ type Images struct {
 
 	mu      sync.Mutex
 	private map[string]string // repository prefix to "user:password"
+	pulls   map[string]int    // repository to requests of blobs
+	files   map[string][]byte
 }
 
 // ServeImages starts the registry and puts [PauseImage] and [AppImage] into it.
@@ -48,12 +50,18 @@ func (n *Node) ServeImages() (*Images, error) {
 	if err != nil {
 		return nil, err
 	}
-	i := &Images{n: n, private: map[string]string{}}
+	i := &Images{n: n, private: map[string]string{}, pulls: map[string]int{}, files: map[string][]byte{}}
 	i.server = &http.Server{
 		Handler:           i.guard(registry.New(registry.Logger(log.New(io.Discard, "", 0)))),
 		ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
 	}
 	go func() { _ = i.server.Serve(tls.NewListener(l, config)) }()
+	data, err := n.Listen(DataAddress)
+	if err != nil {
+		return nil, err
+	}
+	files := &http.Server{Handler: http.HandlerFunc(i.serveFiles), ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+	go func() { _ = files.Serve(data) }()
 	return i, i.pushOwn()
 }
 
@@ -224,6 +232,9 @@ func (i *Images) guard(next http.Handler) http.Handler {
 			w.Header().Set("WWW-Authenticate", `Basic realm="node"`)
 			http.Error(w, `{"errors":[{"code":"UNAUTHORIZED"}]}`, http.StatusUnauthorized)
 			return
+		}
+		if r.Method == http.MethodGet {
+			i.count(r.URL.Path)
 		}
 		next.ServeHTTP(w, r)
 	})

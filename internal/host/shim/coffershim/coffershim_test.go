@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	self.SocketDir = os.Getenv("COFFER_SHIM_TEST_SOCKETS")
 	os.Exit(coffershim.Program("test").Main(context.Background(), self))
 }
 
@@ -118,7 +119,7 @@ func (w *world) member(id string, options []string, command ...string) []string 
 
 // left lists what shims have left on this node.
 func (w *world) left() string {
-	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel$' ; "+
+	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel' ; "+
 		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -type d -name 'coffer-process-*-"+filepath.Base(w.Dir)+"' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
 	return strings.TrimSpace(out)
 }
