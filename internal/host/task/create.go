@@ -12,6 +12,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/stdio"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
 // Causes of a creation that was given up.
@@ -121,7 +122,12 @@ func (s *Service) create(ctx context.Context, c *container, r *api.CreateTaskReq
 		return nil
 	}
 	// What was given up has said why; the rest is its consequence.
-	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+	end, dead := errors.AsType[*vmm.End](err)
+	switch cause := context.Cause(ctx); {
+	case dead && !c.owner():
+		// Of a boot the error says at which stage; here the end says everything.
+		err = errdefs.ErrFailedPrecondition.WithMessage("the pod's machine has ended: " + explain(end).Error())
+	case cause != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	undo()

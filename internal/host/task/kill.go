@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
 // maxSignal is the last signal of Linux, SIGRTMAX.
@@ -88,10 +90,11 @@ func (s *Service) signal(ctx context.Context, c *container, p *process, signal u
 		})
 		return err
 	})
+	_, dead := errors.AsType[*vmm.End](err) // and with the machine all that ran in it
 	switch err := explain(err); {
 	case err == nil:
 		return nil
-	case errdefs.IsNotFound(err), p.isOver():
+	case dead, errdefs.IsNotFound(err), p.isOver():
 		if ending(signal) {
 			return nil // its end is on its way
 		}
