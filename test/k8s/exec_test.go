@@ -100,7 +100,7 @@ func (s *space) comes(t *testing.T, pod, container, script, expected string) {
 	s.eventually(t, fmt.Sprintf("%q from %s in %s/%s", expected, script, pod, container), func() error {
 		got, code, err := s.attempt(t, pod, container, "sh", "-c", script)
 		if strings.TrimSpace(got) != expected {
-			return fmt.Errorf("exit code %d, %v: %q", code, err, got)
+			return errors.Join(err, fmt.Errorf("exit code %d: %q", code, got))
 		}
 		return nil
 	})
