@@ -152,6 +152,9 @@ func (s *space) forward(t *testing.T, pod string, port int) string {
 	t.Cleanup(func() {
 		close(stop)
 		<-done
+		if t.Failed() {
+			t.Logf("port-forward: %s", log.String())
+		}
 	})
 	select {
 	case <-started:
@@ -170,7 +173,7 @@ func (s *space) forward(t *testing.T, pod string, port int) string {
 
 // ask sends a GET request from this machine.
 func ask(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
