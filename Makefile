@@ -172,6 +172,10 @@ bench-evidence: deps ## Compare the judging of evidence with Google's libraries 
 bench-guest: deps bin/coffer-agent ## Compare pulls and decryption with skopeo, umoci, containerd, igzip and ocicrypt (build/bench/guest.json)
 	@mkdir -p build/bench && $(GO) build -o build/bench/guest ./test/bench/guest && build/bench/guest
 
+.PHONY: bench-k8s
+bench-k8s: deps deps-k8s bin/coffer-agent bin/containerd-shim-coffer-v2 guest-image $(K8S)/containerd-2.2/containerd ## Compare the shim with containerd's own and a pod's machine with a bare one (build/bench/k8s.json)
+	@mkdir -p build/bench && $(GO) build -o build/bench/k8s ./test/bench/k8s && build/bench/k8s
+
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays
 	@rm -rf bin build/guest build/bench build/tools build/k8s

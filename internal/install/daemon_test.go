@@ -1,31 +1,27 @@
 package install
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/boundedtoml"
 )
 
-// daemonsVariable names containerd programs to test with, separated by colons.
-// Without it, Debian's is used, and those of `make k8s-node`.
-const daemonsVariable = "COFFER_CONTAINERDS"
-
-// daemons are the containerd programs of this machine.
+// daemons are the containerd programs of this machine: Debian's, and those of
+// `make k8s-node`.
 func daemons(t *testing.T) []string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		unsupported(t, "needs the right to change the root directory")
 	}
-	if list := os.Getenv(daemonsVariable); list != "" {
-		return strings.Split(list, ":")
-	}
-	built, err := filepath.Glob("../../build/k8s/containerd-*/containerd")
+	built, err := filepath.Glob(filepath.Join(cmp.Or(os.Getenv("COFFER_K8S_PROGRAMS"), "../../build/k8s"), "containerd-*/containerd"))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -33,7 +29,7 @@ func daemons(t *testing.T) []string {
 		built = append(built, p)
 	}
 	if len(built) == 0 {
-		unsupported(t, "no containerd: install it, run `make k8s-node`, or set "+daemonsVariable)
+		unsupported(t, "no containerd: install it, or run `make k8s-node`")
 	}
 	return built
 }
@@ -134,6 +130,10 @@ func putProgram(t *testing.T, root, program string) {
 			}
 		}
 	}
+	// A process that is forked while a program is written has it open, and the
+	// program cannot be run then.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for from, to := range files {
 		in, err := os.Open(from)
 		if err != nil {

@@ -2,12 +2,12 @@ package run
 
 import (
 	"bytes"
+	"cmp"
 	"crypto/rand"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -17,17 +17,14 @@ import (
 	"github.com/coffer-project/coffer/secret"
 )
 
-// daemons are the containerd programs of this machine: those that the environment
-// names, Debian's, and those of `make k8s-node`.
+// daemons are the containerd programs of this machine: Debian's, and those of
+// `make k8s-node`.
 func daemons(t *testing.T) []string {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("runs containerd, which needs root")
 	}
-	if list := os.Getenv("COFFER_CONTAINERDS"); list != "" {
-		return strings.Split(list, ":")
-	}
-	found, err := filepath.Glob("../../build/k8s/containerd-*/containerd")
+	found, err := filepath.Glob(filepath.Join(cmp.Or(os.Getenv("COFFER_K8S_PROGRAMS"), "../../build/k8s"), "containerd-*/containerd"))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -195,6 +195,8 @@ func (l *Link) Shutdown(ctx context.Context) error {
 	if err != nil && !Broken(err) && l.machine.Ended() == nil {
 		return fmt.Errorf("shutdown: %w", err)
 	}
+	// The guest waits a moment for its host to have the answer, or to leave.
+	_ = l.session.Close()
 	select {
 	case <-l.machine.Done():
 		return nil

@@ -12,6 +12,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/internal/host/volumes"
 	"github.com/coffer-project/coffer/podpolicy"
 )
@@ -223,8 +224,8 @@ func (e *timeoutError) explain(ctx context.Context, err error) error {
 			cause = e
 		}
 	}
-	if cause == nil || errors.Is(err, cause) {
-		return err
+	if _, dead := errors.AsType[*vmm.End](err); dead || cause == nil || errors.Is(err, cause) {
+		return err // a machine's end says everything
 	}
 	return fmt.Errorf("%w (%s)", cause, printable(text))
 }

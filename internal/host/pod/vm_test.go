@@ -2,6 +2,7 @@ package pod
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -16,7 +17,9 @@ import (
 
 	"github.com/opencontainers/runtime-spec/specs-go"
 
+	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
@@ -146,5 +149,56 @@ func TestRealMachine(t *testing.T) {
 	}
 	if err := p.Delete(ctx, "vm-1", ""); err != nil {
 		t.Error(err)
+	}
+}
+
+// TestRealSealedMachine: the digest of a pod's initdata stands in what the guest
+// attests, so that the guest takes the document, finds there what the bundle does
+// not say, and refuses what its policy does not have.
+func TestRealSealedMachine(t *testing.T) {
+	image := guestImage(t)
+	dir := t.TempDir()
+	const policy = `{"apiVersion": "coffer/v1", "kind": "PodPolicy", "pod": {"name": "web", "namespace": "shop", "sharePID": true},
+		"containers": [{"name": "web", "image": {"digest": "sha256:aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa", "from": ["registry.example/web"]}}],
+		"network": {"dns": {"host": "dns"}, "hosts": {"host": "hosts"}}}`
+	doc := initdata.Document{Version: initdata.Version, Algorithm: initdata.SHA256, Data: map[string]string{
+		initdata.KeyPodPolicy: policy, initdata.KeyAA: "[token_configs.kbs]\nurl = \"https://trustee.example\"\n",
+	}}
+	raw, err := doc.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	annotation, err := initdata.EncodeAnnotation(raw)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c := runtimeconfig.Default()
+	c.TEE, c.GuestImage, c.Accelerator = "soft", image, "tcg"
+	c.SoftTEEState, c.StateDir = filepath.Join(dir, "tee"), filepath.Join(dir, "run")
+	c.BootTimeout = runtimeconfig.Duration(4 * time.Minute)
+	p := New(Options{ID: "vm-2", Config: c, Logger: slog.New(slog.DiscardHandler)})
+	b := bundle(t, "web-sandbox", "vm-2", func(s *specs.Spec) {
+		s.Annotations[cri.AnnotationInitdata] = annotation
+		s.Mounts = nil
+	})
+	b.Sandbox.NetNS = "" // the user-mode network
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
+	defer cancel()
+	if err := p.Boot(ctx, b.Sandbox); err != nil {
+		t.Fatal(err)
+	}
+	defer func() {
+		if err := p.Close(context.WithoutCancel(ctx)); err != nil {
+			t.Error(err)
+		}
+	}()
+	if info := p.Machine().Info(); !info.Hello.GetSealed() || info.Measurement == nil {
+		t.Errorf("info %+v", info)
+	}
+	app := bundle(t, "web-app", "c-1", func(*specs.Spec) {}).Container
+	app.Spec.Mounts = nil
+	err = p.Create(ctx, app)
+	if r, ok := errors.AsType[*Refused](err); !ok || r.Rule != "container.unknown" || !strings.Contains(err.Error(), `"app"`) {
+		t.Errorf("got %v", err)
 	}
 }

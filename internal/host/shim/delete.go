@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -136,7 +137,7 @@ func (d deletion) leave(ctx context.Context, state podstate.State) bool {
 	if !state.Shim.Alive() {
 		return false
 	}
-	if err == nil && len(now.Machines) == 0 && answers(ctx, state.Socket, d.id) {
+	if err == nil && !slices.ContainsFunc(now.Machines, podstate.Process.Alive) && answers(ctx, state.Socket, d.id) {
 		return true // it has containers whose ends containerd has not asked for yet
 	}
 	d.cleaner.Logger.WarnContext(ctx, "ending the shim of a pod that containerd has given up", "pod", d.id, "pid", state.Shim.PID)

@@ -340,3 +340,43 @@ func TestGuestDoesNotOpen(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 }
+
+// muxed behaves like a stream of the guest's channel: what is closed here can be
+// read until the guest closes too, and a guest that reads nothing holds up the
+// close.
+type muxed struct {
+	net.Conn
+	stuck chan struct{}
+}
+
+func (m muxed) Close() error {
+	<-m.stuck
+	return m.Conn.Close()
+}
+
+// A guest that does not close its side, and does not hear that this one is
+// closed, keeps nobody.
+func TestGuestDoesNotClose(t *testing.T) {
+	s := openStreams(t, Paths{Stdout: fifo(t, "out")})
+	stuck := make(chan struct{})
+	var there []net.Conn
+	if err := s.Connect(t.Context(), func(context.Context, agentapi.StreamHeader_Kind) (net.Conn, error) {
+		a, b := net.Pipe()
+		there = append(there, b)
+		return muxed{a, stuck}, nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+	begin := time.Now()
+	s.Close()
+	if d := time.Since(begin); d > 2*closeTime {
+		t.Errorf("it took %s", d)
+	}
+	close(stuck) // the machine has ended
+	for _, c := range there {
+		if _, err := io.ReadAll(c); err != nil {
+			t.Error(err)
+		}
+	}
+	s.all.Wait()
+}

@@ -12,6 +12,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/stdio"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
 // Causes of a creation that was given up.
@@ -121,7 +122,12 @@ func (s *Service) create(ctx context.Context, c *container, r *api.CreateTaskReq
 		return nil
 	}
 	// What was given up has said why; the rest is its consequence.
-	if cause := context.Cause(ctx); cause != nil && ctx.Err() != nil {
+	end, dead := errors.AsType[*vmm.End](err)
+	switch cause := context.Cause(ctx); {
+	case dead && !c.owner():
+		// Of a boot the error says at which stage; here the end says everything.
+		err = errdefs.ErrFailedPrecondition.WithMessage("the pod's machine has ended: " + explain(end).Error())
+	case cause != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}
 	undo()
@@ -203,7 +209,7 @@ func (s *Service) deleteInGuest(ctx context.Context, h *host, id, exec string) {
 	ctx, cancel := bounded(ctx, s.o.Times.Delete, "delete")
 	defer cancel()
 	start := time.Now()
-	if err := h.pod.Delete(ctx, id, exec); err != nil && !errdefs.IsNotFound(explain(err)) && !h.over() {
+	if err := s.within(ctx, func() error { return h.pod.Delete(ctx, id, exec) }); err != nil && !errdefs.IsNotFound(explain(err)) && !h.over() {
 		s.log.WarnContext(ctx, "the guest did not delete what has ended; it goes with the machine",
 			"container", id, "exec", exec, "after", time.Since(start), "error", explain(err))
 	}

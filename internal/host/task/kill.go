@@ -2,6 +2,7 @@ package task
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"time"
 
@@ -10,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
 // maxSignal is the last signal of Linux, SIGRTMAX.
@@ -82,13 +84,17 @@ func (s *Service) signal(ctx context.Context, c *container, p *process, signal u
 	}
 	ctx, cancel := bounded(ctx, s.o.Times.Call, "kill")
 	defer cancel()
-	_, err = m.Agent().Signal(ctx, &agentapi.SignalRequest{
-		ContainerId: p.id, ExecId: p.exec, Signal: uint32(signal), All: all && p.exec == "",
+	err = s.within(ctx, func() error {
+		_, err := m.Agent().Signal(ctx, &agentapi.SignalRequest{
+			ContainerId: p.id, ExecId: p.exec, Signal: uint32(signal), All: all && p.exec == "",
+		})
+		return err
 	})
+	_, dead := errors.AsType[*vmm.End](err) // and with the machine all that ran in it
 	switch err := explain(err); {
 	case err == nil:
 		return nil
-	case errdefs.IsNotFound(err), p.isOver():
+	case dead, errdefs.IsNotFound(err), p.isOver():
 		if ending(signal) {
 			return nil // its end is on its way
 		}

@@ -59,9 +59,24 @@ func (e *End) Error() string {
 	if e.Detail != "" {
 		fmt.Fprintf(&b, " (%s)", e.Detail)
 	}
+	if advice := e.advice(); advice != "" {
+		b.WriteString("; " + advice)
+	}
 	show(&b, "QEMU", e.Emulator)
 	show(&b, "console", e.Console)
 	return b.String()
+}
+
+// advice is what to do about it; empty where nobody knows.
+func (e *End) advice() string {
+	switch {
+	case strings.Contains(e.Detail, "signal: killed"):
+		return "somebody on the node has killed it; if that was the kernel for want of memory, the node's kernel log says so"
+	case e.Cause == Reset, e.Cause == Panicked:
+		return "want of memory is the usual reason: raise the memory limits of the pod's containers"
+	default:
+		return ""
+	}
 }
 
 func show(b *strings.Builder, source string, lines []string) {

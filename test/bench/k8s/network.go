@@ -66,7 +66,7 @@ func podNetwork(ctx context.Context, dir string, n int) (path string, err error)
 	if err := netlink.LinkSetNsFd(peer, int(ns.Fd())); err != nil {
 		return "", err
 	}
-	if err := linkUp(host, fmt.Sprintf("10.88.%d.1/24", n)); err != nil {
+	if err := linkUp(host, fmt.Sprintf("10.%d.%d.1/24", 88+n/200, n%200)); err != nil {
 		return "", err
 	}
 	return path, onThread(func() error {
@@ -83,14 +83,14 @@ func podNetwork(ctx context.Context, dir string, n int) (path string, err error)
 		if err := linkUp("lo", "127.0.0.2/8"); err != nil {
 			return err
 		}
-		if err := linkUp("eth0", fmt.Sprintf("10.88.%d.2/24", n)); err != nil {
+		if err := linkUp("eth0", fmt.Sprintf("10.%d.%d.2/24", 88+n/200, n%200)); err != nil {
 			return err
 		}
 		_, everywhere, err := net.ParseCIDR("0.0.0.0/0")
 		if err != nil {
 			return err
 		}
-		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Gw: net.IPv4(10, 88, byte(n), 1)})
+		return netlink.RouteAdd(&netlink.Route{LinkIndex: link.Attrs().Index, Dst: everywhere, Gw: net.IPv4(10, byte(88+n/200), byte(n%200), 1)})
 	})
 }
 

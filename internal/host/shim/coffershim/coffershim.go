@@ -11,6 +11,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync/atomic"
 
 	sandboxv1 "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/ttrpc"
@@ -65,6 +66,8 @@ type node struct {
 	config *runtimeconfig.Config
 	tasks  *task.Service
 	boxes  *sandboxapi.Service
+	// sandboxed says that the pod is the Sandbox service's.
+	sandboxed atomic.Bool
 }
 
 func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
@@ -84,10 +87,13 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			}
 			return task.Of(p), nil
 		},
-		Publish: n.publish, Shutdown: d.Shutdown, Logger: d.Logger, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
+		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
-		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) { return n.newPod(s.ID) },
+		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {
+			n.sandboxed.Store(true)
+			return n.newPod(s.ID)
+		},
 		Booted: func(p sandboxapi.Pod) error { return n.adopt(p, n.tasks.Adopt) },
 		Closed: func(p sandboxapi.Pod) {
 			_ = n.adopt(p, func(t task.Pod) error { n.tasks.Release(t); return nil })
@@ -109,6 +115,14 @@ func (n *node) newPod(id string) (*pod.Pod, error) {
 		return nil, fmt.Errorf("pod %s: this shim is the one of pod %s", id, n.d.ID)
 	}
 	return pod.New(pod.Options{ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note}), nil
+}
+
+// shutdown is asked for when the last container is deleted. A sandbox outlives
+// its containers: containerd still asks how it ended, and then for its end.
+func (n *node) shutdown() {
+	if !n.sandboxed.Load() {
+		n.d.Shutdown()
+	}
 }
 
 // adopt has the Task service use a pod of the Sandbox service, or not any more.

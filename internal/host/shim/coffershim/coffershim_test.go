@@ -33,6 +33,7 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, err)
 		os.Exit(1)
 	}
+	self.SocketDir = os.Getenv("COFFER_SHIM_TEST_SOCKETS")
 	os.Exit(coffershim.Program("test").Main(context.Background(), self))
 }
 
