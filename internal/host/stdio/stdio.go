@@ -181,6 +181,8 @@ func (s *Streams) Close() {
 	s.mu.Lock()
 	s.closed = true
 	for _, c := range s.conns {
+		// Closing alone tells the guest, and would wait for it to close, too.
+		_ = c.SetDeadline(time.Unix(1, 0))
 		_ = c.Close()
 	}
 	s.mu.Unlock()
