@@ -125,8 +125,8 @@ func (l *liar) serve(conn net.Conn) {
 		_ = server.Serve(context.Background(), &oneConn{conn: conn, closed: make(chan struct{})})
 	case agentapi.StreamHeader_EVENTS:
 		l.events(conn)
-	case agentapi.StreamHeader_STDOUT:
-		l.output(conn)
+	case agentapi.StreamHeader_STDOUT, agentapi.StreamHeader_STDERR:
+		l.output(conn, header.GetContainerId())
 	case agentapi.StreamHeader_STDIN:
 		_, _ = io.Copy(io.Discard, conn)
 	default:
@@ -175,9 +175,18 @@ func (l *liar) events(conn net.Conn) {
 	}
 }
 
-func (l *liar) output(conn net.Conn) {
-	if l.lie != "output" {
-		return // open, and silent
+func (l *liar) output(conn net.Conn, id string) {
+	switch l.lie {
+	case "output":
+	case "silence":
+		return // open for ever
+	case "exits":
+		_ = conn.Close()
+		return
+	default:
+		<-l.ended(id)
+		_ = conn.Close()
+		return
 	}
 	line := []byte(strings.Repeat("y\n", 32<<10))
 	for {

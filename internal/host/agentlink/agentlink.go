@@ -89,6 +89,9 @@ func (l *Link) connect(ctx context.Context, conn net.Conn, answered func()) erro
 	l.client = ttrpc.NewClient(control, ttrpc.WithUnaryClientInterceptor(l.intercept))
 	l.agent = Cancelling(agentapi.NewAgentClient(l.client), l.Open, l.intercept)
 	if l.hello, err = l.agent.Hello(ctx, &agentapi.HelloRequest{Versions: []uint32{channel.MaxVersion}, Build: build}); err != nil {
+		if cause := context.Cause(ctx); cause != nil {
+			err = cause // says which limit was reached
+		}
 		return l.explain(err)
 	}
 	if v := l.hello.GetVersion(); v < channel.MinVersion || v > channel.MaxVersion {
