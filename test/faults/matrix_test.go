@@ -333,3 +333,24 @@ func (n *node) says(err error, words ...string) {
 		}
 	}
 }
+
+// TestLeftoversAreSeen: what is counted is counted, of a pod that runs.
+func TestLeftoversAreSeen(t *testing.T) {
+	n := newNode(t)
+	running(n)
+	var processes []string
+	for _, pid := range n.processes() {
+		processes = append(processes, commandLine(pid))
+	}
+	for what, found := range map[string][]string{
+		"shim|coffer-agent|sleep 1000": processes, "-out open": n.openFiles(), "control group ": n.groups(), "state.json|file s/": n.files(),
+	} {
+		for _, w := range strings.Split(what, "|") {
+			if !strings.Contains(strings.Join(found, "\n"), w) {
+				t.Errorf("want %q among %q", w, found)
+			}
+		}
+	}
+	n.conclude()
+	n.expectClean()
+}

@@ -45,6 +45,8 @@ type node struct {
 
 	settings map[string]string // of the handler's configuration, in TOML
 	env      []string          // more for the shim
+	execEnv  []string          // of an exec
+	stdin    bool              // tasks have standard input
 
 	pod    string // id of the sandbox
 	client *ttrpc.Client
@@ -68,7 +70,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}}
+	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}, execEnv: []string{"PATH=/bin"}}
 	t.Cleanup(n.end)
 	for _, d := range []string{"state", "s", "tmp", "scratch", "kubelet", "b", "io"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {

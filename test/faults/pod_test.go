@@ -100,6 +100,9 @@ func (n *node) creation(id string) func(ctx context.Context) error {
 	if id != n.pod {
 		r.Stdout, r.Stderr = n.fifo(id+"-out"), n.fifo(id+"-err")
 	}
+	if n.stdin {
+		r.Stdin = n.fifo(id + "-in")
+	}
 	client := n.task
 	return func(ctx context.Context) error {
 		if client == nil {
@@ -173,7 +176,7 @@ func (n *node) run(id string) {
 
 // exec starts a process in a container.
 func (n *node) exec(id, exec string, args ...string) error {
-	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
+	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: n.execEnv})
 	if err != nil {
 		return err
 	}
