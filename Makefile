@@ -17,7 +17,8 @@ CACHE    := build/cache/packages
 LINT     := build/tools/golangci-lint
 # Where test tools find things; absolute, since tests run in their packages.
 TEST_ENV := COFFER_BIN=$(CURDIR)/bin COFFER_GUEST_IMAGE=$(CURDIR)/$(GUEST) \
-            COFFER_GUEST_CACHE=$(CURDIR)/$(CACHE) COFFER_GUEST_AGENT=$(CURDIR)/bin/coffer-agent
+            COFFER_GUEST_CACHE=$(CURDIR)/$(CACHE) COFFER_GUEST_AGENT=$(CURDIR)/bin/coffer-agent \
+            COFFER_K8S_PROGRAMS=$(CURDIR)/build/k8s COFFER_HELM=$(CURDIR)/build/tools/helm
 
 # OUTPUT=json: the demo's report, and nothing else, on standard output.
 OUTPUT ?=
@@ -102,7 +103,7 @@ demo: deps-demo build guest-image ## Show an attested pod, and the host's attack
 	@bin/coffer demo --guest-image $(GUEST) $(if $(OUTPUT),--output $(OUTPUT))
 
 .PHONY: test
-test: deps build build-pkcs11 guest-image ## Lint, unit tests and end-to-end tests in virtual machines
+test: deps build build-pkcs11 guest-image k8s-node build/tools/helm ## Lint, unit tests and end-to-end tests in virtual machines
 	@GO=$(GO) LINT=$(LINT) $(TEST_ENV) scripts/test >&2
 
 # Kubernetes' own programs, in one file, and two versions of containerd, for tests on
@@ -171,6 +172,10 @@ bench-evidence: deps ## Compare the judging of evidence with Google's libraries 
 .PHONY: bench-guest
 bench-guest: deps bin/coffer-agent ## Compare pulls and decryption with skopeo, umoci, containerd, igzip and ocicrypt (build/bench/guest.json)
 	@mkdir -p build/bench && $(GO) build -o build/bench/guest ./test/bench/guest && build/bench/guest
+
+.PHONY: bench-k8s
+bench-k8s: deps deps-k8s bin/coffer-agent bin/containerd-shim-coffer-v2 guest-image $(K8S)/containerd-2.2/containerd ## Compare the shim with containerd's own and a pod's machine with a bare one (build/bench/k8s.json)
+	@mkdir -p build/bench && $(GO) build -o build/bench/k8s ./test/bench/k8s && build/bench/k8s
 
 .PHONY: clean
 clean: ## Remove what was built; the cache of downloaded packages stays

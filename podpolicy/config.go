@@ -94,6 +94,9 @@ type VolumeConfig struct {
 	// HostFiles: some files of the volume come by [Guard.PutFiles]; a container
 	// does not start without them.
 	HostFiles bool
+	// Executable: files of the volume may be run, because the policy gives some of
+	// them such a mode, or the pod is the host's.
+	Executable bool
 	// Mode and Modes are permission bits, octal.
 	Mode  string
 	Modes map[string]string

@@ -40,13 +40,29 @@ func describeVolume(p *Policy, s *state, name string) (VolumeConfig, *Refusal) {
 	case VolumeEphemeral:
 		c.Medium, c.SizeBytes = orDefault(v.Medium, MediumDisk), v.Size.Bytes
 	case VolumeFiles:
-		c.HostFiles, c.Mode = fromHost(v), orDefault(v.Mode, defaultFileMode)
+		c.HostFiles, c.Mode, c.Executable = fromHost(v), orDefault(v.Mode, defaultFileMode), executable(v)
 	case VolumeBlock:
 	}
 	if v.Group != nil {
 		c.Group = new(*v.Group)
 	}
 	return c, nil
+}
+
+// executable reports whether some file of a files volume has a mode to be run
+// by.
+func executable(v Volume) bool {
+	modes := append(slices.Collect(maps.Values(v.Modes)), v.Mode)
+	if v.Host != nil {
+		if v.Host.any {
+			return true
+		}
+		modes = append(modes, v.Host.Mode)
+	}
+	return slices.ContainsFunc(modes, func(octal string) bool {
+		mode, err := parseMode(orDefault(octal, defaultFileMode))
+		return err == nil && mode&0o111 != 0
+	})
 }
 
 // isDiskSerial: what a virtio block device has room for.

@@ -46,3 +46,36 @@ func TestFilesMountedAlone(t *testing.T) {
 		t.Error("a file of an empty volume was accepted")
 	}
 }
+
+// Files are run only where somebody has said that they may be: the owner by a
+// mode, or the host of a pod that is its own.
+func TestExecutableFiles(t *testing.T) {
+	t.Parallel()
+	for name, tt := range map[string]struct {
+		volume podpolicy.Volume
+		want   bool
+	}{
+		"default":       {podpolicy.Volume{}, false},
+		"mode":          {podpolicy.Volume{Mode: "0755"}, true},
+		"one file":      {podpolicy.Volume{Modes: map[string]string{"run.sh": "0510"}}, true},
+		"no file":       {podpolicy.Volume{Mode: "0600", Modes: map[string]string{"run.sh": "0440"}}, false},
+		"the host's":    {podpolicy.Volume{Host: &podpolicy.HostFiles{Names: []string{"a"}, MaxBytes: 1, Mode: "0701"}}, true},
+		"host, default": {podpolicy.Volume{Host: &podpolicy.HostFiles{Names: []string{"a"}, MaxBytes: 1}}, false},
+	} {
+		p := simplePolicy()
+		tt.volume.Kind = podpolicy.VolumeFiles
+		if tt.volume.Host == nil {
+			tt.volume.Pinned = map[string]string{"run.sh": webDigest}
+		}
+		p.Volumes = map[string]podpolicy.Volume{"v": tt.volume}
+		p.Containers[0].Mounts = []podpolicy.Mount{{Path: "/v", Volume: "v", ReadOnly: true}}
+		if v := must[podpolicy.VolumeConfig](t)(podpolicy.NewGuard(p).Volume("v")); v.Executable != tt.want {
+			t.Errorf("%s: %v, want %v", name, v.Executable, tt.want)
+		}
+	}
+	g := unsealedGuard(t)
+	must[*podpolicy.FilesUpdate](t)(g.PutFiles("v", 1))
+	if v := must[podpolicy.VolumeConfig](t)(g.Volume("v")); !v.Executable {
+		t.Error("an unsealed pod")
+	}
+}

@@ -99,6 +99,7 @@ func ownProgram() string {
 func (i *installFlags) options(a *app) (install.Options, error) {
 	o := i.o
 	o.Flavour, o.Logger, o.Check = install.Flavour(i.runtime), a.logger(), checkSettings
+	o.Restarts = i.restart == "systemd"
 	o.Firmware = map[string]string{"snp": i.snp, "tdx": i.tdx}
 	if i.settings != "" {
 		var err error

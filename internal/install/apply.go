@@ -61,6 +61,10 @@ func (p *Plan) apply(ctx context.Context, version string, r *Result) error {
 	default:
 		r.Checked = true
 	}
+	if p.options.Restarts {
+		r.Restart = r.Restart || p.old != nil && p.old.Restart
+		record.Restart = r.Restart
+	}
 	return p.finish(record, r)
 }
 
@@ -136,7 +140,7 @@ func (r *Record) union(old *Record) {
 			}
 		}
 	}
-	r.Edit = old.Edit
+	r.Edit, r.Restart = old.Edit, old.Restart
 }
 
 // keepOriginal makes the state directory and keeps the main file's bytes in it,

@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/boundedtoml"
@@ -129,6 +130,10 @@ func putProgram(t *testing.T, root, program string) {
 			}
 		}
 	}
+	// A process that is forked while a program is written has it open, and the
+	// program cannot be run then.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for from, to := range files {
 		in, err := os.Open(from)
 		if err != nil {

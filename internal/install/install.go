@@ -73,6 +73,9 @@ type Options struct {
 	Sandboxer string
 	// Replace files that were installed and changed since.
 	Replace bool
+	// Restarts says that the caller has containerd restarted, with Restart: then an
+	// installation asks for it until it has worked.
+	Restarts bool
 	// Force uninstalls under running pods.
 	Force bool
 	// Exec runs programs of the node; nil: in a chroot of Root.

@@ -398,6 +398,49 @@ func TestChangedFilesStay(t *testing.T) {
 	}
 }
 
+// TestRestart: what was not restarted is asked for again, until it was.
+func TestRestart(t *testing.T) {
+	t.Parallel()
+	o := options(t, "2.2.9", map[string]string{"etc/containerd/config.toml": "version = 3\n", "usr/bin/systemctl": ""})
+	if err := os.Chmod(filepath.Join(o.Root, "usr/bin/systemctl"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	before := tree(t, o.Root)
+	var calls []string
+	broken := errors.New("no bus")
+	o.Restarts = true
+	o.Exec = func(_ context.Context, argv ...string) ([]byte, error) {
+		calls = append(calls, strings.Join(argv[1:], " "))
+		if argv[1] == "restart" {
+			return nil, broken
+		}
+		return nil, nil
+	}
+	for range 2 {
+		r := install(t, o)
+		if !r.Restart {
+			t.Fatal("no restart is asked for")
+		}
+		if _, err := Restart(t.Context(), o, r.Units); !errors.Is(err, broken) {
+			t.Errorf("%v", err)
+		}
+	}
+	broken = nil
+	if done, err := Restart(t.Context(), o, install(t, o).Units); err != nil || !slices.Equal(done, []string{"containerd.service"}) {
+		t.Errorf("%q, %v", done, err)
+	}
+	if r := install(t, o); r.Restart {
+		t.Error("it was restarted")
+	}
+	if want := []string{"is-active --quiet containerd.service", "restart containerd.service"}; !slices.Equal(calls[:2], want) {
+		t.Errorf("%q", calls)
+	}
+	if r := uninstall(t, o); !r.Restart {
+		t.Error("no restart after the removal")
+	}
+	same(t, before, tree(t, o.Root))
+}
+
 // TestContainerdRefuses: what containerd does not read is taken back.
 func TestContainerdRefuses(t *testing.T) {
 	t.Parallel()

@@ -20,6 +20,8 @@ type Record struct {
 	Format int `json:"format"`
 	// Complete is false while files are written or removed.
 	Complete bool `json:"complete"`
+	// Restart says that containerd was to be restarted and has not been yet.
+	Restart bool `json:"restart,omitempty"`
 	// Program is the version of the program that installed.
 	Program string `json:"program"`
 	// Handlers are the names that containerd was told.

@@ -35,5 +35,10 @@ func Restart(ctx context.Context, o Options, units []string) ([]string, error) {
 	if len(restarted) == 0 {
 		return nil, fmt.Errorf("restart of containerd: none of %s is an active service of systemd (restart it by its own means)", strings.Join(units, ", "))
 	}
-	return restarted, nil
+	record, err := n.load()
+	if err != nil || record == nil || !record.Restart {
+		return restarted, err
+	}
+	record.Restart = false
+	return restarted, n.store(record)
 }

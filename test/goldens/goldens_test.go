@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -68,6 +69,10 @@ func newWorld(t *testing.T, qemuVersion string) *world {
 
 func (w *world) put(t *testing.T, files map[string]string) {
 	t.Helper()
+	// A process that is forked while a program is written has it open, and the
+	// program cannot be run then.
+	syscall.ForkLock.RLock()
+	defer syscall.ForkLock.RUnlock()
 	for name, text := range files {
 		p := filepath.Join(w.dir, name)
 		if err := os.MkdirAll(filepath.Dir(p), 0o755); err != nil {

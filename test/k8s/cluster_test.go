@@ -27,6 +27,8 @@ import (
 type handler struct {
 	n    *node.Node
 	name string
+	// label stands in the report.
+	label string
 	// parallel has room for each row that may run at once.
 	parallel chan struct{}
 
@@ -44,7 +46,7 @@ func newHandler(n *node.Node, name string) *handler {
 	if kindOf(name) != onMachine {
 		at = 4
 	}
-	return &handler{n: n, name: name, parallel: make(chan struct{}, at), fixtures: map[string]*fixture{}}
+	return &handler{n: n, name: name, label: name, parallel: make(chan struct{}, at), fixtures: map[string]*fixture{}}
 }
 
 // patience is how long one step of a pod may take.

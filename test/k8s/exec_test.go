@@ -100,7 +100,7 @@ func (s *space) comes(t *testing.T, pod, container, script, expected string) {
 	s.eventually(t, fmt.Sprintf("%q from %s in %s/%s", expected, script, pod, container), func() error {
 		got, code, err := s.attempt(t, pod, container, "sh", "-c", script)
 		if strings.TrimSpace(got) != expected {
-			return fmt.Errorf("exit code %d, %v: %q", code, err, got)
+			return errors.Join(err, fmt.Errorf("exit code %d: %q", code, got))
 		}
 		return nil
 	})
@@ -152,6 +152,9 @@ func (s *space) forward(t *testing.T, pod string, port int) string {
 	t.Cleanup(func() {
 		close(stop)
 		<-done
+		if t.Failed() {
+			t.Logf("port-forward: %s", log.String())
+		}
 	})
 	select {
 	case <-started:
@@ -170,7 +173,7 @@ func (s *space) forward(t *testing.T, pod string, port int) string {
 
 // ask sends a GET request from this machine.
 func ask(ctx context.Context, url string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
+	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	q, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {

@@ -208,7 +208,7 @@ func ephemeral(t *testing.T, c *cluster) {
 
 func limitRows() []row {
 	return []row{
-		{id: "k8s-oom", core: true, on: onAll, asserts: "a container beyond its memory limit is OOMKilled, and only it", run: func(t *testing.T, c *cluster) {
+		{id: "k8s-oom", core: true, on: onRunc | onMachine, asserts: "a container beyond its memory limit is OOMKilled, and only it", run: func(t *testing.T, c *cluster) {
 			c.apply(t, "kind: Pod\nmetadata: {name: oom}\nspec: {restartPolicy: Never, containers: [{name: a, command: [/app, eat], resources: {limits: {memory: 64Mi}}}, {name: b}]}\n")
 			p := c.waitPod(t, "oom", "out of memory", func(p *corev1.Pod) (bool, error) { return container(p, "a").State.Terminated != nil, nil })
 			if end := container(p, "a").State.Terminated; end.Reason != "OOMKilled" || end.ExitCode != 137 {

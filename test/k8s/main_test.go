@@ -44,6 +44,9 @@ type suite struct {
 
 	start  func() (*node.Node, error)
 	images func() (*node.Images, error)
+
+	mu    sync.Mutex
+	nodes []*node.Node
 }
 
 // the is the suite of this test program. It is set once, by TestMain.
@@ -54,11 +57,8 @@ func TestMain(m *testing.M) {
 		os.Exit(code)
 	}
 	the = newSuite()
-	var running *node.Node
 	the.start = sync.OnceValues(func() (*node.Node, error) {
-		n, err := the.startNode()
-		running = n
-		return n, err
+		return the.startNode(the.containerd, os.Getenv("COFFER_K8S_SANDBOXER"))
 	})
 	the.images = sync.OnceValues(func() (*node.Images, error) {
 		n, err := the.start()
@@ -70,21 +70,18 @@ func TestMain(m *testing.M) {
 	stopped := make(chan os.Signal, 1)
 	signal.Notify(stopped, unix.SIGINT, unix.SIGTERM)
 	go func() {
-		if _, ok := <-stopped; ok && running != nil {
-			_ = running.Close()
-			os.Exit(1)
-		}
+		<-stopped
+		_ = the.closeNodes()
+		os.Exit(1)
 	}()
 	code := m.Run()
 	if err := the.report.write(); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		code = 1
 	}
-	if running != nil {
-		if err := running.Close(); err != nil {
-			fmt.Fprintln(os.Stderr, "the node left something behind:", err)
-			code = 1
-		}
+	if err := the.closeNodes(); err != nil {
+		fmt.Fprintln(os.Stderr, "a node left something behind:", err)
+		code = 1
 	}
 	os.Exit(code)
 }
@@ -122,12 +119,31 @@ func directory(variable, fallback string) string {
 	return dir
 }
 
-func (s *suite) startNode() (*node.Node, error) {
-	o := node.Options{Programs: s.programs, Containerd: s.containerd, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	node.Coffer{Bin: s.bin, Guest: s.guest, Sandboxer: os.Getenv("COFFER_K8S_SANDBOXER"), Debug: true}.Apply(&o)
+func (s *suite) startNode(containerd, sandboxer string) (*node.Node, error) {
+	o := node.Options{Programs: s.programs, Containerd: containerd, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
+	node.Coffer{Bin: s.bin, Guest: s.guest, Sandboxer: sandboxer, Debug: true}.Apply(&o)
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
-	return node.Start(ctx, o)
+	n, err := node.Start(ctx, o)
+	if err == nil {
+		s.mu.Lock()
+		s.nodes = append(s.nodes, n)
+		s.mu.Unlock()
+	}
+	return n, err
+}
+
+// closeNodes ends every node that was started.
+func (s *suite) closeNodes() error {
+	s.mu.Lock()
+	nodes := s.nodes
+	s.nodes = nil
+	s.mu.Unlock()
+	var errs []error
+	for _, n := range nodes {
+		errs = append(errs, n.Close())
+	}
+	return errors.Join(errs...)
 }
 
 // need starts the node, or skips the test where there can be none.

@@ -6,6 +6,8 @@ import (
 	"testing"
 
 	"sigs.k8s.io/yaml"
+
+	"github.com/coffer-project/coffer/test/k8s/node"
 )
 
 // tampering is what a host may change in a sealed container, and the rule that
@@ -40,7 +42,7 @@ func addVolume(spec, container map[string]any, source map[string]any, path strin
 func tamperings() []tampering {
 	capabilities := "awk '$1 == \"CapEff:\" {print $2}' /proc/1/status"
 	return []tampering{
-		{id: "image", asserts: "another image", rule: "container.image", change: func(c, _ map[string]any) { c["image"] = appImage }},
+		{id: "image", asserts: "another image", rule: "container.image", change: func(c, _ map[string]any) { c["image"] = node.PauseImage }},
 		{id: "command", asserts: "another command", rule: "container.args", change: func(c, _ map[string]any) { c["command"] = []any{"sh", "-c", "sleep 601"} }},
 		{id: "argument", asserts: "one argument more", rule: "container.args", change: func(c, _ map[string]any) {
 			c["command"] = append(append([]any(nil), c["command"].([]any)...), "more")
@@ -59,7 +61,7 @@ func tamperings() []tampering {
 		{id: "host-path", asserts: "a directory of the node", rule: "", check: "ls /extra 2>/dev/null | wc -l", want: "0", change: func(c, s map[string]any) {
 			addVolume(s, c, map[string]any{"hostPath": map[string]any{"path": "/etc"}}, "/extra")
 		}},
-		{id: "projected", asserts: "a projected volume more", rule: "container.mounts", change: func(c, s map[string]any) {
+		{id: "projected", asserts: "a projected volume more", rule: "files.volume", change: func(c, s map[string]any) {
 			addVolume(s, c, map[string]any{"projected": map[string]any{"sources": []any{map[string]any{"downwardAPI": map[string]any{"items": []any{map[string]any{"path": "x", "fieldRef": map[string]any{"fieldPath": "metadata.name"}}}}}}}}, "/extra")
 		}},
 		{id: "mount-path", asserts: "another path of a volume", rule: "container.mounts", change: func(c, _ map[string]any) {

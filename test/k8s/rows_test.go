@@ -92,12 +92,7 @@ func TestRows(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			t.Run("together", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return !r.alone && !r.wide }) })
-			h.removeFixtures(t)
-			h.parallel = make(chan struct{}, 1)
-			t.Run("wide", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return r.wide && !r.alone }) })
-			t.Run("alone", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return r.alone }) })
-			h.removeFixtures(t)
+			h.all(t, rows)
 			if err := n.Settle(t.Context(), before, 2*time.Minute); err != nil {
 				t.Errorf("the pods of %s: %v", handler, err)
 			}
@@ -125,6 +120,16 @@ func needHandler(t *testing.T, handler string) {
 	}
 }
 
+// all runs the rows of every manner, those that disturb others last.
+func (h *handler) all(t *testing.T, rows []row) {
+	t.Run("together", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return !r.alone && !r.wide }) })
+	h.removeFixtures(t)
+	h.parallel = make(chan struct{}, 1)
+	t.Run("wide", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return r.wide && !r.alone }) })
+	t.Run("alone", func(t *testing.T) { h.runRows(t, rows, func(r row) bool { return r.alone }) })
+	h.removeFixtures(t)
+}
+
 func (h *handler) runRows(t *testing.T, rows []row, chosen func(row) bool) {
 	for _, r := range rows {
 		if !chosen(r) || r.not != "" || r.on&kindOf(h.name) == 0 || (the.core && !r.core) {
@@ -145,7 +150,7 @@ func (h *handler) runRows(t *testing.T, rows []row, chosen func(row) bool) {
 				case t.Skipped():
 					result = notApplicable
 				}
-				the.report.add(r, h.name, result, "", time.Since(began))
+				the.report.add(r, h.label, result, "", time.Since(began))
 			}()
 			r.run(t, h.cluster(t, r.id))
 		})

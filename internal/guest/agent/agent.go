@@ -126,6 +126,10 @@ type Options struct {
 	// Nodes are the device nodes that a privileged container of an unsealed pod has;
 	// nil: none, where the machine is not the pod's.
 	Nodes func() ([]container.Node, error)
+	// SharedMemory is a directory that all containers have at /dev/shm, as those of
+	// a pod share the rest of its inter-process communication; empty: each has its
+	// own there.
+	SharedMemory string
 	// RLimits are those of a container for which nobody has said others.
 	RLimits map[string]container.RLimit
 	// WithoutDeviceRules is for tests on machines that forbid them.

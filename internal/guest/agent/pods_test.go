@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"os"
 	"sync"
 	"testing"
 	"time"
@@ -13,6 +14,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/guest/agent"
+	"github.com/coffer-project/coffer/internal/guest/guesttest"
 	"github.com/coffer-project/coffer/podpolicy"
 )
 
@@ -44,6 +47,31 @@ func TestTenContainersAtOnce(t *testing.T) {
 	last.Mounts = []*agentapi.Mount{{Path: "/shared", Volume: "shared"}}
 	if got, _ := h.script(last); got != "0\n1\n2\n3\n4\n5\n6\n7\n8\n9\n" {
 		t.Errorf("the volume has %q", got)
+	}
+}
+
+// The containers of a pod have one /dev/shm, unless one has a volume there.
+func TestSharedMemory(t *testing.T) {
+	dir := guesttest.Tmpfs(t)
+	if err := os.Chmod(dir, 0o777|os.ModeSticky); err != nil {
+		t.Fatal(err)
+	}
+	w := newWorld(t, nil, func(o *agent.Options) { o.SharedMemory = dir })
+	h := w.connect()
+	must[*agentapi.CreateSandboxResponse](t)(h.CreateSandbox(t.Context(), &agentapi.CreateSandboxRequest{SandboxId: "pod", PodName: "pod"}))
+	first := w.shell("first", "echo hello >/dev/shm/word; ls -ld /dev/shm | { read mode _; echo $mode; }")
+	first.User = &agentapi.User{Uid: 1000, Gid: 1000}
+	if got, _ := h.script(first); got != "drwxrwxrwt\n" {
+		t.Errorf("the first container said %q", got)
+	}
+	if got, _ := h.script(w.shell("second", "cat /dev/shm/word")); got != "hello\n" {
+		t.Errorf("the second container said %q", got)
+	}
+	third := w.shell("third", "ls /dev/shm")
+	third.Volumes = []*agentapi.Volume{{Name: "shm", Kind: agentapi.Volume_MEMORY}}
+	third.Mounts = []*agentapi.Mount{{Path: "/dev/shm", Volume: "shm"}}
+	if got, _ := h.script(third); got != "" {
+		t.Errorf("the third container said %q", got)
 	}
 }
 

@@ -46,8 +46,14 @@ func (a *Agent) mounts(ctx context.Context, sb *sandbox, p *podpolicy.ContainerC
 		}
 		v.mounts = append(v.mounts, container.Mount{Source: filepath.Join(a.o.PodDir, name), Path: path, ReadOnly: p.ReadOnlyRoot})
 	}
+	if a.o.SharedMemory != "" && !slices.ContainsFunc(p.Mounts, func(m podpolicy.MountConfig) bool { return m.Path == sharedMemory }) {
+		v.mounts = append(v.mounts, container.Mount{Source: a.o.SharedMemory, Path: sharedMemory})
+	}
 	return v, nil
 }
+
+// sharedMemory is where shm_open(3) looks.
+const sharedMemory = "/dev/shm"
 
 func (a *Agent) addMount(ctx context.Context, sb *sandbox, v *volumes, m podpolicy.MountConfig) error {
 	config, err := sb.guard.Volume(m.Volume)
@@ -84,7 +90,7 @@ func (a *Agent) addMount(ctx context.Context, sb *sandbox, v *volumes, m podpoli
 		return failed("volume", err)
 	}
 	v.dirs = append(v.dirs, dir)
-	v.mounts = append(v.mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: written})
+	v.mounts = append(v.mounts, container.Mount{Source: dir.Path(), Path: m.Path, ReadOnly: m.ReadOnly, Exec: written || config.Executable})
 	return nil
 }
 

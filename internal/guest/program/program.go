@@ -80,6 +80,14 @@ func build(p parts) (*agent.Agent, error) {
 	if err := unix.Mount("tmpfs", dirs["pod"], "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=0711,size=4m"); err != nil {
 		return nil, fmt.Errorf("mount the pod's files: %w", err)
 	}
+	// Of the size that Kubernetes' runtimes give a pod.
+	shm := filepath.Join(dirs["pod"], "shm")
+	if err := os.Mkdir(shm, 0o755); err != nil {
+		return nil, err
+	}
+	if err := unix.Mount("shm", shm, "tmpfs", unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, "mode=1777,size=64m"); err != nil {
+		return nil, fmt.Errorf("mount the pod's shared memory: %w", err)
+	}
 	crun, err := container.NewCrun(container.Options{
 		Path: p.crun, StateDir: dirs["runtime"], BundleDir: dirs["bundles"],
 		CgroupRoot: "/sys/fs/cgroup", CgroupParent: p.cgroup, Reaper: p.reaper, WithoutMissing: p.plain,
@@ -101,7 +109,7 @@ func build(p parts) (*agent.Agent, error) {
 		Machine: machine.New(machine.Options{
 			Ready: p.ready, End: p.end, Etc: p.etc, ProcSys: "/proc/sys", Reaper: p.reaper, Network: &network.Manager{Keep: p.keepNetwork},
 		}),
-		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], WithoutDeviceRules: p.plain, Nodes: nodes, RLimits: limits,
+		Runtime: crun, Places: p.places, Disks: p.disks, PodDir: dirs["pod"], SharedMemory: shm, WithoutDeviceRules: p.plain, Nodes: nodes, RLimits: limits,
 		NewBroker: func(c agent.BrokerConfig) (datahub.Broker, error) {
 			return newBroker(c, p.log)
 		},

@@ -1,6 +1,7 @@
 package process_test
 
 import (
+	"archive/tar"
 	"context"
 	"errors"
 	"io"
@@ -207,6 +208,43 @@ func TestNetworkNamespace(t *testing.T) {
 	got, err := os.Readlink(filepath.Join("/proc", itoa(other.PID()), "ns/net"))
 	if err != nil || got == want {
 		t.Errorf("namespace %s, %v", got, err)
+	}
+}
+
+// Scripts of a ConfigMap are run as they are, whole volumes and parts of them, and
+// have the owners that the kubelet gave them.
+func TestFilesAreRun(t *testing.T) {
+	n := hosttest.NewNet(t)
+	image := n.Image(t)
+	m := hosttest.Launch(t, n.Config(t, "files"))
+	sandboxOf(t, m, n)
+	conn := make(chan error, 1)
+	go func() {
+		stream, err := m.Open(t.Context(), &agentapi.StreamHeader{Kind: agentapi.StreamHeader_FILES, Volume: "scripts", Version: 1})
+		if err == nil {
+			w := tar.NewWriter(stream)
+			const script = "#!/bin/sh\necho ran as $(id -u)\n"
+			err = errors.Join(w.WriteHeader(&tar.Header{Name: "run.sh", Mode: 0o750, Gid: 3000, Size: int64(len(script))}))
+			if err == nil {
+				_, err = io.WriteString(w, script)
+			}
+			err = errors.Join(err, w.Close(), stream.Close())
+		}
+		conn <- err
+	}()
+	if _, err := m.Agent().PutFiles(t.Context(), &agentapi.PutFilesRequest{Volume: "scripts", Version: 1}); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-conn; err != nil {
+		t.Fatal(err)
+	}
+	got := run(t, m, image, "web", "/scripts/run.sh && /usr/bin/one && ls -ln /usr/bin/one | { read mode _ uid gid _; echo $mode $uid $gid; }", func(r *agentapi.CreateContainerRequest) {
+		r.User = &agentapi.User{Uid: 1000, Gid: 1000, Groups: []uint32{3000}}
+		r.Volumes = []*agentapi.Volume{{Name: "scripts", Kind: agentapi.Volume_FILES}}
+		r.Mounts = []*agentapi.Mount{{Path: "/scripts", Volume: "scripts", ReadOnly: true}, {Path: "/usr/bin/one", Volume: "scripts", SubPath: "run.sh", ReadOnly: true}}
+	})
+	if got != "ran as 1000\nran as 1000\n-rwxr-x--- 0 3000\n" {
+		t.Errorf("the container said %q", got)
 	}
 }
 

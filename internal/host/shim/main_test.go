@@ -8,6 +8,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/host/shim"
 	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
@@ -33,6 +34,12 @@ func beShim() int {
 		return 1
 	}
 	proc.SocketDir = os.Getenv("COFFER_SHIM_TEST_SOCKETS")
+	if v := os.Getenv("COFFER_SHIM_TEST_LONELY"); v != "" {
+		if proc.LonelyTime, err = time.ParseDuration(v); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+	}
 	return program().Main(context.Background(), proc)
 }
 
@@ -53,6 +60,9 @@ func program() shim.Program {
 		Open: func(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			if d.Config == "/broken.toml" {
 				return nil, errors.New("the guest image is missing")
+			}
+			if v, err := time.ParseDuration(os.Getenv("COFFER_SHIM_TEST_SLOW")); err == nil {
+				<-time.After(v)
 			}
 			h := newHostTasks(d)
 			return &shim.Services{Register: h.register, Close: h.Close}, nil

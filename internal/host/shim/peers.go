@@ -17,11 +17,19 @@ type peers struct {
 	mu   sync.Mutex
 	open int
 	left chan struct{} // capacity 1: a connection was closed
+
+	// first is closed when somebody connects.
+	first   chan struct{}
+	connect func()
 }
 
 // newPeers accepts connections of this process's user only.
 func newPeers() *peers {
-	return &peers{check: ttrpc.UnixSocketRequireSameUser(), left: make(chan struct{}, 1)}
+	first := make(chan struct{})
+	return &peers{
+		check: ttrpc.UnixSocketRequireSameUser(), left: make(chan struct{}, 1),
+		first: first, connect: sync.OnceFunc(func() { close(first) }),
+	}
 }
 
 // Handshake implements ttrpc's interface of a server's handshaker.
@@ -30,6 +38,7 @@ func (p *peers) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, er
 	if err != nil {
 		return conn, info, err
 	}
+	p.connect()
 	p.mu.Lock()
 	p.open++
 	p.mu.Unlock()

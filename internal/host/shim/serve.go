@@ -58,7 +58,7 @@ func (p Program) serve(ctx context.Context, proc Process, f flags) (err error) {
 	pipe = nil
 	log.InfoContext(ctx, "the shim serves", "pid", os.Getpid(), "version", p.Version, "socket", s.socket)
 	s.background.Go(func() { p.sweep(s.ctx, log, settings.StateDir) })
-	s.wait()
+	s.wait(proc.LonelyTime)
 	return s.end(ctx)
 }
 
@@ -155,10 +155,20 @@ func newServer(services *Services, p *peers) (*ttrpc.Server, error) {
 	return server, nil
 }
 
-// wait returns when the services or a signal want the daemon to end.
-func (s *server) wait() {
+// wait returns when the services or a signal want the daemon to end, or nobody
+// has ever connected.
+func (s *server) wait(lonely time.Duration) {
+	timer := time.NewTimer(lonely)
+	defer timer.Stop()
+	first := s.peers.first
 	for {
 		select {
+		case <-first:
+			timer.Stop()
+			first = nil
+		case <-timer.C:
+			s.log.WarnContext(s.ctx, "nobody has connected to the shim; it ends", "after", lonely)
+			return
 		case <-s.asked:
 			return
 		case <-s.ctx.Done():

@@ -20,6 +20,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/containerd/ttrpc"
 
@@ -90,7 +91,14 @@ type Process struct {
 	// SocketDir is where sockets are when containerd does not say; empty is
 	// DefaultSocketDir.
 	SocketDir string
+	// LonelyTime is how long a daemon waits for its first connection; zero is
+	// DefaultLonelyTime.
+	LonelyTime time.Duration
 }
+
+// DefaultLonelyTime is generous: containerd connects at once. A daemon that is
+// never asked was started for a containerd that was killed, or had given up.
+const DefaultLonelyTime = 2 * time.Minute
 
 // DefaultSocketDir is containerd's directory for shims' sockets, which has to
 // be short: containerd/containerd v2 defaults.DefaultStateDir and "s".
@@ -140,6 +148,9 @@ func (p Program) run(ctx context.Context, proc Process) error {
 	}
 	if proc.SocketDir == "" {
 		proc.SocketDir = DefaultSocketDir
+	}
+	if proc.LonelyTime == 0 {
+		proc.LonelyTime = DefaultLonelyTime
 	}
 	switch {
 	case f.version:

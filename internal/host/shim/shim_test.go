@@ -353,6 +353,18 @@ func daemons(t *testing.T, binary string) int {
 	return count
 }
 
+// await waits until so many processes of the node's shim run.
+func (n *node) await(t *testing.T, want int) {
+	t.Helper()
+	const limit = 30 * time.Second
+	for end := time.Now().Add(limit); daemons(t, n.binary) != want; {
+		if time.Now().After(end) {
+			t.Fatalf("processes of the shim after %s: want %d, got %d", limit, want, daemons(t, n.binary))
+		}
+		<-time.After(time.Millisecond)
+	}
+}
+
 // What is wrong is told by `start`, in one line, and nothing is left.
 func TestStartFails(t *testing.T) {
 	n := newNode(t)
@@ -387,6 +399,41 @@ func TestStartFails(t *testing.T) {
 	if n := daemons(t, n.binary); n != 0 {
 		t.Errorf("%d daemons still run", n)
 	}
+}
+
+// A daemon that nobody asks ends by itself, one that was asked does not.
+func TestLonelyDaemonEnds(t *testing.T) {
+	n := newNode(t)
+	n.env = append(n.env, "COFFER_SHIM_TEST_LONELY=4s")
+	lonely, asked := n.bundle(t, "pod1", podSpec), n.bundle(t, "pod2", `{}`)
+	n.start(t, lonely)
+	task := taskv2.NewTTRPCTaskClient(dial(t, n.start(t, asked)))
+	if _, err := task.Connect(t.Context(), &taskv2.ConnectRequest{}); err != nil {
+		t.Fatal(err)
+	}
+	other := n.state(t, "pod2")
+	n.await(t, 1)
+	if !other.Shim.Alive() {
+		t.Error("the daemon that was asked has ended")
+	}
+	stop(t, other.Shim)
+}
+
+// A daemon whose `+"`start`"+` was killed before it was ready ends, too.
+func TestStartIsKilled(t *testing.T) {
+	n := newNode(t)
+	bundle := n.bundle(t, "pod1", podSpec)
+	cmd := exec.CommandContext(t.Context(), n.binary, "-namespace", testNamespace, "-address", "/c.sock", "-id", "pod1", "start")
+	cmd.Dir, cmd.Env = bundle, append(n.env, "COFFER_SHIM_TEST_SLOW=500ms")
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	n.await(t, 2)
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	n.await(t, 0)
 }
 
 func TestCommandLine(t *testing.T) {

@@ -58,19 +58,20 @@ type Streams struct {
 	stdin          *input // nil without
 	stdout, stderr *output
 
-	moved   atomic.Uint64 // bytes of output taken by the host's side
-	outputs sync.WaitGroup
-	all     sync.WaitGroup
+	moved atomic.Uint64 // bytes of output taken by the host's side
+	all   sync.WaitGroup
 
-	mu     sync.Mutex
-	conns  []net.Conn
-	closed bool
+	mu      sync.Mutex
+	conns   []net.Conn
+	closed  bool
+	outputs int           // that have not ended
+	drained chan struct{} // closed when the last of them ends
 }
 
 // Open opens the host's side. Where it fails, nothing is left open. Output that
 // goes nowhere is read nevertheless, so that the process is not held up.
 func Open(p Paths, log *slog.Logger) (*Streams, error) {
-	s := &Streams{log: log}
+	s := &Streams{log: log, drained: make(chan struct{})}
 	var err error
 	if p.Stdin != "" {
 		if s.stdin, err = openInput(p.Stdin); err != nil {
@@ -94,12 +95,13 @@ func Open(p Paths, log *slog.Logger) (*Streams, error) {
 // still to be called.
 func (s *Streams) Connect(ctx context.Context, open Opener) error {
 	if s.stdin != nil {
-		conn, err := s.connect(ctx, open, agentapi.StreamHeader_STDIN)
+		err := s.connect(ctx, open, agentapi.StreamHeader_STDIN, func(conn net.Conn) {
+			s.stdin.begun.Store(true)
+			s.all.Go(func() { s.stdin.copy(conn, s.log) })
+		})
 		if err != nil {
 			return err
 		}
-		s.stdin.begun.Store(true)
-		s.all.Go(func() { s.stdin.copy(conn, s.log) })
 	}
 	for kind, out := range map[agentapi.StreamHeader_Kind]*output{
 		agentapi.StreamHeader_STDOUT: s.stdout, agentapi.StreamHeader_STDERR: s.stderr,
@@ -107,32 +109,57 @@ func (s *Streams) Connect(ctx context.Context, open Opener) error {
 		if out == nil {
 			continue
 		}
-		conn, err := s.connect(ctx, open, kind)
+		err := s.connect(ctx, open, kind, func(conn net.Conn) {
+			s.outputs++
+			s.all.Go(func() {
+				defer s.outputEnded()
+				out.copy(conn, &s.moved, s.log)
+			})
+		})
 		if err != nil {
 			return err
 		}
-		s.outputs.Add(1)
-		s.all.Go(func() {
-			defer s.outputs.Done()
-			out.copy(conn, &s.moved, s.log)
-		})
 	}
 	return nil
 }
 
-func (s *Streams) connect(ctx context.Context, open Opener, kind agentapi.StreamHeader_Kind) (net.Conn, error) {
+// connect opens one; begin is called under the lock, and not any more when the
+// streams are closed.
+func (s *Streams) connect(ctx context.Context, open Opener, kind agentapi.StreamHeader_Kind, begin func(net.Conn)) error {
 	conn, err := open(ctx, kind)
 	if err != nil {
-		return nil, fmt.Errorf("open %s of the guest: %w", kind, err)
+		return fmt.Errorf("open %s of the guest: %w", kind, err)
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed {
 		_ = conn.Close()
-		return nil, fmt.Errorf("open %s of the guest: %w", kind, net.ErrClosed)
+		return fmt.Errorf("open %s of the guest: %w", kind, net.ErrClosed)
 	}
 	s.conns = append(s.conns, conn)
-	return conn, nil
+	begin(conn)
+	return nil
+}
+
+func (s *Streams) outputEnded() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.outputs--; s.outputs == 0 {
+		close(s.drained)
+		s.drained = make(chan struct{})
+	}
+}
+
+// drainedNow is closed when the output that there is has ended.
+func (s *Streams) drainedNow() <-chan struct{} {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.outputs == 0 {
+		none := make(chan struct{})
+		close(none)
+		return none
+	}
+	return s.drained
 }
 
 // CloseStdin ends standard input behind what has been written to its FIFO so
@@ -149,8 +176,7 @@ func (s *Streams) CloseStdin(ctx context.Context) error {
 // bound or ctx has run out: then it returns an error, and Close cuts off the
 // rest.
 func (s *Streams) Drain(ctx context.Context, b Bound) error {
-	done := make(chan struct{})
-	go func() { s.outputs.Wait(); close(done) }()
+	done := s.drainedNow()
 	total := time.NewTimer(b.Total)
 	defer total.Stop()
 	idle := time.NewTimer(b.Idle)
@@ -175,23 +201,38 @@ func (s *Streams) Drain(ctx context.Context, b Bound) error {
 	}
 }
 
-// Close ends all streams at once and waits for their goroutines. It may be
-// called again.
+// closeTime bounds the wait for goroutines that write to a guest, or tell it
+// that a stream is closed: one that reads nothing any more holds them up until
+// its machine ends.
+const closeTime = 2 * time.Second
+
+// Close ends all streams at once and waits for their goroutines, for a short
+// time. It may be called again.
 func (s *Streams) Close() {
 	s.mu.Lock()
 	s.closed = true
-	for _, c := range s.conns {
-		// Closing alone tells the guest, and would wait for it to close, too.
-		_ = c.SetDeadline(time.Unix(1, 0))
-		_ = c.Close()
-	}
+	conns := s.conns
+	s.conns = nil
 	s.mu.Unlock()
+	for _, c := range conns {
+		// Its own Close does not end a Read: the guest may still have to say something.
+		_ = c.SetDeadline(time.Unix(1, 0))
+		s.all.Go(func() { _ = c.Close() })
+	}
 	for _, f := range []io.Closer{s.stdin.closer(), s.stdout.closer(), s.stderr.closer()} {
 		if f != nil {
 			_ = f.Close()
 		}
 	}
-	s.all.Wait()
+	done := make(chan struct{})
+	go func() { s.all.Wait(); close(done) }()
+	limit := time.NewTimer(closeTime)
+	defer limit.Stop()
+	select {
+	case <-done:
+	case <-limit.C:
+		s.log.Warn("the guest takes nothing any more; its streams end with its machine")
+	}
 }
 
 // output is one stream from the guest; a nil file is nowhere.

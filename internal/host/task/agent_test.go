@@ -14,11 +14,13 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"github.com/opencontainers/runtime-spec/specs-go"
+	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/pod"
 	"github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
+	"github.com/coffer-project/coffer/internal/host/stdio"
 	"github.com/coffer-project/coffer/internal/host/task"
 	"github.com/coffer-project/coffer/internal/host/task/tasktest"
 )
@@ -120,6 +122,7 @@ func newWorld(t *testing.T) *world {
 			return nil
 		},
 		Shutdown: func() {}, Logger: logger,
+		Times: task.Times{Drain: stdio.Bound{Idle: time.Second, Total: time.Minute}},
 	})
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -153,6 +156,52 @@ func TestAgent(t *testing.T) {
 				t.Error(err)
 			}
 		})
+	}
+}
+
+// TestChildKeepsOutput: a command that leaves a child behind with its output
+// ends all the same, and so does its container.
+func TestChildKeepsOutput(t *testing.T) {
+	w := newWorld(t)
+	v3, ctx := w.s.V3(), t.Context()
+	check := func(err error) {
+		t.Helper()
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, id := range []string{"pod", "web"} {
+		var args []string
+		if id == "web" {
+			args = []string{"sleep", "1000"}
+		}
+		dir, err := w.write(id, args, false)
+		check(err)
+		_, err = v3.Create(ctx, &api.CreateTaskRequest{ID: id, Bundle: dir})
+		check(err)
+		_, err = v3.Start(ctx, &api.StartRequest{ID: id})
+		check(err)
+	}
+	spec, err := json.Marshal(specs.Process{Args: []string{"sh", "-c", "sleep 1000 & exit 6"}, Cwd: "/", Env: []string{"PATH=/bin"}})
+	check(err)
+	_, err = v3.Exec(ctx, &api.ExecProcessRequest{ID: "web", ExecID: "e", Spec: &anypb.Any{
+		TypeUrl: "types.containerd.io/opencontainers/runtime-spec/1/Process", Value: spec,
+	}})
+	check(err)
+	_, err = v3.Start(ctx, &api.StartRequest{ID: "web", ExecID: "e"})
+	check(err)
+	begin := time.Now()
+	r, err := v3.Wait(ctx, &api.WaitRequest{ID: "web", ExecID: "e"})
+	check(err)
+	if r.GetExitStatus() != 6 || time.Since(begin) > 20*time.Second {
+		t.Errorf("status %d after %s", r.GetExitStatus(), time.Since(begin))
+	}
+	_, err = v3.Delete(ctx, &api.DeleteRequest{ID: "web", ExecID: "e"})
+	check(err)
+	_, err = v3.Kill(ctx, &api.KillRequest{ID: "web", Signal: 9})
+	check(err)
+	if r, err = v3.Wait(ctx, &api.WaitRequest{ID: "web"}); err != nil || r.GetExitStatus() != 137 {
+		t.Errorf("got %v, %v", r, err)
 	}
 }
 

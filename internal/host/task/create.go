@@ -209,7 +209,7 @@ func (s *Service) deleteInGuest(ctx context.Context, h *host, id, exec string) {
 	ctx, cancel := bounded(ctx, s.o.Times.Delete, "delete")
 	defer cancel()
 	start := time.Now()
-	if err := h.pod.Delete(ctx, id, exec); err != nil && !errdefs.IsNotFound(explain(err)) && !h.over() {
+	if err := s.within(ctx, func() error { return h.pod.Delete(ctx, id, exec) }); err != nil && !errdefs.IsNotFound(explain(err)) && !h.over() {
 		s.log.WarnContext(ctx, "the guest did not delete what has ended; it goes with the machine",
 			"container", id, "exec", exec, "after", time.Since(start), "error", explain(err))
 	}

@@ -79,7 +79,10 @@ func (s *Service) createExec(ctx context.Context, c *container, p *process, r *a
 	}
 	ctx, cancel := bounded(ctx, s.o.Times.Call, "exec")
 	defer cancel()
-	_, err = m.Agent().Exec(ctx, r)
+	err = s.within(ctx, func() error {
+		_, err := m.Agent().Exec(ctx, r)
+		return err
+	})
 	if err == nil {
 		err = p.setCreated(ctx, uint32(m.PID()), func() {
 			s.events.put(topicExecAdded, &events.TaskExecAdded{ContainerID: c.id, ExecID: p.exec})

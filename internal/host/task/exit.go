@@ -90,7 +90,7 @@ func (s *Service) lastWords(c *container, was state) {
 	}
 	if h := s.hostNow(); h != nil {
 		all.Go(func() {
-			if err := h.pod.Exited(ctx, c.id); err != nil {
+			if err := s.within(ctx, func() error { return h.pod.Exited(ctx, c.id) }); err != nil {
 				s.log.WarnContext(ctx, "the container's termination message is lost", "container", c.id, "error", explain(err))
 			}
 		})

@@ -84,8 +84,11 @@ func (s *Service) signal(ctx context.Context, c *container, p *process, signal u
 	}
 	ctx, cancel := bounded(ctx, s.o.Times.Call, "kill")
 	defer cancel()
-	_, err = m.Agent().Signal(ctx, &agentapi.SignalRequest{
-		ContainerId: p.id, ExecId: p.exec, Signal: uint32(signal), All: all && p.exec == "",
+	err = s.within(ctx, func() error {
+		_, err := m.Agent().Signal(ctx, &agentapi.SignalRequest{
+			ContainerId: p.id, ExecId: p.exec, Signal: uint32(signal), All: all && p.exec == "",
+		})
+		return err
 	})
 	_, dead := errors.AsType[*vmm.End](err) // and with the machine all that ran in it
 	switch err := explain(err); {

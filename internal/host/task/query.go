@@ -136,7 +136,10 @@ func (s *Service) ResizePty(ctx context.Context, r *api.ResizePtyRequest) error 
 func (s *Service) resize(ctx context.Context, m Machine, p *process, to size) error {
 	ctx, cancel := bounded(ctx, s.o.Times.Call, "resize")
 	defer cancel()
-	_, err := m.Agent().Resize(ctx, &agentapi.ResizeRequest{ContainerId: p.id, ExecId: p.exec, Width: to.width, Height: to.height})
+	err := s.within(ctx, func() error {
+		_, err := m.Agent().Resize(ctx, &agentapi.ResizeRequest{ContainerId: p.id, ExecId: p.exec, Width: to.width, Height: to.height})
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("resize the terminal of %s: %w", p, explain(err))
 	}

@@ -52,7 +52,7 @@ func (s *Service) start(ctx context.Context, c *container, p *process) error {
 	}
 	h, m, err := s.running()
 	if err == nil {
-		err = s.startInGuest(ctx, m, p)
+		err = s.within(ctx, func() error { return s.startInGuest(ctx, m, p) })
 	}
 	if err != nil {
 		err = fmt.Errorf("start %s: %w", p, explain(err))

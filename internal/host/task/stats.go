@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	cgroup1 "github.com/containerd/cgroups/v3/cgroup1/stats"
@@ -28,6 +29,8 @@ func HostHasCgroupV1(root string) bool {
 
 // lastStats is what is known of a container's use of the machine.
 type lastStats struct {
+	asking atomic.Bool // the guest has not answered yet
+
 	mu      sync.Mutex
 	last    *agentapi.StatsResponse // nil before the first answer
 	ooms    uint64                  // told by other ways than statistics
@@ -117,11 +120,20 @@ func (s *Service) Stats(ctx context.Context, r *api.StatsRequest) (*api.StatsRes
 func (s *Service) refreshStats(ctx context.Context, m Machine, c *container) error {
 	ctx, cancel := bounded(ctx, s.o.Times.Stats, "stats")
 	defer cancel()
-	now, err := m.Agent().Stats(ctx, &agentapi.StatsRequest{ContainerId: c.id})
+	if !c.stats.asking.CompareAndSwap(false, true) {
+		return fmt.Errorf("stats of container %q: the guest has not answered the last question yet", c.id)
+	}
+	err := s.within(ctx, func() error {
+		defer c.stats.asking.Store(false)
+		now, err := m.Agent().Stats(ctx, &agentapi.StatsRequest{ContainerId: c.id})
+		if err == nil {
+			c.stats.put(now)
+		}
+		return err
+	})
 	if err != nil {
 		return fmt.Errorf("stats of container %q: %w", c.id, explain(err))
 	}
-	c.stats.put(now)
 	return nil
 }
 

@@ -229,7 +229,27 @@ func (s *Service) forget(c *container) {
 	}
 }
 
-// call bounds a call to the guest: by the caller's patience and a limit.
+// bounded is a context for a call to the guest: as long as the caller waits,
+// and d at most.
 func bounded(ctx context.Context, d time.Duration, what string) (context.Context, context.CancelFunc) {
 	return context.WithTimeoutCause(ctx, d, fmt.Errorf("%s: the guest did not answer within %s: %w", what, d, context.DeadlineExceeded))
+}
+
+// within makes a call and waits for it as long as ctx allows, also where the
+// call itself does not look at it: a guest that reads nothing any more holds up
+// who writes to it. Such a call goes on until its machine ends.
+func (s *Service) within(ctx context.Context, call func() error) error {
+	done := make(chan error, 1)
+	if !s.spawn(func() { done <- call() }) {
+		return errEnding()
+	}
+	select {
+	case err := <-done:
+		if err != nil && ctx.Err() != nil && errors.Is(err, ctx.Err()) {
+			return context.Cause(ctx)
+		}
+		return err
+	case <-ctx.Done():
+		return context.Cause(ctx)
+	}
 }

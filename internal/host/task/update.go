@@ -43,7 +43,11 @@ func (s *Service) Update(ctx context.Context, r *api.UpdateTaskRequest) error {
 	}
 	ctx, cancel := bounded(ctx, s.o.Times.Call, "update")
 	defer cancel()
-	if _, err := m.Agent().Update(ctx, &agentapi.UpdateRequest{ContainerId: c.id, Resources: now}); err != nil {
+	err = s.within(ctx, func() error {
+		_, err := m.Agent().Update(ctx, &agentapi.UpdateRequest{ContainerId: c.id, Resources: now})
+		return err
+	})
+	if err != nil {
 		return fmt.Errorf("update container %q: %w", c.id, explain(err))
 	}
 	return nil

@@ -105,6 +105,7 @@ func TestRun(t *testing.T) {
 				result := make(chan error, 1)
 				go func() { result <- n.agent().Run(ctx) }()
 				<-time.After(2*time.Hour + time.Minute)
+				synctest.Wait() // what it did until then is seen here
 				if want := slices.Concat(up, up, up); !slices.Equal(n.did, want) || len(n.labelled) != 2 {
 					t.Errorf("up: %q, labels %v", n.did, n.labelled)
 				}

@@ -28,16 +28,18 @@ func load(name string) (*specs.Spec, error) {
 }
 
 // common makes a recorded bundle one of this machine: ids and paths are the
-// pod's, limits are gone (their controllers may belong to the other version of
-// cgroups here), and so are annotations that only one of the shims knows.
+// pod's, resources are gone (limits, whose controllers may belong to the other
+// version of cgroups here, and device rules, which crun cannot set everywhere), and
+// so are annotations that only one of the shims knows.
 func (p podSpec) common(s *specs.Spec, kind, id string) {
+	s.Version = "1.0.2" // crun 1.8 knows no later one
 	s.Process.Args = []string{"/bin/sleep", "100000"}
 	s.Process.User = specs.User{}
 	s.Process.Cwd = "/"
 	s.Process.OOMScoreAdj = nil
 	s.Linux.CgroupsPath = "/coffer-bench/" + id
 	s.Linux.Sysctl = nil
-	s.Linux.Resources = &specs.LinuxResources{Devices: s.Linux.Resources.Devices}
+	s.Linux.Resources = nil
 	s.Annotations = map[string]string{
 		"io.kubernetes.cri.container-type": kind, "io.kubernetes.cri.sandbox-id": p.id, "io.kubernetes.cri.sandbox-name": p.id,
 		"io.kubernetes.cri.sandbox-namespace": "bench", "io.kubernetes.cri.sandbox-uid": p.uid,
@@ -80,7 +82,7 @@ func (p podSpec) container(id string, pid uint32) (string, error) {
 	}
 	s.Mounts = withoutBinds(s.Mounts)
 	// The kubelet's files, and containerd's.
-	kubelet, engine := filepath.Join(kubeletRoot, "pods", p.uid), filepath.Join(workDir, "sandboxes", p.id)
+	kubelet, engine := filepath.Join(kubeletRoot, "pods", p.uid), filepath.Join(workDir, "io.containerd.grpc.v1.cri/sandboxes", p.id)
 	for _, m := range []struct{ to, from, content string }{
 		{"/etc/hosts", filepath.Join(kubelet, "etc-hosts"), "127.0.0.1\tlocalhost\n"},
 		{"/dev/termination-log", filepath.Join(kubelet, "containers/app", id), ""},

@@ -10,6 +10,7 @@ import (
 	"time"
 
 	task "github.com/containerd/containerd/api/runtime/task/v2"
+	runcoptions "github.com/containerd/containerd/api/types/runc/options"
 	"golang.org/x/sys/unix"
 	"google.golang.org/protobuf/types/known/emptypb"
 )
@@ -41,9 +42,13 @@ func (b *bench) life(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	contenders := [2]handler{b.coffer(config), b.runc()}
-	var shims [2]*shim
-	var times [2][]lifetimes
+	crun, err := b.crun()
+	if err != nil {
+		return err
+	}
+	contenders := [3]handler{b.coffer(config), b.runc(), crun}
+	var shims [3]*shim
+	var times [3][]lifetimes
 	for i, r := range contenders {
 		s, err := b.world.pod(ctx, r)
 		if err != nil {
@@ -73,15 +78,27 @@ func (b *bench) life(ctx context.Context) (err error) {
 		}
 	}
 	b.reportLife(times[0], times[1])
+	withCrun := ratios(times[0], times[2], lifetimes.sum)
+	b.report.Add("life/create-start-delete/over-crun", median(withCrun), "×", "containerd-shim-runc-v2 2.2, with crun in runc's place")
+	b.report.Add("life/create-start-delete/over-crun/spread", spread(withCrun), "%", "")
+	for c, name := range callNames {
+		b.report.Add("life/"+name+"/over-crun", median(ratios(times[0], times[2], func(l lifetimes) float64 { return l[c] })), "×", "")
+	}
 	return nil
+}
+
+// ratios are those of the pairs.
+func ratios(ours, theirs []lifetimes, of func(lifetimes) float64) []float64 {
+	var list []float64
+	for i := range ours {
+		list = append(list, of(ours[i])/of(theirs[i]))
+	}
+	return list
 }
 
 func (b *bench) reportLife(ours, theirs []lifetimes) {
 	const peer = "containerd-shim-runc-v2 2.2, runc"
-	var sums []float64
-	for i := range ours {
-		sums = append(sums, ours[i].sum()/theirs[i].sum())
-	}
+	sums := ratios(ours, theirs, lifetimes.sum)
 	b.report.AtMost("life/create-start-delete/ratio", median(sums), "×", mostOver, peer)
 	b.report.Add("life/create-start-delete/spread", spread(sums), "%", "")
 	for c, name := range callNames {
@@ -93,11 +110,7 @@ func (b *bench) reportLife(ours, theirs []lifetimes) {
 			return list
 		}
 		mine, peers := of(ours), of(theirs)
-		var ratios []float64
-		for i := range mine {
-			ratios = append(ratios, mine[i]/peers[i])
-		}
-		b.report.AtMost("life/"+name+"/ratio", median(ratios), "×", mostOver, peer)
+		b.report.AtMost("life/"+name+"/ratio", median(ratios(ours, theirs, func(l lifetimes) float64 { return l[c] })), "×", mostOver, peer)
 		for _, side := range []struct {
 			name string
 			list []float64
@@ -114,6 +127,15 @@ func (b *bench) coffer(config string) handler {
 
 func (b *bench) runc() handler {
 	return handler{name: "runc", binary: filepath.Join(b.containerd, "containerd-shim-runc-v2")}
+}
+
+// crun is containerd's shim with the runtime that our agent has.
+func (b *bench) crun() (handler, error) {
+	h := b.runc()
+	h.name = "crun"
+	var err error
+	h.options, err = pack(&runcoptions.Options{BinaryName: "/usr/bin/crun"})
+	return h, err
 }
 
 // prepare makes a pod's network and bundle.
@@ -192,7 +214,7 @@ func (s *shim) newContainer(id string) (*container, error) {
 	if err != nil {
 		return nil, err
 	}
-	c := &container{shim: s, request: &task.CreateTaskRequest{ID: id, Bundle: bundle, Rootfs: mounts}}
+	c := &container{shim: s, request: &task.CreateTaskRequest{ID: id, Bundle: bundle, Rootfs: mounts, Options: s.options}}
 	for name, path := range map[string]*string{"stdout": &c.request.Stdout, "stderr": &c.request.Stderr} {
 		*path = filepath.Join(bundle, name)
 		if err := unix.Mkfifo(*path, 0o600); err != nil {

@@ -93,7 +93,7 @@ func (b *bench) parse() error {
 	flag.StringVar(&b.containerd, "containerd", "build/k8s/containerd-2.2", "the directory of containerd-shim-runc-v2")
 	flag.StringVar(&b.out, "out", "build/bench/k8s.json", "where the figures go")
 	flag.StringVar(&b.only, "only", "", "some of "+strings.Join(stepNames(), ", ")+", with commas between; empty: all")
-	flag.IntVar(&b.rounds, "rounds", 60, "containers of each shim whose calls are timed")
+	flag.IntVar(&b.rounds, "rounds", 100, "containers of each shim whose calls are timed")
 	flag.IntVar(&b.pods, "pods", 8, "the most pods that are started at once")
 	flag.Parse()
 	if b.rounds < 5 || b.pods < 2 {

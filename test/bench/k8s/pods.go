@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -33,6 +34,9 @@ type burst struct {
 // other, and doing more work because there are others, cost. It is 1 for one
 // pod.
 func (b *bench) startMany(ctx context.Context) error {
+	if err := b.startMachines(ctx); err != nil {
+		return err
+	}
 	config, err := b.world.processConfig()
 	if err != nil {
 		return err
@@ -41,7 +45,7 @@ func (b *bench) startMany(ctx context.Context) error {
 	for n := 1; n <= b.pods; n *= 2 {
 		counts = append(counts, n)
 	}
-	const repeats = 7
+	const repeats = 9
 	all := map[int][]burst{}
 	for round := range repeats + 1 {
 		for turn := range counts {
@@ -59,6 +63,25 @@ func (b *bench) startMany(ctx context.Context) error {
 		}
 	}
 	b.reportMany(counts, all)
+	return nil
+}
+
+// startMachines starts some in virtual machines. There is no target: the
+// translator takes all processors for the time of a boot.
+func (b *bench) startMachines(ctx context.Context) error {
+	config, err := b.world.machineConfig(b.guest, machineMemory)
+	if err != nil {
+		return err
+	}
+	for _, n := range []int{1, 4} {
+		m, err := b.burst(ctx, b.coffer(config), n)
+		if err != nil {
+			return fmt.Errorf("%d machines: %w", n, err)
+		}
+		name := fmt.Sprintf("pods/machines/%d", n)
+		b.report.Add(name+"/wall", m.wall, "s", "")
+		b.report.Add(name+"/cpu-per-pod", m.cpu/float64(n), "s", "")
+	}
 	return nil
 }
 
@@ -98,7 +121,7 @@ func (b *bench) burst(ctx context.Context, h handler, n int) (m burst, err error
 				err = errors.Join(err, s.end(ctx))
 			}
 		}
-		err = errors.Join(err, group.remove())
+		err = errors.Join(err, group.remove(ctx))
 	}()
 	for range n {
 		s, err := b.world.prepare(ctx, h)
@@ -121,7 +144,7 @@ func (b *bench) burst(ctx context.Context, h handler, n int) (m burst, err error
 	all.Wait()
 	m.wall = time.Since(begun).Seconds()
 	after, err := processors()
-	if err := errors.Join(append(errs, err)...); err != nil {
+	if err := errors.Join(err, errors.Join(errs...)); err != nil {
 		return m, err
 	}
 	if m.cpu, err = group.cpu(shims); err != nil {
@@ -201,6 +224,9 @@ func (g *group) cpu(shims []*shim) (float64, error) {
 	var sum float64
 	for _, path := range paths {
 		text, err := os.ReadFile(filepath.Join(path, "cpu.stat"))
+		if errors.Is(err, fs.ErrNotExist) && path != g.path {
+			continue // a machine's containers are in the machine
+		}
 		if err != nil {
 			return 0, err
 		}
@@ -214,11 +240,15 @@ func (g *group) cpu(shims []*shim) (float64, error) {
 }
 
 // remove waits until the last process has been collected.
-func (g *group) remove() error {
+func (g *group) remove(ctx context.Context) error {
 	_ = g.dir.Close()
 	const limit, wait = 10 * time.Second, 10 * time.Millisecond
-	for end := time.Now().Add(limit); ; time.Sleep(wait) {
-		if err := os.Remove(g.path); err == nil || time.Now().After(end) {
+	for end := time.Now().Add(limit); ; {
+		err := os.Remove(g.path)
+		if err == nil || time.Now().After(end) {
+			return err
+		}
+		if err := pause(ctx, wait); err != nil {
 			return err
 		}
 	}

@@ -19,6 +19,9 @@ type footprint struct {
 	proportional, resident float64 // MiB
 	// held is what its open anonymous files (memfd) occupy without being mapped.
 	held float64
+	// guest is a machine's memory as far as it was touched, translator the code
+	// that QEMU's translator has made: an accelerator in hardware has none.
+	guest, translator float64
 }
 
 func (f footprint) total() float64 { return f.proportional + f.held }
@@ -32,7 +35,19 @@ func memoryOf(pid uint32) (f footprint, err error) {
 	if f.resident, err = field(filepath.Join(dir, "status"), "VmRSS:"); err != nil {
 		return f, err
 	}
-	f.held, err = unmapped(dir)
+	maps, err := mappings(filepath.Join(dir, "smaps"))
+	if err != nil {
+		return f, err
+	}
+	for _, m := range maps {
+		switch {
+		case m.size == machineMemory*mib && m.inode == 0:
+			f.guest += float64(m.resident) / mib
+		case strings.HasPrefix(m.mode, "rwx") && m.inode == 0:
+			f.translator += float64(m.resident) / mib
+		}
+	}
+	f.held, err = unmapped(dir, maps)
 	return f, err
 }
 
@@ -52,7 +67,7 @@ func field(path, name string) (float64, error) {
 }
 
 // unmapped is the size of open memfds less what of them is mapped, in MiB.
-func unmapped(dir string) (float64, error) {
+func unmapped(dir string, maps []mapping) (float64, error) {
 	fds, err := os.ReadDir(filepath.Join(dir, "fd"))
 	if err != nil {
 		return 0, err
@@ -73,46 +88,56 @@ func unmapped(dir string) (float64, error) {
 		}
 		sizes[stat.Ino] = stat.Blocks * 512
 	}
-	mapped, err := mappedFiles(filepath.Join(dir, "smaps"))
-	if err != nil {
-		return 0, err
+	for _, m := range maps {
+		if size, ok := sizes[m.inode]; ok {
+			sizes[m.inode] = max(0, size-m.resident)
+		}
 	}
 	var sum int64
-	for inode, size := range sizes {
-		sum += max(0, size-mapped[inode])
+	for _, size := range sizes {
+		sum += size
 	}
 	return float64(sum) / mib, nil
 }
 
-// mappedFiles are the bytes resident of each memfd that is mapped, by inode.
-func mappedFiles(smaps string) (map[uint64]int64, error) {
+// mapping is a part of a process's memory; sizes are in bytes.
+type mapping struct {
+	mode           string
+	inode          uint64
+	size, resident int64
+}
+
+// mappings reads a process's smaps.
+func mappings(smaps string) ([]mapping, error) {
 	f, err := os.Open(smaps)
 	if err != nil {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // only read
-	sizes := map[uint64]int64{}
-	var inode uint64
+	var all []mapping
 	lines := bufio.NewScanner(f)
 	for lines.Scan() {
 		fields := strings.Fields(lines.Text())
 		switch {
 		case len(fields) >= 5 && strings.Contains(fields[0], "-"): // a mapping begins
-			inode = 0
-			if len(fields) > 5 && strings.HasPrefix(fields[5], "/memfd:") {
-				if inode, err = strconv.ParseUint(fields[4], 10, 64); err != nil {
-					return nil, err
-				}
+			var from, to uint64
+			if _, err := fmt.Sscanf(fields[0], "%x-%x", &from, &to); err != nil {
+				return nil, fmt.Errorf("%s: %w", smaps, err)
 			}
-		case inode != 0 && len(fields) > 1 && fields[0] == "Rss:":
+			inode, err := strconv.ParseUint(fields[4], 10, 64)
+			if err != nil {
+				return nil, fmt.Errorf("%s: %w", smaps, err)
+			}
+			all = append(all, mapping{mode: fields[1], inode: inode, size: int64(to - from)})
+		case len(all) > 0 && len(fields) > 1 && fields[0] == "Rss:":
 			kib, err := strconv.ParseInt(fields[1], 10, 64)
 			if err != nil {
-				return nil, err
+				return nil, fmt.Errorf("%s: %w", smaps, err)
 			}
-			sizes[inode] += kib << 10
+			all[len(all)-1].resident = kib << 10
 		}
 	}
-	return sizes, lines.Err()
+	return all, lines.Err()
 }
 
 // ownTime is the time that this process's threads took, in seconds.

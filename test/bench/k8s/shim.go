@@ -30,6 +30,8 @@ type handler struct {
 	name, binary string
 	// config is the path that is passed as an option; empty: none.
 	config string
+	// options are those of a task; nil: none.
+	options *anypb.Any
 }
 
 // shim is a running one, with its pod.
@@ -85,12 +87,10 @@ func (s *shim) start(ctx context.Context) ([]byte, error) {
 		cmd.SysProcAttr.UseCgroupFD, cmd.SysProcAttr.CgroupFD = true, int(s.cgroup.Fd())
 	}
 	if s.config != "" {
-		options, err := anypb.New(&runtimeoptions.Options{ConfigPath: s.config})
+		options, err := pack(&runtimeoptions.Options{ConfigPath: s.config})
 		if err != nil {
 			return nil, err
 		}
-		// As package typeurl names it.
-		options.TypeUrl = strings.TrimPrefix(options.GetTypeUrl(), "type.googleapis.com/")
 		data, err := proto.Marshal(options)
 		if err != nil {
 			return nil, err
@@ -98,6 +98,16 @@ func (s *shim) start(ctx context.Context) ([]byte, error) {
 		cmd.Stdin = bytes.NewReader(data)
 	}
 	return command(ctx, cmd)
+}
+
+// pack puts a message into another as containerd's package typeurl does.
+func pack(m proto.Message) (*anypb.Any, error) {
+	packed, err := anypb.New(m)
+	if err != nil {
+		return nil, err
+	}
+	packed.TypeUrl = strings.TrimPrefix(packed.GetTypeUrl(), "type.googleapis.com/")
+	return packed, nil
 }
 
 // openLog makes the FIFO that a shim logs to, and writes what comes to a file.
@@ -132,7 +142,7 @@ func (s *shim) boot(ctx context.Context) error {
 		return err
 	}
 	r := new(task.CreateTaskResponse)
-	if err := s.call(ctx, "Create", &task.CreateTaskRequest{ID: s.pod.id, Bundle: s.dir, Rootfs: mounts}, r); err != nil {
+	if err := s.call(ctx, "Create", &task.CreateTaskRequest{ID: s.pod.id, Bundle: s.dir, Rootfs: mounts, Options: s.options}, r); err != nil {
 		return err
 	}
 	s.sandbox = r.GetPid()
@@ -184,11 +194,24 @@ func (s *shim) end(ctx context.Context) error {
 	if cerr := s.client.Close(); err == nil {
 		err = cerr
 	}
-	for limit := time.Now().Add(30 * time.Second); unix.Kill(int(s.pid), 0) == nil; {
-		if time.Now().After(limit) {
-			return errors.Join(err, fmt.Errorf("%s: the shim of %s does not end", s.name, s.pod.id))
-		}
-		time.Sleep(time.Millisecond)
-	}
+	err = errors.Join(err, s.gone())
 	return errors.Join(err, os.RemoveAll(s.dir), os.RemoveAll(filepath.Join(workDir, "snapshots", s.pod.id)))
+}
+
+// gone waits for the daemon's end.
+func (s *shim) gone() error {
+	const limit = 30 * time.Second
+	fd, err := unix.PidfdOpen(int(s.pid), 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd) //nolint:errcheck // nothing was written
+	n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(limit.Milliseconds()))
+	if n == 0 && err == nil {
+		err = fmt.Errorf("%s: the shim of %s does not end", s.name, s.pod.id)
+	}
+	return err
 }

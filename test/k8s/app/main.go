@@ -4,6 +4,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -18,11 +19,11 @@ var errUsage = errors.New("usage: app pause | serve [NAME=ADDRESS...] | get URL 
 func main() {
 	err := run(os.Args[1:])
 	if exit := (*exitError)(nil); errors.As(err, &exit) {
-		os.Exit(exit.code)
+		os.Exit(exit.code) //nolint:forbidigo // this is main
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "app:", err)
-		os.Exit(1)
+		os.Exit(1) //nolint:forbidigo // this is main
 	}
 }
 
@@ -86,7 +87,7 @@ func fork(args []string) error {
 		}
 	}()
 	for range most {
-		c := exec.Command("/bin/sleep", "600")
+		c := exec.CommandContext(context.Background(), "/bin/sleep", "600")
 		if err := c.Start(); err != nil {
 			fmt.Println("refused after", len(children), err)
 			return nil

@@ -137,7 +137,7 @@ func accept(l net.Listener) error {
 }
 
 func serveTCP(address string) error {
-	l, err := net.Listen("tcp", address)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return err
 	}
@@ -145,7 +145,7 @@ func serveTCP(address string) error {
 }
 
 func serveUDP(address string) error {
-	c, err := net.ListenPacket("udp", address)
+	c, err := (&net.ListenConfig{}).ListenPacket(context.Background(), "udp", address)
 	if err != nil {
 		return err
 	}
@@ -162,7 +162,7 @@ func serveUDP(address string) error {
 }
 
 func serveGRPC(address string) error {
-	l, err := net.Listen("tcp", address)
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "tcp", address)
 	if err != nil {
 		return err
 	}
@@ -176,7 +176,7 @@ func listen(args []string) error {
 	if len(args) != 1 {
 		return errUsage
 	}
-	l, err := net.Listen("unix", args[0])
+	l, err := (&net.ListenConfig{}).Listen(context.Background(), "unix", args[0])
 	if err != nil {
 		return err
 	}
@@ -189,7 +189,7 @@ func dial(args []string) error {
 	if len(args) != 3 {
 		return errUsage
 	}
-	c, err := net.DialTimeout(args[0], args[1], patience)
+	c, err := (&net.Dialer{Timeout: patience}).DialContext(context.Background(), args[0], args[1])
 	if err != nil {
 		return err
 	}

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"os"
 
@@ -44,7 +45,7 @@ func call(args []string) error {
 		return errUsage
 	}
 	err := f()
-	if errno, ok := err.(unix.Errno); ok {
+	if errno := unix.Errno(0); errors.As(err, &errno) {
 		fmt.Println(unix.ErrnoName(errno))
 		return nil
 	}

@@ -41,9 +41,13 @@ func signals(args []string) error {
 	signal.Notify(c, unix.SIGTERM, unix.SIGHUP, unix.SIGUSR1, unix.SIGINT, unix.SIGQUIT)
 	fmt.Println("waiting")
 	for s := range c {
-		fmt.Println("signal", unix.SignalName(s.(unix.Signal)))
+		number, ok := s.(unix.Signal)
+		if !ok {
+			continue
+		}
+		fmt.Println("signal", unix.SignalName(number))
 		if s == unix.SIGTERM {
-			time.Sleep(time.Duration(seconds) * time.Second)
+			<-time.After(time.Duration(seconds) * time.Second)
 			fmt.Println("ending")
 			return &exitError{code: code}
 		}

@@ -11,7 +11,8 @@ type Coffer struct {
 	Bin string
 	// Guest is the directory of the guest image.
 	Guest string
-	// Sandboxer is that of its handlers: see [Handler].
+	// Sandboxer is that of its handlers: see [Handler]. With "shim" there is only
+	// [HandlerProcess].
 	Sandboxer string
 	// Debug makes the shim log more.
 	Debug bool
@@ -36,10 +37,20 @@ func (c Coffer) Apply(o *Options) {
 	o.Files["/etc/coffer/"+HandlerSoft+".toml"] = fmt.Sprintf("tee = \"soft\"\nguest_image = %q\nscratch = 536870912\n", c.Guest) + common
 	o.Files["/etc/coffer/"+HandlerProcess+".toml"] = fmt.Sprintf("tee = \"none\"\ndriver = \"process\"\ndevelopment = true\nagent = %q\n", filepath.Join(c.Bin, "coffer-agent")) + common
 	for _, name := range []string{HandlerSoft, HandlerProcess} {
-		o.Handlers = append(o.Handlers, Handler{
+		h := Handler{
 			Name: name, Type: "io.containerd.coffer.v2", ConfigPath: "/etc/coffer/" + name + ".toml", Sandboxer: c.Sandboxer,
 			PodAnnotations: []string{"io.katacontainers.config.hypervisor.cc_init_data", "coffer-project.io/*"},
 			Overhead:       map[string]string{"memory": "640Mi", "cpu": "100m"},
-		})
+		}
+		if c.Sandboxer == "shim" {
+			// For these the daemon takes the options of every runtime for runc's, and
+			// fails (containerd 2.2 and 2.4, client/task_opts.go): there can be none.
+			if name != HandlerProcess {
+				continue
+			}
+			o.Files["/etc/coffer/runtime.toml"] = o.Files[h.ConfigPath]
+			h.ConfigPath = ""
+		}
+		o.Handlers = append(o.Handlers, h)
 	}
 }

@@ -158,6 +158,7 @@ imageGCHighThresholdPercent: 100
 evictionHard: {memory.available: 50Mi, nodefs.available: 0%%, nodefs.inodesFree: 0%%, imagefs.available: 0%%, imagefs.inodesFree: 0%%}
 nodeStatusUpdateFrequency: 5s
 syncFrequency: 5s
+runtimeRequestTimeout: 15m
 fileCheckFrequency: 10s
 configMapAndSecretChangeDetectionStrategy: Watch
 allowedUnsafeSysctls: ["net.core.somaxconn", "kernel.msg*"]

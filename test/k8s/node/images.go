@@ -7,7 +7,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"io"
-	"log"
+	"log/slog"
 	"net/http"
 	"os"
 	"path/filepath"
@@ -52,15 +52,15 @@ func (n *Node) ServeImages() (*Images, error) {
 	}
 	i := &Images{n: n, private: map[string]string{}, pulls: map[string]int{}, files: map[string][]byte{}}
 	i.server = &http.Server{
-		Handler:           i.guard(registry.New(registry.Logger(log.New(io.Discard, "", 0)))),
-		ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0),
+		Handler:           i.guard(registry.New(registry.Logger(slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)))),
+		ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo),
 	}
 	go func() { _ = i.server.Serve(tls.NewListener(l, config)) }()
 	data, err := n.Listen(DataAddress)
 	if err != nil {
 		return nil, err
 	}
-	files := &http.Server{Handler: http.HandlerFunc(i.serveFiles), ReadHeaderTimeout: time.Minute, ErrorLog: log.New(io.Discard, "", 0)}
+	files := &http.Server{Handler: http.HandlerFunc(i.serveFiles), ReadHeaderTimeout: time.Minute, ErrorLog: slog.NewLogLogger(slog.DiscardHandler, slog.LevelInfo)}
 	go func() { _ = files.Serve(data) }()
 	return i, i.pushOwn()
 }

@@ -21,7 +21,7 @@ import (
 
 // ProgramsVariable is the directory that has containerd-2.2 and containerd-2.4,
 // each with containerd and ctr. The distribution's containerd is on PATH.
-const ProgramsVariable = "COFFER_K8S_BIN"
+const ProgramsVariable = "COFFER_K8S_PROGRAMS"
 
 // Containerds are the daemons, by the directory of their programs.
 func Containerds() map[string]string {
