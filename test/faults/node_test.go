@@ -29,6 +29,7 @@ import (
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 
 	"github.com/coffer-project/coffer/internal/host/hosttest"
+	"github.com/coffer-project/coffer/internal/host/process"
 )
 
 // patience bounds what should take a moment, on a machine that does other things.
@@ -297,6 +298,9 @@ func (n *node) end() {
 	for _, pid := range n.processes() {
 		n.t.Errorf("killed a process that was left: %d %s", pid, commandLine(pid))
 		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err := process.Remove(n.pod); err != nil {
+		n.t.Error(err)
 	}
 	for _, cut := range n.cuts {
 		cut()
