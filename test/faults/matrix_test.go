@@ -105,7 +105,7 @@ var steps = []step{
 			return err
 		}), "the deletion"
 		l.running = false
-		time.Sleep(5 * time.Millisecond)
+		wait(5 * time.Millisecond)
 		return l
 	}},
 	{"exited", func(n *node) *life {
@@ -278,7 +278,7 @@ func (n *node) machineDied(l *life) {
 			if !gone(err) {
 				n.t.Errorf("wait: %v", err)
 			}
-		case r.GetExitStatus() != 137 && !(id == l.app && l.ended):
+		case r.GetExitStatus() != 137 && (id != l.app || !l.ended):
 			n.t.Errorf("status: want 137, got %d", r.GetExitStatus())
 		}
 	}

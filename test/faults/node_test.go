@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -31,6 +32,8 @@ import (
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/internal/host/process"
 )
+
+var errProtocol = errors.New("expected a BootstrapResult whose protocol is ttrpc")
 
 // patience bounds what should take a moment, on a machine that does other things.
 const patience = 60 * time.Second
@@ -190,7 +193,7 @@ func (n *node) start(id string) error {
 	}
 	var result bootstrap.BootstrapResult
 	if err := proto.Unmarshal(out, &result); err != nil || result.GetProtocol() != "ttrpc" {
-		return fmt.Errorf("answer %q: %v", out, err)
+		return fmt.Errorf("answer %q: %w", out, errors.Join(err, errProtocol))
 	}
 	if n.client != nil {
 		return nil
@@ -293,7 +296,7 @@ func (n *node) end() {
 		n.t.Logf("the shim's log:\n%s", tail(n.logged()))
 	}
 	for end := time.Now().Add(5 * time.Second); len(n.processes()) > 0 && time.Now().Before(end); {
-		time.Sleep(50 * time.Millisecond)
+		wait(50 * time.Millisecond)
 	}
 	for _, pid := range n.processes() {
 		n.t.Errorf("killed a process that was left: %d %s", pid, commandLine(pid))

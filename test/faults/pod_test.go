@@ -259,7 +259,7 @@ func gone(err error) bool {
 // until waits until something is so.
 func (n *node) until(what string, is func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(patience); !is(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !is(); wait(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			n.t.Fatalf("not within %s: %s", patience, what)
 		}
@@ -294,3 +294,6 @@ func (n *node) veth() {
 	n.net.Address("eth0", "192.0.2.2/24")
 	n.net.Route("eth0", "0.0.0.0/0", "192.0.2.1")
 }
+
+// wait is for what tells nobody of itself: other processes.
+func wait(d time.Duration) { <-time.After(d) }
