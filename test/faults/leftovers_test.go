@@ -20,7 +20,7 @@ const cleanBound = 30 * time.Second
 func (n *node) expectClean() {
 	n.t.Helper()
 	var left []string
-	for end := time.Now().Add(cleanBound); ; time.Sleep(50 * time.Millisecond) {
+	for end := time.Now().Add(cleanBound); ; wait(50 * time.Millisecond) {
 		if left = n.left(); len(left) == 0 || time.Now().After(end) {
 			break
 		}
@@ -163,12 +163,12 @@ func (n *node) groups() []string {
 	}
 	look("/sys/fs/cgroup")
 	if fd, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC); err == nil {
-		defer unix.Close(fd) //nolint:errcheck // a configuration
+		defer unix.Close(fd)
 		if unix.FsconfigCreate(fd) != nil {
 			return found
 		}
 		if mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0); err == nil {
-			defer unix.Close(mount) //nolint:errcheck // detached
+			defer unix.Close(mount)
 			look(fmt.Sprintf("/proc/self/fd/%d/", mount))
 		}
 	}

@@ -65,7 +65,7 @@ func TestLies(t *testing.T) {
 				}
 			}
 			if lie.name == "output" || lie.name == "events" {
-				time.Sleep(2 * time.Second)
+				wait(2 * time.Second)
 			}
 			if r := resident(n.shim); r > residentLimit {
 				t.Errorf("the shim has grown to %d MiB", r>>20)

@@ -105,7 +105,7 @@ var steps = []step{
 			return err
 		}), "the deletion"
 		l.running = false
-		time.Sleep(5 * time.Millisecond)
+		wait(5 * time.Millisecond)
 		return l
 	}},
 	{"exited", func(n *node) *life {
@@ -278,7 +278,7 @@ func (n *node) machineDied(l *life) {
 			if !gone(err) {
 				n.t.Errorf("wait: %v", err)
 			}
-		case r.GetExitStatus() != 137 && !(id == l.app && l.ended):
+		case r.GetExitStatus() != 137 && (id != l.app || !l.ended):
 			n.t.Errorf("status: want 137, got %d", r.GetExitStatus())
 		}
 	}
@@ -332,4 +332,25 @@ func (n *node) says(err error, words ...string) {
 			n.t.Errorf("want %q in the error, got %s", w, text)
 		}
 	}
+}
+
+// TestLeftoversAreSeen: what is counted is counted, of a pod that runs.
+func TestLeftoversAreSeen(t *testing.T) {
+	n := newNode(t)
+	running(n)
+	var processes []string
+	for _, pid := range n.processes() {
+		processes = append(processes, commandLine(pid))
+	}
+	for what, found := range map[string][]string{
+		"shim|coffer-agent|sleep 1000": processes, "-out open": n.openFiles(), "control group ": n.groups(), "state.json|file s/": n.files(),
+	} {
+		for _, w := range strings.Split(what, "|") {
+			if !strings.Contains(strings.Join(found, "\n"), w) {
+				t.Errorf("want %q among %q", w, found)
+			}
+		}
+	}
+	n.conclude()
+	n.expectClean()
 }

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"maps"
 	"net"
@@ -29,7 +30,10 @@ import (
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
 
 	"github.com/coffer-project/coffer/internal/host/hosttest"
+	"github.com/coffer-project/coffer/internal/host/process"
 )
+
+var errProtocol = errors.New("expected a BootstrapResult whose protocol is ttrpc")
 
 // patience bounds what should take a moment, on a machine that does other things.
 const patience = 60 * time.Second
@@ -45,6 +49,8 @@ type node struct {
 
 	settings map[string]string // of the handler's configuration, in TOML
 	env      []string          // more for the shim
+	execEnv  []string          // of an exec
+	stdin    bool              // tasks have standard input
 
 	pod    string // id of the sandbox
 	client *ttrpc.Client
@@ -68,7 +74,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}}
+	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}, execEnv: []string{"PATH=/bin"}}
 	t.Cleanup(n.end)
 	for _, d := range []string{"state", "s", "tmp", "scratch", "kubelet", "b", "io"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -187,7 +193,7 @@ func (n *node) start(id string) error {
 	}
 	var result bootstrap.BootstrapResult
 	if err := proto.Unmarshal(out, &result); err != nil || result.GetProtocol() != "ttrpc" {
-		return fmt.Errorf("answer %q: %v", out, err)
+		return fmt.Errorf("answer %q: %w", out, errors.Join(err, errProtocol))
 	}
 	if n.client != nil {
 		return nil
@@ -290,11 +296,14 @@ func (n *node) end() {
 		n.t.Logf("the shim's log:\n%s", tail(n.logged()))
 	}
 	for end := time.Now().Add(5 * time.Second); len(n.processes()) > 0 && time.Now().Before(end); {
-		time.Sleep(50 * time.Millisecond)
+		wait(50 * time.Millisecond)
 	}
 	for _, pid := range n.processes() {
 		n.t.Errorf("killed a process that was left: %d %s", pid, commandLine(pid))
 		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	if err := process.Remove(n.pod); err != nil {
+		n.t.Error(err)
 	}
 	for _, cut := range n.cuts {
 		cut()

@@ -100,6 +100,9 @@ func (n *node) creation(id string) func(ctx context.Context) error {
 	if id != n.pod {
 		r.Stdout, r.Stderr = n.fifo(id+"-out"), n.fifo(id+"-err")
 	}
+	if n.stdin {
+		r.Stdin = n.fifo(id + "-in")
+	}
 	client := n.task
 	return func(ctx context.Context) error {
 		if client == nil {
@@ -173,7 +176,7 @@ func (n *node) run(id string) {
 
 // exec starts a process in a container.
 func (n *node) exec(id, exec string, args ...string) error {
-	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: []string{"PATH=/bin"}})
+	spec, err := json.Marshal(&specs.Process{Args: args, Cwd: "/", Env: n.execEnv})
 	if err != nil {
 		return err
 	}
@@ -256,7 +259,7 @@ func gone(err error) bool {
 // until waits until something is so.
 func (n *node) until(what string, is func() bool) {
 	n.t.Helper()
-	for end := time.Now().Add(patience); !is(); time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); !is(); wait(20 * time.Millisecond) {
 		if time.Now().After(end) {
 			n.t.Fatalf("not within %s: %s", patience, what)
 		}
@@ -291,3 +294,6 @@ func (n *node) veth() {
 	n.net.Address("eth0", "192.0.2.2/24")
 	n.net.Route("eth0", "0.0.0.0/0", "192.0.2.1")
 }
+
+// wait is for what tells nobody of itself: other processes.
+func wait(d time.Duration) { <-time.After(d) }

@@ -115,12 +115,15 @@ func TestPolicyDenials(t *testing.T) {
 			n.denied(t, n.create(ctx, id), tt.want)
 		})
 	}
+	n.execEnv, n.stdin = []string{"PATH=/bin", "MODE=prod"}, true
+	n.denied(t, n.create(ctx, n.container(agreed)), "refused (rule container.stdin)")
+	n.stdin = false
 	// In a container as it should be, what may be done with it.
 	id := n.container(agreed)
 	if err := n.create(ctx, id); err != nil {
 		t.Fatal(err)
 	}
-	n.denied(t, n.update(id), "X")
+	n.denied(t, n.update(id), "the guest refused it (rule container.resources): resources.memory: expected 0: the policy has no limit, got 1073741824; send 0 to leave it to the policy")
 	if err := n.begin(ctx, id); err != nil {
 		t.Fatal(err)
 	}
@@ -128,10 +131,10 @@ func TestPolicyDenials(t *testing.T) {
 	if err := n.exec(id, "good", "/bin/true"); err != nil {
 		t.Errorf("an exec that the policy allows: %v", err)
 	}
-	n.denied(t, n.exec(id, "e1", "/bin/sh"), "X")
+	n.denied(t, n.exec(id, "e1", "/bin/sh"), `the guest refused it (rule exec.args): args: expected one of the 1 commands in allow.exec, got ["/bin/sh"]; list the command in "allow": {"exec": […]} of the container`)
 	_, err := n.task.Kill(ctx, &taskapi.KillRequest{ID: id, Signal: uint32(syscall.SIGUSR1)})
-	n.denied(t, err, "X")
-	n.denied(t, n.update(id), "X")
+	n.denied(t, err, `the guest refused it (rule signal): signal: expected one of [9 15 2], got 10; list the signal in "allow": {"signals": […]} of the container`)
+	n.denied(t, n.update(id), "the guest refused it (rule container.resources): resources.memory: expected 0: the policy has no limit, got 1073741824; send 0 to leave it to the policy")
 	// What it says is not told.
 	f, err := os.OpenFile(n.fifo(id+"-out"), os.O_RDWR|syscall.O_NONBLOCK, 0)
 	if err != nil {

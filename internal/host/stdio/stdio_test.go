@@ -17,7 +17,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
-	"github.com/coffer-project/coffer/internal/agentapi/channel"
 )
 
 var silent = slog.New(slog.DiscardHandler)
@@ -380,46 +379,4 @@ func TestGuestDoesNotClose(t *testing.T) {
 		}
 	}
 	s.all.Wait()
-}
-
-// TestGuestKeepsStreamsOpen: a guest that never ends a stream cannot keep Close
-// from returning.
-func TestGuestKeepsStreamsOpen(t *testing.T) {
-	here, there := net.Pipe()
-	guest := make(chan *channel.Session, 1)
-	go func() {
-		session, err := channel.Accept(t.Context(), there, [16]byte{1})
-		if err != nil {
-			t.Error(err)
-		}
-		guest <- session
-		for session != nil {
-			conn, err := session.AcceptStream()
-			if err != nil {
-				return
-			}
-			if _, err := channel.ReadHeader(conn); err == nil {
-				_ = channel.WriteReply(conn, nil)
-			}
-		}
-	}()
-	host, err := channel.Dial(t.Context(), here)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer host.Close()
-	defer (<-guest).Close()
-	s := openStreams(t, Paths{Stdin: fifo(t, "in"), Stdout: fifo(t, "out"), Stderr: fifo(t, "err")})
-	if err := s.Connect(t.Context(), func(ctx context.Context, kind agentapi.StreamHeader_Kind) (net.Conn, error) {
-		return host.Open(ctx, &agentapi.StreamHeader{Kind: kind, ContainerId: "c"})
-	}); err != nil {
-		t.Fatal(err)
-	}
-	done := make(chan struct{})
-	go func() { defer close(done); s.Close() }()
-	select {
-	case <-done:
-	case <-time.After(20 * time.Second):
-		t.Fatal("Close waits for the guest")
-	}
 }
