@@ -243,7 +243,7 @@ func encryptedImages(t *testing.T, c *cluster) {
 	}
 	manifest := "kind: Pod\nmetadata: {name: encrypted}\nspec:\n  restartPolicy: Never\n  containers:\n"
 	for _, name := range []string{"good", "none", "wrong"} {
-		manifest += fmt.Sprintf("  - {name: %s, image: %q, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name])
+		manifest += fmt.Sprintf("  - {name: %s, image: %q, imagePullPolicy: Never, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name])
 	}
 	sealed := c.seal(t, manifest)
 	o.do(t, "trustee", "secret", "delete", "kbs:///images/none/key")
@@ -294,7 +294,8 @@ func authenticatedImages(t *testing.T, c *cluster) {
 	o.do(t, "trustee", "secret", "set", "kbs:///registry/pull/auth", o.file(t, "auth.json", text))
 	manifest := "kind: Pod\nmetadata: {name: private}\nspec:\n  restartPolicy: Never\n  containers:\n"
 	for _, name := range []string{"right", "wrong", "none"} {
-		manifest += fmt.Sprintf("  - {name: %s, image: \"%s/private-%s/app:1\", command: [/app, pause]}\n", name, node.Registry, name)
+		// The node has the image: what is looked at is the guest's way to it.
+		manifest += fmt.Sprintf("  - {name: %s, image: \"%s/private-%s/app:1\", imagePullPolicy: Never, command: [/app, pause]}\n", name, node.Registry, name)
 	}
 	sealed := c.seal(t, manifest, "--credentials", "kbs:///registry/pull/auth", "--authfile", o.file(t, "mine.json", mine))
 	c.stub(t, sealed)
