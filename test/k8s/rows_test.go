@@ -93,6 +93,7 @@ func TestRows(t *testing.T) {
 				t.Fatal(err)
 			}
 			h.all(t, rows)
+			h.closeSite(t)
 			if err := n.Settle(t.Context(), before, 2*time.Minute); err != nil {
 				t.Errorf("the pods of %s: %v", handler, err)
 			}

@@ -103,7 +103,7 @@ func sealedRows() []row {
 				t.Fatal(err)
 			}
 			c.apply(t, fmt.Sprintf("kind: Pod\nmetadata: {name: big}\nspec: {containers: [{name: a, image: %q, command: [/app, pause]}]}\n", ref))
-			c.event(t, "big", "big:1", "space")
+			c.event(t, "big", "no space: the image needs")
 		}},
 		{id: "k8s-guest-pull-image/timeout", on: onMachine, not: "create_timeout is the handler's and outlasts the kubelet's; a pull that is given up is tested in internal/host/task", asserts: "a pull longer than the time-out fails"},
 		{id: "k8s-guest-pull-image-encrypted", on: onMachine, core: true, asserts: "encrypted layers: with the key the container runs; without it, or with a wrong one, the event says why", run: encryptedImages},

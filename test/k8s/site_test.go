@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
 	"sigs.k8s.io/yaml"
 
 	"github.com/coffer-project/coffer/test/k8s/node"
@@ -73,6 +74,17 @@ func startSite(n *node.Node) (*site, error) {
 	}
 	_, err = s.admin(ctx, "guest", "measure", "--tee", "soft", "--guest-image", the.guest, "--register")
 	return s, err
+}
+
+// closeSite ends the trustee, if there is one; a reboot may have ended it.
+func (h *handler) closeSite(t *testing.T) {
+	t.Helper()
+	if h.site == nil {
+		return
+	}
+	if _, err := h.n.Stop(t.Context(), "trustee", unix.SIGTERM); err != nil {
+		t.Log(err)
+	}
 }
 
 // ways are the flags that find the trustee.
