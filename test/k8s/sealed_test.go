@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -228,6 +229,8 @@ func (c *cluster) stub(t *testing.T, manifest string) {
 		for _, one := range containers {
 			m, _ := one.(map[string]any)
 			image, _ := m["image"].(string)
+			// The node's name of an image with a digest has no tag.
+			image = regexp.MustCompile(`:[^:/@]+@`).ReplaceAllString(image, "@")
 			if _, err := c.n.Run(t.Context(), "ctr", "-n", "k8s.io", "images", "tag", "--force", node.AppImage, image); err != nil {
 				t.Fatal(err)
 			}
