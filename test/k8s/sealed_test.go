@@ -276,7 +276,7 @@ func authenticatedImages(t *testing.T, c *cluster) {
 	for name, password := range map[string]string{"right": "let-me-in", "wrong": "wrong", "none": ""} {
 		images.Protect("private-"+name, "user", "let-me-in")
 		// Images that differ: what a guest has, it does not ask for again.
-		if err := images.CopyWith(node.AppImage, node.Registry+"/private-"+name+"/app:1", "NAME="+name); err != nil {
+		if err := images.CopyLabelled(node.AppImage, node.Registry+"/private-"+name+"/app:1", name); err != nil {
 			t.Fatal(err)
 		}
 		if password != "" {
@@ -327,7 +327,7 @@ func signedImages(t *testing.T, c *cluster) {
 	for _, name := range []string{"good", "unsigned", "stranger"} {
 		ref := repository + "/" + name + ":1"
 		// Images that differ, so that a signature is of one of them.
-		if err := images.CopyWith(node.AppImage, ref, "NAME="+name); err != nil {
+		if err := images.CopyLabelled(node.AppImage, ref, name); err != nil {
 			t.Fatal(err)
 		}
 		for key, by := range map[string]signer{"good": owner, "stranger": stranger} {

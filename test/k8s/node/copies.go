@@ -44,8 +44,8 @@ func (i *Images) Copy(from, to string) error {
 	return i.Write(to, img)
 }
 
-// CopyWith makes another image of one, with a variable more.
-func (i *Images) CopyWith(from, to, variable string) error {
+// CopyLabelled makes another image of one, with a label: it runs as the other does.
+func (i *Images) CopyLabelled(from, to, label string) error {
 	img, err := i.read(from)
 	if err != nil {
 		return err
@@ -55,7 +55,7 @@ func (i *Images) CopyWith(from, to, variable string) error {
 		return err
 	}
 	c = c.DeepCopy()
-	c.Config.Env = append(c.Config.Env, variable)
+	c.Config.Labels = map[string]string{"name": label}
 	if img, err = mutate.ConfigFile(img, c); err != nil {
 		return err
 	}
