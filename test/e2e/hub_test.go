@@ -117,6 +117,11 @@ func TestSealedSecrets(t *testing.T) {
 func TestRuntimeEvents(t *testing.T) {
 	s := need(t)
 	t.Parallel()
+	// From a registry: the port from which an image of this machine is served stands
+	// in initdata, and is another one when somebody has it.
+	r := s.registryFor(t)
+	image := r.host() + "/public/events:v1"
+	s.program(t, "", "coffer", "image", "copy", s.local(t).layout, image, "--registry-ca", r.ca).expect(0)
 	for _, tee := range []string{"soft", "soft-tdx"} {
 		t.Run(tee, func(t *testing.T) {
 			t.Parallel()
@@ -125,7 +130,7 @@ func TestRuntimeEvents(t *testing.T) {
 			value := s.newSecret("a resource behind events of " + tee)
 			trustee.admin(t, "trustee", "secret", "set", "kbs:///shop/db/password", write(t, "value", []byte(value))).expect(0)
 			trustee.admin(t, "guest", "measure", "--tee", tee, "--guest-image", s.guest, "--register").expect(0)
-			flags := []string{"--tee", tee, "--trustee", trustee.guestURL, "--trustee-ca", trustee.ca, "--rest-api", "all", "--event-log", s.local(t).layout, "--", asks + `
+			flags := []string{"--tee", tee, "--trustee", trustee.guestURL, "--trustee-ca", trustee.ca, "--rest-api", "all", "--event-log", "--registry-ca", r.ca, image, "--", asks + `
 wget -q -O - --header 'Content-Type: application/json' --post-data '{"domain":"shop","operation":"Sold","content":"a book"}' http://127.0.0.1:8006/aa/aael
 sleep 12
 n=0
