@@ -97,7 +97,7 @@ func tamperedPod() string {
 	}
 	b.WriteString("spec:\n  restartPolicy: Never\n  volumes: [{name: work, emptyDir: {}}]\n  containers:\n")
 	for _, x := range append(list, tampering{id: "untouched"}) {
-		fmt.Fprintf(&b, "  - {name: %s, command: [sh, -c, \"while true; do echo $FIXED; sleep 1; done\"], env: [{name: FIXED, value: \"1\"}], volumeMounts: [{name: work, mountPath: /work}], securityContext: {runAsUser: 1000, runAsGroup: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}}\n", x.id)
+		fmt.Fprintf(&b, "  - {name: %s, command: [sh, -c, \"while true; do echo $FIXED; sleep 1; done\"], env: [{name: FIXED, value: \"1\"}], volumeMounts: [{name: work, mountPath: /scratch}], securityContext: {runAsUser: 1000, runAsGroup: 1000, allowPrivilegeEscalation: false, readOnlyRootFilesystem: true, capabilities: {drop: [ALL]}}}\n", x.id)
 	}
 	return b.String()
 }
@@ -163,16 +163,16 @@ kind: Pod
 metadata:
   name: quiet
   annotations:
-    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/work/done"], "output": true}]}'
+    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/scratch/done"], "output": true}]}'
 spec:
   volumes: [{name: work, emptyDir: {}}]
   containers:
-  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/work/done; exec /app serve"], volumeMounts: [{name: work, mountPath: /work}]}
+  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/scratch/done; exec /app serve"], volumeMounts: [{name: work, mountPath: /scratch}]}
 `))
 	c.ready(t, "quiet")
 	// It has written more than every buffer on the way holds.
 	c.eventually(t, "the end of the output", func() error {
-		out, code, err := c.attempt(t, "quiet", "a", "cat", "/work/done")
+		out, code, err := c.attempt(t, "quiet", "a", "cat", "/scratch/done")
 		if err == nil && (code != 0 || out != "yes\n") {
 			err = fmt.Errorf("exit code %d: %q", code, out)
 		}

@@ -400,9 +400,9 @@ spec:
       restartPolicy: Never
       volumes: [{name: work, emptyDir: {}}]
       initContainers:
-      - {name: fetch, command: [wget, -q, -O, /work/orders, "http://%s/orders.csv.enc"], volumeMounts: [{name: work, mountPath: /work}]}
+      - {name: fetch, command: [wget, -q, -O, /scratch/orders, "http://%s/orders.csv.enc"], volumeMounts: [{name: work, mountPath: /scratch}]}
       containers:
-      - {name: totals, command: [/app, totals, /work/orders], volumeMounts: [{name: work, mountPath: /work}]}
+      - {name: totals, command: [/app, totals, /scratch/orders], volumeMounts: [{name: work, mountPath: /scratch}]}
 `, node.DataAddress)
 	c.apply(t, c.seal(t, job))
 	c.kubectl(t, "wait", "--for=condition=complete", "job/totals", "--timeout="+c.h.patience().String())
