@@ -240,11 +240,14 @@ func (s *space) tryKubectl(t *testing.T, args ...string) (string, error) {
 	return out.String(), nil
 }
 
-// podStats looks for a container in the kubelet's summary.
+// podStats looks for a container in the kubelet's summary, and for what its pod
+// uses, which the kubelet reads in the pod's cgroup.
 func podStats(summary []byte, namespace, pod, container string) error {
 	var s struct {
 		Pods []struct {
 			PodRef     struct{ Name, Namespace string }
+			CPU        struct{ UsageCoreNanoSeconds uint64 }
+			Memory     struct{ WorkingSetBytes uint64 }
 			Containers []struct {
 				Name   string
 				CPU    struct{ UsageCoreNanoSeconds uint64 }
@@ -258,6 +261,9 @@ func podStats(summary []byte, namespace, pod, container string) error {
 	for _, p := range s.Pods {
 		if p.PodRef.Name != pod || p.PodRef.Namespace != namespace {
 			continue
+		}
+		if p.CPU.UsageCoreNanoSeconds == 0 || p.Memory.WorkingSetBytes == 0 {
+			return fmt.Errorf("the pod uses %+v, %+v", p.CPU, p.Memory)
 		}
 		for _, c := range p.Containers {
 			if c.Name == container && c.CPU.UsageCoreNanoSeconds > 0 && c.Memory.WorkingSetBytes > 0 {

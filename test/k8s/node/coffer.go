@@ -40,7 +40,7 @@ func (c Coffer) Apply(o *Options) {
 		h := Handler{
 			Name: name, Type: "io.containerd.coffer.v2", ConfigPath: "/etc/coffer/" + name + ".toml", Sandboxer: c.Sandboxer,
 			PodAnnotations: []string{"io.katacontainers.config.hypervisor.cc_init_data", "coffer-project.io/*"},
-			Overhead:       map[string]string{"memory": "640Mi", "cpu": "100m"},
+			Overhead:       map[string]string{"memory": "768Mi", "cpu": "100m"},
 		}
 		if c.Sandboxer == "shim" {
 			// For these the daemon takes the options of every runtime for runc's, and
