@@ -81,6 +81,7 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
+	p.forwardPorts(ctx, plan)
 	v := p.o.Volumes(volumes.Options{
 		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,
 		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, "%s", message) },

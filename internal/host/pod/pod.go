@@ -16,12 +16,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/volumes"
 )
@@ -43,6 +45,9 @@ type Options struct {
 	// Network connects the machine with a network namespace; nil: package network
 	// does.
 	Network func(ctx context.Context, netns string) (Network, error)
+	// Forward takes over the loopback of a network namespace; nil: package
+	// portforward does.
+	Forward func(netns string, o portforward.Options) (io.Closer, error)
 	// Volumes makes the manager of the pod's volumes; nil: package volumes does.
 	Volumes func(volumes.Options) Volumes
 	// Note, when not nil, is told of what would be left behind if this program were
