@@ -119,7 +119,7 @@ func policyRows() []row {
 			c.apply(t, strings.ReplaceAll(sealed, "color: blue", "color: red"))
 			c.event(t, "conf", "color")
 		}},
-		{id: "k8s-policy-pvc", on: onMachine, not: "an unexpected device is refused where the rules are (podpolicy, internal/guest/agent); a claim with a key needs cryptsetup's format on the node's disk, see k8s-block-volume for the attachment", asserts: "an unexpected device fails"},
+		{id: "k8s-policy-pvc", on: onMachine, asserts: "a claim with a key: encrypted on the node, there for the next pod; an unexpected device is refused", run: encryptedVolume},
 		{id: "initdata/broken", on: onMachine, asserts: "an annotation that is no initdata: the event says so", run: func(t *testing.T, c *cluster) {
 			c.apply(t, "kind: Pod\nmetadata: {name: broken, annotations: {io.katacontainers.config.hypervisor.cc_init_data: bm90IGd6aXA=}}\nspec: {containers: [{name: a}]}\n")
 			c.event(t, "broken", "cc_init_data")
