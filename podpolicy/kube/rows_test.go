@@ -339,3 +339,33 @@ spec: {containers: [{name: a, image: "registry.example/absent:1"}]}
 		t.Errorf("expected no policy, got %v, %v", result, err)
 	}
 }
+
+// TestSize: what a workload asks of its machine is told, and is no part of its
+// policy.
+func TestSize(t *testing.T) {
+	t.Parallel()
+	const manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers: [{name: a, image: registry.example/a:1}]\n"
+	plain, err := generate(t, manifest, kube.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := plain.Workloads[0]; g.VCPUs != 0 || g.MemoryMiB != 0 {
+		t.Errorf("without annotations: %d processors, %d MiB", g.VCPUs, g.MemoryMiB)
+	}
+	text := strings.Replace(manifest, "{name: x}",
+		"{name: x, annotations: {coffer-project.io/vcpus: '3', coffer-project.io/memory: '2048', coffer-project.io/volumes: /dev/data=data}}", 1)
+	sized, err := generate(t, text, kube.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := sized.Workloads[0]; g.VCPUs != 3 || g.MemoryMiB != 2048 {
+		t.Errorf("%d processors, %d MiB", g.VCPUs, g.MemoryMiB)
+	}
+	before, err := plain.Workloads[0].Policy.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, err := sized.Workloads[0].Policy.Digest(); err != nil || after != before {
+		t.Errorf("the policy is another one, %v", err)
+	}
+}
