@@ -246,15 +246,14 @@ func encryptedImages(t *testing.T, c *cluster) {
 		images[name] = o.do(t, "image", "protect", node.AppImage, node.Registry+"/encrypted/"+name+":1", "--key", "kbs:///images/"+name+"/key", "--registry-ca", c.n.CA())
 	}
 	manifest := "kind: Pod\nmetadata: {name: encrypted}\nspec:\n  restartPolicy: Never\n  containers:\n"
-	for _, name := range []string{"good", "none", "wrong"} {
-		manifest += fmt.Sprintf("  - {name: %s, image: %q, imagePullPolicy: Never, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name])
+	for name, pull := range map[string]string{"good": "Always", "none": "IfNotPresent", "wrong": "IfNotPresent"} {
+		manifest += fmt.Sprintf("  - {name: %s, image: %q, imagePullPolicy: %s, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name], pull)
 	}
-	sealed := c.seal(t, manifest)
+	sealed := c.seal(t, manifest, "--host-images", "push")
 	o.do(t, "trustee", "secret", "delete", "kbs:///images/none/key")
 	other := make([]byte, 32)
 	_, _ = rand.Read(other)
 	o.do(t, "trustee", "secret", "set", "kbs:///images/wrong/key", o.file(t, "other", other))
-	c.stub(t, sealed)
 	c.apply(t, sealed)
 	why := c.refusals(t, "encrypted")
 	if reason, refused := why["good"]; refused {
@@ -263,6 +262,19 @@ func encryptedImages(t *testing.T, c *cluster) {
 	for _, name := range []string{"none", "wrong"} {
 		if !strings.Contains(why[name], "images/"+name+"/key") && !strings.Contains(why[name], "decrypt") {
 			t.Errorf("container %s: %q; expected that the layer cannot be decrypted", name, why[name])
+		}
+	}
+	// What the node has are the stubs, of some hundred bytes, and not the images.
+	out, err := c.n.Run(t.Context(), "ctr", "-n", "k8s.io", "images", "ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"good", "none", "wrong"} {
+		if _, digest, ok := strings.Cut(images[name], "@"); !ok || strings.Contains(out, digest) {
+			t.Errorf("the node has pulled the encrypted image %s", images[name])
+		}
+		if !strings.Contains(out, node.Registry+"/encrypted/"+name+"@") {
+			t.Errorf("the node has no stub of %s: %s", images[name], out)
 		}
 	}
 }
