@@ -134,8 +134,9 @@ const (
 type Mount struct {
 	Path   string `json:"path"`
 	Volume string `json:"volume"`
-	// SubPath is a directory inside the volume; of a files volume a file that it
-	// has, or a directory of files, as they are when the container is created.
+	// SubPath is a directory inside the volume, which is made if it is missing, or a
+	// file that a container has made there; of a files volume a file that it has,
+	// or a directory of files, as they are when the container is created.
 	SubPath  string `json:"subPath,omitempty"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }
