@@ -74,13 +74,15 @@ type Container struct {
 	Mounts          []Mount     `json:"mounts,omitempty"`
 	// Devices are block volumes that the container gets as devices.
 	Devices []Device `json:"devices,omitempty"`
-	Allow   Allow    `json:"allow,omitzero"`
-	Limits  Limits   `json:"limits,omitzero"`
+	// TerminationMessagePath is the file that the container leaves its last words
+	// in; empty is [DefaultTerminationPath].
+	TerminationMessagePath string `json:"terminationMessagePath,omitempty"`
+	Allow                  Allow  `json:"allow,omitzero"`
+	Limits                 Limits `json:"limits,omitzero"`
 
 	// An unsealed pod: what the host says, and no policy has.
-	unmasked        bool
-	rlimits         map[string]RLimit
-	terminationPath string
+	unmasked bool
+	rlimits  map[string]RLimit
 }
 
 // Role says when a container runs. Empty is RoleApp.
