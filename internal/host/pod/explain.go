@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -24,6 +25,9 @@ type Refused struct {
 }
 
 func (e *Refused) Error() string { return e.message }
+
+// Unwrap makes it an error that containerd knows: permission denied.
+func (e *Refused) Unwrap() error { return errdefs.ErrPermissionDenied }
 
 // maxMessage bounds what a guest can put into an event, in bytes.
 const maxMessage = 4 << 10

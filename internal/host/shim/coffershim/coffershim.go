@@ -66,7 +66,7 @@ type node struct {
 	config *runtimeconfig.Config
 	tasks  *task.Service
 	boxes  *sandboxapi.Service
-	// sandboxed says that the pod is the Sandbox service's.
+	// sandboxed says that the pod is the Sandbox service's, and has been booted.
 	sandboxed atomic.Bool
 }
 
@@ -91,10 +91,12 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
 		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {
-			n.sandboxed.Store(true)
 			return n.newPod(s.ID)
 		},
-		Booted: func(p sandboxapi.Pod) error { return n.adopt(p, n.tasks.Adopt) },
+		Booted: func(p sandboxapi.Pod) error {
+			n.sandboxed.Store(true)
+			return n.adopt(p, n.tasks.Adopt)
+		},
 		Closed: func(p sandboxapi.Pod) {
 			_ = n.adopt(p, func(t task.Pod) error { n.tasks.Release(t); return nil })
 		},
@@ -118,7 +120,8 @@ func (n *node) newPod(id string) (*pod.Pod, error) {
 }
 
 // shutdown is asked for when the last container is deleted. A sandbox outlives
-// its containers: containerd still asks how it ended, and then for its end.
+// its containers: containerd still asks how it ended, and then for its end. One
+// that could not be booted has nothing to tell.
 func (n *node) shutdown() {
 	if !n.sandboxed.Load() {
 		n.d.Shutdown()
