@@ -22,6 +22,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
@@ -104,10 +105,10 @@ func config(t *testing.T) *runtimeconfig.Config {
 func (w *world) options(c *runtimeconfig.Config) Options {
 	return Options{
 		ID: "pod-1", Namespace: "k8s.io", Config: c, Logger: slog.New(slog.DiscardHandler),
-		Warn: func(m string) {
+		Warn: func(r notice.Reason, m string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.warnings = append(w.warnings, m)
+			w.warnings = append(w.warnings, string(r)+": "+m)
 		},
 		Launch: w.launch,
 		Network: func(ctx context.Context, netns string) (Network, error) {

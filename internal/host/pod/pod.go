@@ -23,6 +23,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/volumes"
@@ -37,8 +38,9 @@ type Options struct {
 	Config    *runtimeconfig.Config
 	Logger    *slog.Logger
 	// Warn, when not nil, is told in plain words what a person should know of the
-	// pod: that it is unsealed, what of it has no effect. It is logged as well.
-	Warn func(message string)
+	// pod: that it is unsealed, what of it has no effect. It is logged as well, and
+	// is first called by Boot. It must not wait for anything of the pod.
+	Warn func(reason notice.Reason, message string)
 
 	// Launch starts a machine; nil: the configuration's driver does.
 	Launch func(ctx context.Context, plan *Plan) (Machine, error)
@@ -176,11 +178,11 @@ func (p *Pod) running() (Machine, error) {
 }
 
 // warn tells a person.
-func (p *Pod) warn(ctx context.Context, format string, args ...any) {
+func (p *Pod) warn(ctx context.Context, reason notice.Reason, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	p.log.WarnContext(ctx, "of the pod", "message", message)
+	p.log.WarnContext(ctx, "of the pod", "reason", reason, "message", message)
 	if p.o.Warn != nil {
-		p.o.Warn(message)
+		p.o.Warn(reason, message)
 	}
 }
 

@@ -61,7 +61,7 @@ func TestLife(t *testing.T) {
 	if got := w.left(); !slices.Equal(got, []string{"forward", "machine", "network", "volumes"}) {
 		t.Errorf("there is %q", got)
 	}
-	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "unsealed: ") }) || w.warnings[0] != "a warning of the bundle" {
+	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "Unsealed: unsealed: ") }) || w.warnings[0] != "NoEffect: a warning of the bundle" {
 		t.Errorf("warnings %q", w.warnings)
 	}
 	if len(w.traces) != 2 || w.traces[0] != (Trace{NetNS: "/var/run/netns/x"}) || w.traces[1].PID != 4711 {
@@ -155,7 +155,7 @@ func TestSealed(t *testing.T) {
 	if len(w.plan.Sandbox.InitDataDigest) != 32 || !w.volumes.Sealed || w.volumes.PodUID != "u-1" {
 		t.Errorf("launched with digest %x, volumes %+v", w.plan.Sandbox.InitDataDigest, w.volumes)
 	}
-	if slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "unsealed") }) {
+	if slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "Unsealed") }) {
 		t.Errorf("a sealed pod is warned of: %q", w.warnings)
 	}
 	if err := p.Create(t.Context(), aContainer("c-1")); err != nil {
@@ -493,7 +493,7 @@ func TestForward(t *testing.T) {
 		t.Errorf("a connection: %v", err)
 	}
 	w.forward.Failed(8080, errStep)
-	if got := w.warnings[len(w.warnings)-1]; got != "port-forward to port 8080: this step fails" {
+	if got := w.warnings[len(w.warnings)-1]; got != "Refused: port-forward to port 8080: this step fails" {
 		t.Errorf("told: %q", got)
 	}
 	if err := p.Close(t.Context()); err != nil {
@@ -509,7 +509,7 @@ func TestForward(t *testing.T) {
 	if err := p.Boot(t.Context(), aSandbox()); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Contains(w.warnings, "kubectl port-forward does not reach this pod: this step fails") {
+	if !slices.Contains(w.warnings, "Degraded: kubectl port-forward does not reach this pod: this step fails") {
 		t.Errorf("told: %q", w.warnings)
 	}
 	if err := p.Close(t.Context()); err != nil || len(w.left()) != 0 {

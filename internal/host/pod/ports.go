@@ -5,6 +5,7 @@ import (
 	"net"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 )
@@ -24,12 +25,12 @@ func (p *Pod) forwardPorts(ctx context.Context, plan *Plan) {
 			return m.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_PORT_FORWARD, Port: uint32(port)})
 		},
 		Failed: func(port uint16, err error) {
-			p.warn(p.life, "port-forward to port %d: %v", port, err)
+			p.warn(p.life, notice.Refused, "port-forward to port %d: %v", port, err)
 		},
 		Logger: p.log,
 	})
 	if err != nil {
-		p.warn(ctx, "kubectl port-forward does not reach this pod: %v", err)
+		p.warn(ctx, notice.Degraded, "kubectl port-forward does not reach this pod: %v", err)
 		return
 	}
 	p.undo(f.Close)

@@ -33,6 +33,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/stdio"
 )
 
@@ -51,6 +52,9 @@ type Options struct {
 	// It returns at once, and may be called more than once.
 	Shutdown func()
 	Logger   *slog.Logger
+	// Notice, when not nil, is told what a person should know of the pod: what
+	// its policy has refused. It must not wait.
+	Notice func(reason notice.Reason, message string)
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
 	CgroupV1 bool
 

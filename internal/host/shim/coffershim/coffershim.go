@@ -12,12 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	sandboxv1 "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/ttrpc"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/pod"
 	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
@@ -66,6 +68,9 @@ type node struct {
 	config *runtimeconfig.Config
 	tasks  *task.Service
 	boxes  *sandboxapi.Service
+	// notices are what a person should know of pod, which is nil at first.
+	notices *notice.File
+	pod     atomic.Pointer[pod.Pod]
 	// sandboxed says that the pod is the Sandbox service's, and has been booted.
 	sandboxed atomic.Bool
 }
@@ -78,7 +83,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 	if err := d.State.Update(func(s *podstate.State) { s.Driver = config.Driver }); err != nil {
 		return nil, err
 	}
-	n := &node{d: d, config: config}
+	n := &node{d: d, config: config, notices: notice.New(d.State.Dir(), time.Now)}
 	n.tasks = task.New(task.Options{
 		NewPod: func(_ context.Context, b *cri.Bundle) (task.Pod, error) {
 			p, err := n.newPod(b.SandboxID)
@@ -87,7 +92,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			}
 			return task.Of(p), nil
 		},
-		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
+		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, Notice: n.refused, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
 		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {
@@ -116,7 +121,9 @@ func (n *node) newPod(id string) (*pod.Pod, error) {
 	if id != n.d.ID {
 		return nil, fmt.Errorf("pod %s: this shim is the one of pod %s", id, n.d.ID)
 	}
-	return pod.New(pod.Options{ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note}), nil
+	p := pod.New(pod.Options{ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note, Warn: func(r notice.Reason, message string) { n.tell(r, message) }})
+	n.pod.Store(p)
+	return p, nil
 }
 
 // shutdown is asked for when the last container is deleted. A sandbox outlives
@@ -139,5 +146,7 @@ func (n *node) adopt(p sandboxapi.Pod, f func(task.Pod) error) error {
 
 // close ends the pod, whoever made it.
 func (n *node) close(ctx context.Context) error {
-	return errors.Join(n.boxes.Close(ctx), n.tasks.Close(ctx))
+	err := errors.Join(n.boxes.Close(ctx), n.tasks.Close(ctx))
+	n.notices.Close() // the pod's directory goes next
+	return err
 }
