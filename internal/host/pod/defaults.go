@@ -48,7 +48,7 @@ func launchMachine(ctx context.Context, plan *Plan) (Machine, error) {
 	if plan.Driver == runtimeconfig.DriverProcess {
 		c := plan.Sandbox
 		m, err := process.Launch(ctx, process.Config{
-			ID: c.ID, Agent: plan.Agent, NetNS: plan.NetNS, Development: c.Development, Debug: plan.Debug, BlobCache: c.BlobCache,
+			ID: c.ID, Agent: plan.Agent, NetNS: plan.NetNS, Cgroup: plan.Cgroup, Development: c.Development, Debug: plan.Debug, BlobCache: c.BlobCache,
 			Logger: c.Logger, ConsoleLine: c.ConsoleLine, BootTimeout: c.BootTimeout,
 		})
 		if err != nil {

@@ -38,8 +38,8 @@ func (p *Pod) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := errors.AsType[*vmm.End](err); ok {
-		return err
+	if end, ok := errors.AsType[*vmm.End](err); ok {
+		return p.explainEnd(end, err)
 	}
 	if _, ok := errors.AsType[*timeoutError](err); ok {
 		return err

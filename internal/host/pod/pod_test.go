@@ -12,6 +12,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
@@ -64,7 +65,7 @@ func TestLife(t *testing.T) {
 	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "Unsealed: unsealed: ") }) || w.warnings[0] != "NoEffect: a warning of the bundle" {
 		t.Errorf("warnings %q", w.warnings)
 	}
-	if len(w.traces) != 2 || w.traces[0] != (Trace{NetNS: "/var/run/netns/x"}) || w.traces[1].PID != 4711 {
+	if len(w.traces) != 2 || !cmp.Equal(w.traces[0], Trace{NetNS: "/var/run/netns/x"}) || w.traces[1].PID != 4711 {
 		t.Errorf("noted %v", w.traces)
 	}
 	s := w.plan.Sandbox
@@ -493,7 +494,7 @@ func TestForward(t *testing.T) {
 		t.Errorf("a connection: %v", err)
 	}
 	w.forward.Failed(8080, errStep)
-	if got := w.warnings[len(w.warnings)-1]; got != "Refused: port-forward to port 8080: this step fails" {
+	if got := w.warnings[len(w.warnings)-1]; got != "PortForward: to port 8080: this step fails" {
 		t.Errorf("told: %q", got)
 	}
 	if err := p.Close(t.Context()); err != nil {

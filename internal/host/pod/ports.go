@@ -25,7 +25,7 @@ func (p *Pod) forwardPorts(ctx context.Context, plan *Plan) {
 			return m.Open(ctx, &agentapi.StreamHeader{Kind: agentapi.StreamHeader_PORT_FORWARD, Port: uint32(port)})
 		},
 		Failed: func(port uint16, err error) {
-			p.warn(p.life, notice.Refused, "port-forward to port %d: %v", port, err)
+			p.warn(p.life, notice.PortForward, "to port %d: %v", port, err)
 		},
 		Logger: p.log,
 	})

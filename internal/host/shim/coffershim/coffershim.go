@@ -21,6 +21,7 @@ import (
 	"github.com/coffer-project/coffer/internal/host/network"
 	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/pod"
+	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandboxapi"
@@ -33,7 +34,7 @@ import (
 const Name = "io.containerd.coffer.v2"
 
 // cgroupRoot is where control groups are mounted.
-const cgroupRoot = "/sys/fs/cgroup"
+const cgroupRoot = podcgroup.DefaultRoot
 
 // Program is the shim.
 func Program(version string) shim.Program {
@@ -59,7 +60,7 @@ func release(s podstate.State) error {
 	if s.Driver == runtimeconfig.DriverProcess {
 		err = errors.Join(err, process.Remove(s.ID))
 	}
-	return err
+	return errors.Join(err, podcgroup.Remove(cgroupRoot, s.Cgroups))
 }
 
 // node is one pod's shim.
@@ -121,9 +122,21 @@ func (n *node) newPod(id string) (*pod.Pod, error) {
 	if id != n.d.ID {
 		return nil, fmt.Errorf("pod %s: this shim is the one of pod %s", id, n.d.ID)
 	}
-	p := pod.New(pod.Options{ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note, Warn: func(r notice.Reason, message string) { n.tell(r, message) }})
+	p := pod.New(pod.Options{
+		ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note, Cgroup: enterCgroup,
+		Warn: func(r notice.Reason, message string) { n.tell(r, message) },
+	})
 	n.pod.Store(p)
 	return p, nil
+}
+
+// enterCgroup moves the shim into the pod's control group.
+func enterCgroup(path string, note func([]string) error, warn func(string)) (pod.Cgroup, error) {
+	g, err := podcgroup.Enter(podcgroup.Options{Path: path, Note: note, Warn: warn})
+	if err != nil {
+		return nil, err
+	}
+	return g, nil
 }
 
 // shutdown is asked for when the last container is deleted. A sandbox outlives
