@@ -93,7 +93,7 @@ func stateDirs(root, prefix string) []string {
 	dirs := []string{runtimeconfig.Default().StateDir}
 	// A pattern cannot be wrong, and a file that cannot be read is doctor's to tell.
 	files, _ := filepath.Glob(filepath.Join(root, prefix, "etc", "*.toml"))
-	for _, file := range files {
+	for _, file := range append(files, filepath.Join(root, runtimeconfig.DefaultPath)) {
 		if c, err := runtimeconfig.Load(file); err == nil && !slices.Contains(dirs, c.StateDir) {
 			dirs = append(dirs, c.StateDir)
 		}
