@@ -41,6 +41,11 @@ const (
 	MaxPorts = 16
 	// MaxDisks bounds the disks of a machine: each is a PCI device.
 	MaxDisks = 16
+	// TranslationMiB bounds what the translator (TCG) keeps of the guest's code that
+	// it has translated; when it is full it begins anew. Left to itself QEMU takes up
+	// to 1 GiB (since 5.0, an eighth of the host's memory if that is less:
+	// accel/tcg/translate-all.c, later tcg/region.c), which no pod is accounted for.
+	TranslationMiB = 128
 	// MaxCards bounds its network cards. With every limit reached all devices
 	// still find a place on the one bus of the board.
 	MaxCards = 8
