@@ -131,7 +131,7 @@ func (n *notes) rights(c *Container) {
 		n.add(FactWarning, "noNewPrivileges", "Set-uid programs in it gain their owner's rights.")
 	}
 	if c.ReadOnlyRoot {
-		n.add(FactFixed, "readOnlyRoot", "Its root file system is read-only.")
+		n.add(FactFixed, "readOnlyRoot", "Its root file system is read-only, but for the volumes that its image declares.")
 	}
 }
 

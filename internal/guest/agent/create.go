@@ -327,6 +327,11 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 			c.lastWords.close()
 		}
 	}()
+	declared, err := imageVolumes(root, img.Config.Config.Volumes, p)
+	if err != nil {
+		return failed("image", fmt.Errorf("image %s: %w", img.Digest, err))
+	}
+	v.mounts = append(v.mounts, declared...)
 	pids, err := a.pidNamespace(sb, p)
 	defer pids.close() // the container is in it by then
 	if err != nil {
