@@ -3,9 +3,11 @@
 package guesttest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -193,18 +195,32 @@ func Cgroup(t *testing.T) string {
 }
 
 // removeCgroup kills what is in a group and removes it. The kernel takes processes
-// out of their groups a little after they were killed.
+// out of their groups a little after they were killed, and tells (cgroups(7),
+// cgroup.events).
 func removeCgroup(dir string) error {
+	events, err := os.Open(filepath.Join(dir, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close() //nolint:errcheck // read only
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
 		return err
 	}
 	deadline := time.Now().Add(10 * time.Second)
 	for {
-		err := removeGroups(dir)
-		if err == nil || time.Now().After(deadline) {
+		buf := make([]byte, 256)
+		n, err := events.ReadAt(buf, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		time.Sleep(5 * time.Millisecond)
+		left := time.Until(deadline)
+		if bytes.Contains(buf[:n], []byte("populated 0")) || left <= 0 {
+			return removeGroups(dir)
+		}
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
 	}
 }
 
