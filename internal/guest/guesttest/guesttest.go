@@ -202,7 +202,7 @@ func removeCgroup(dir string) error {
 	if err != nil {
 		return err
 	}
-	defer events.Close() //nolint:errcheck // read only
+	defer events.Close()
 	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
 		return err
 	}
