@@ -1275,8 +1275,13 @@ type CreateContainerRequest struct {
 	// Path in the container where it leaves its last words; empty: none.
 	TerminationMessagePath string    `protobuf:"bytes,15,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
 	Devices                []*Device `protobuf:"bytes,16,rep,name=devices,proto3" json:"devices,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The container is to be among the processes of another one, and to see them
+	// (kubectl debug --target). Of which, the host does not know: a sealed pod's
+	// policy says it, and in an unsealed one it is the only other container that
+	// runs and has processes of its own.
+	JoinPids      bool `protobuf:"varint,17,opt,name=join_pids,json=joinPids,proto3" json:"join_pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -1419,6 +1424,13 @@ func (x *CreateContainerRequest) GetDevices() []*Device {
 		return x.Devices
 	}
 	return nil
+}
+
+func (x *CreateContainerRequest) GetJoinPids() bool {
+	if x != nil {
+		return x.JoinPids
+	}
+	return false
 }
 
 // Security is what a container may do beyond its user.
@@ -4176,7 +4188,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x15UpdateNetworkResponse\"$\n" +
 	"\n" +
 	"StringList\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\"\x86\x06\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\xa3\x06\n" +
 	"\x16CreateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4194,7 +4206,8 @@ const file_agent_proto_rawDesc = "" +
 	"\bsecurity\x18\r \x01(\v2\x19.coffer.agent.v1.SecurityR\bsecurity\x121\n" +
 	"\avolumes\x18\x0e \x03(\v2\x17.coffer.agent.v1.VolumeR\avolumes\x128\n" +
 	"\x18termination_message_path\x18\x0f \x01(\tR\x16terminationMessagePath\x121\n" +
-	"\adevices\x18\x10 \x03(\v2\x17.coffer.agent.v1.DeviceR\adevices\x1a8\n" +
+	"\adevices\x18\x10 \x03(\v2\x17.coffer.agent.v1.DeviceR\adevices\x12\x1b\n" +
+	"\tjoin_pids\x18\x11 \x01(\bR\bjoinPids\x1a8\n" +
 	"\n" +
 	"SlotsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +

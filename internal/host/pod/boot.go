@@ -97,7 +97,8 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 		// of them makes the sandbox.
 		return nil
 	}
-	return p.createSandbox(ctx, s.SharePID)
+	_, err = p.createSandbox(ctx, s.SharePID)
+	return err
 }
 
 // plan describes the machine, without what has to be set up for it.

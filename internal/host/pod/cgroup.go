@@ -53,7 +53,7 @@ func (p *Pod) checkLimit(ctx context.Context, s *cri.Sandbox, limit, machine int
 	switch {
 	case limit == 0 || limit >= (machine+leastShare)*mib:
 	case limit >= machine*mib:
-		p.warn(ctx, "the pod's control group has at most %d MiB, of which its machine has %d MiB: what is left is too little for the emulator and the shim, so the kernel may kill them (raise overhead.podFixed.memory of the RuntimeClass)", limit/mib, machine)
+		p.warn(ctx, notice.Degraded, "the pod's control group has at most %d MiB, of which its machine has %d MiB: what is left is too little for the emulator and the shim, so the kernel may kill them (raise overhead.podFixed.memory of the RuntimeClass)", limit/mib, machine)
 	default:
 		return fmt.Errorf("memory: the pod's control group has at most %d MiB, and its machine has %d MiB: "+
 			"raise overhead.podFixed.memory of the RuntimeClass above overhead_memory of the handler (%d MiB)%s",
