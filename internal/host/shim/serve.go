@@ -19,6 +19,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/host/shim/events"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
+	"github.com/coffer-project/coffer/internal/host/space"
 )
 
 // The times of a daemon's end, in their order.
@@ -261,7 +262,7 @@ func tell(pipe *os.File, err error) error {
 	}
 	word := ready
 	if err != nil {
-		word = err.Error()
+		word = space.Explain(err).Error()
 	}
 	_, werr := pipe.WriteString(word)
 	return errors.Join(err, werr, pipe.Close())
