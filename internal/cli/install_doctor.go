@@ -79,7 +79,10 @@ func (a *app) printNotices(dirs []string) error {
 
 func (a *app) printDoctor(r *doctor.Report) error {
 	if a.json() {
-		return a.printJSON(r)
+		return a.printJSON(struct {
+			*doctor.Report
+			Labels map[string]string `json:"labels"`
+		}{r, r.Labels()})
 	}
 	err := a.table(nil, "CHECK\tSTATE\tFOUND", func(w io.Writer) {
 		for _, c := range r.Checks {

@@ -109,7 +109,7 @@ func needHandler(t *testing.T, handler string) {
 	case onProcess:
 		files = []string{filepath.Join(the.bin, "containerd-shim-coffer-v2"), filepath.Join(the.bin, "coffer-agent")}
 	case onMachine:
-		files = []string{filepath.Join(the.bin, "containerd-shim-coffer-v2"), filepath.Join(the.guest, "manifest.json")}
+		files = []string{filepath.Join(the.bin, "containerd-shim-coffer-v2"), filepath.Join(the.bin, "coffer"), filepath.Join(the.guest, "manifest.json")}
 	}
 	for _, f := range files {
 		if _, err := os.Stat(f); errors.Is(err, fs.ErrNotExist) {

@@ -39,6 +39,8 @@ const (
 	Degraded Reason = "Degraded"
 	// Refused: the pod's policy has refused a request.
 	Refused Reason = "Refused"
+	// PortForward: a connection to a port of the pod was not forwarded.
+	PortForward Reason = "PortForward"
 	// Closed: the pod's policy does not let the node see a stream.
 	Closed Reason = "StreamClosed"
 )

@@ -54,6 +54,7 @@ func (p *Pod) Boot(ctx context.Context, s *cri.Sandbox) error {
 		return nil
 	}
 	err = p.explain(err)
+	p.leaveCgroup()
 	p.end(err)
 	if cerr := p.Close(context.WithoutCancel(ctx)); cerr != nil {
 		p.log.ErrorContext(ctx, "not all of a pod that failed could be removed", "error", cerr)
@@ -82,6 +83,7 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
+	p.forwardPorts(ctx, plan)
 	v := p.o.Volumes(volumes.Options{
 		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,
 		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, notice.Volume, "%s", message) },
@@ -129,7 +131,10 @@ func (p *Pod) plan(s *cri.Sandbox) (*Plan, error) {
 // setUp makes what the machine is started with. What it makes is undone by Close.
 func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 	c := p.o.Config
-	var err error
+	err := p.enterCgroup(ctx, s, plan)
+	if err != nil {
+		return err
+	}
 	if s.Initdata == nil {
 		if p.trustee, err = unsealedTrustee(c.UnsealedTrustee); err != nil {
 			return err
@@ -164,7 +169,8 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 	if s.NetNS == "" || plan.Driver == runtimeconfig.DriverProcess {
 		return nil // a process is in the namespace itself
 	}
-	if err := p.note(Trace{NetNS: s.NetNS}); err != nil {
+	p.trace.NetNS = s.NetNS
+	if err := p.note(); err != nil {
 		return err
 	}
 	n, err := p.o.Network(ctx, s.NetNS)
@@ -204,7 +210,8 @@ func (p *Pod) launch(ctx context.Context, plan *Plan) error {
 		// that this process needs from now on.
 		debug.FreeOSMemory()
 	}
-	return p.note(Trace{NetNS: plan.NetNS, PID: m.PID()})
+	p.trace.NetNS, p.trace.PID = plan.NetNS, m.PID()
+	return p.note()
 }
 
 // watch waits for the machine's end.
@@ -215,22 +222,25 @@ func (p *Pod) watch(m Machine) {
 	closing := p.closing
 	p.mu.Unlock()
 	if closing {
+		p.leaveCgroup()
 		p.end(nil)
 		return
 	}
 	err := errors.New("the pod's machine has ended")
 	if end := m.End(); end != nil {
-		err = end
+		err = p.explain(end)
 	}
+	p.leaveCgroup()
 	p.log.Error("the pod's machine has ended", "error", err)
 	p.end(err)
 }
 
-func (p *Pod) note(t Trace) error {
+// note tells of p.trace.
+func (p *Pod) note() error {
 	if p.o.Note == nil {
 		return nil
 	}
-	if err := p.o.Note(t); err != nil {
+	if err := p.o.Note(p.trace); err != nil {
 		return fmt.Errorf("write down what the pod consists of: %w", err)
 	}
 	return nil

@@ -16,6 +16,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
@@ -23,6 +24,7 @@ import (
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/notice"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/volumes"
 )
@@ -45,8 +47,15 @@ type Options struct {
 	// Network connects the machine with a network namespace; nil: package network
 	// does.
 	Network func(ctx context.Context, netns string) (Network, error)
+	// Forward takes over the loopback of a network namespace; nil: package
+	// portforward does.
+	Forward func(netns string, o portforward.Options) (io.Closer, error)
 	// Volumes makes the manager of the pod's volumes; nil: package volumes does.
 	Volumes func(volumes.Options) Volumes
+	// Cgroup moves this program into the pod's control group, in which the machine is
+	// then born. It tells note what would be left before it makes anything, and warn
+	// what of the pod the node does not limit. nil: this program stays where it is.
+	Cgroup func(path string, note func([]string) error, warn func(string)) (Cgroup, error)
 	// Note, when not nil, is told of what would be left behind if this program were
 	// killed, before it is made or at once after. An error of it is the boot's.
 	Note func(Trace) error
@@ -68,6 +77,7 @@ type Pod struct {
 	closing    bool
 	sandbox    *cri.Sandbox
 	machine    Machine
+	cgroup     Cgroup // nil: none
 	volumes    Volumes
 	trustee    *agentapi.UnsealedTrustee
 	registries *agentapi.UnsealedRegistries
@@ -75,6 +85,8 @@ type Pod struct {
 	err        error
 	created    time.Time
 	hosts      bool // the guest has the entries of hostAliases
+
+	trace Trace // of Boot, which adds to it
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}
