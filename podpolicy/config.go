@@ -50,7 +50,7 @@ type ContainerConfig struct {
 	Unmasked bool
 	RLimits  map[string]RLimit
 	// TerminationPath is a file that the container may write its last words to;
-	// empty: there is none.
+	// empty: nobody has asked for one.
 	TerminationPath string
 }
 

@@ -25,6 +25,9 @@ func describeContainer(p *Policy, c *Container) Section {
 	for _, d := range c.Devices {
 		n.add(FactFixed, keyPath("devices", d.Path), "Volume %s is the device %s%s.", d.Volume, d.Path, readOnly(d.ReadOnly))
 	}
+	if c.TerminationMessagePath != "" {
+		n.add(FactFixed, "terminationMessagePath", "It leaves its last words in %s.", c.TerminationMessagePath)
+	}
 	n.allow(c)
 	n.limits(c.Limits)
 	return n.section("Container " + c.Name)

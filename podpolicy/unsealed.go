@@ -93,7 +93,7 @@ func permissiveContainer(q ContainerProposal) (*Container, *Refusal) {
 		Allow:  Allow{Logs: true, Attach: true, Stdin: true, Signals: signalNames()[1:], Restarts: RestartAlways},
 		Limits: Limits{Memory: Memory{Bytes: q.Resources.MemoryBytes}, CPUs: CPUs{Millis: q.Resources.CPUMillis}, PIDs: q.Resources.PIDs},
 	}
-	c.Devices, c.terminationPath = q.Devices, q.TerminationPath
+	c.Devices, c.TerminationMessagePath = q.Devices, q.TerminationPath
 	if q.Security != nil {
 		q.Security.permit(c)
 	}

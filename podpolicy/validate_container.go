@@ -36,6 +36,9 @@ func (v *validator) container(at string, c *Container) {
 		return ""
 	})
 	oneOf(v, at+".seccomp", c.Seccomp, "", SeccompDefault, SeccompUnconfined)
+	if !isTerminationPath(c.TerminationMessagePath) {
+		v.bad(at+".terminationMessagePath", "expected %s, got %s", terminationForm, quote(c.TerminationMessagePath))
+	}
 	v.mounts(at+".mounts", c.Mounts)
 	v.devices(at+".devices", c.Devices)
 	v.allow(at+".allow", c)

@@ -1763,7 +1763,7 @@ type Mount struct {
 	// Volume of the policy.
 	Volume   string `protobuf:"bytes,2,opt,name=volume,proto3" json:"volume,omitempty"`
 	ReadOnly bool   `protobuf:"varint,3,opt,name=read_only,json=readOnly,proto3" json:"read_only,omitempty"`
-	// Directory inside the volume; empty is the volume itself.
+	// Directory or file inside the volume; empty is the volume itself.
 	SubPath       string `protobuf:"bytes,4,opt,name=sub_path,json=subPath,proto3" json:"sub_path,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

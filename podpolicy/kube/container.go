@@ -60,6 +60,9 @@ func (g *generator) container(field string, c *corev1.Container, role podpolicy.
 	out.Args, out.ExpandArgs = g.args(field, c, img, env)
 	g.security(field, c, img, &out)
 	g.mounts(field, c, env, &out)
+	if p := c.TerminationMessagePath; p != "" && p != podpolicy.DefaultTerminationPath {
+		out.TerminationMessagePath = path.Clean(p)
+	}
 	out.Allow = g.allow(field, c, role)
 	g.policy.Containers = append(g.policy.Containers, out)
 }

@@ -40,6 +40,7 @@ func (g *generator) origin(path string) string {
 		for _, same := range []struct{ policy, spec string }{
 			{"image", "image"}, {"args", "args"}, {"cwd", "workingDir"}, {"name", "name"}, {"user", "securityContext"}, {"capabilities", "securityContext.capabilities"},
 			{"limits", "resources.limits"}, {"env", "env"}, {"mounts", "volumeMounts"}, {"devices", "volumeDevices"},
+			{"terminationMessagePath", "terminationMessagePath"},
 		} {
 			if strings.HasPrefix(rest, same.policy) {
 				return g.w.path(g.places[i] + "." + same.spec)

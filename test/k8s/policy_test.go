@@ -1,9 +1,11 @@
 package k8s
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -117,7 +119,7 @@ func policyRows() []row {
 			c.apply(t, strings.ReplaceAll(sealed, "color: blue", "color: red"))
 			c.event(t, "conf", "color")
 		}},
-		{id: "k8s-policy-pvc", on: onMachine, not: "an unexpected device is refused where the rules are (podpolicy, internal/guest/agent); a claim with a key needs cryptsetup's format on the node's disk, see k8s-block-volume for the attachment", asserts: "an unexpected device fails"},
+		{id: "k8s-policy-pvc", on: onMachine, asserts: "a claim with a key: encrypted on the node, there for the next pod; an unexpected device is refused", run: encryptedVolume},
 		{id: "initdata/broken", on: onMachine, asserts: "an annotation that is no initdata: the event says so", run: func(t *testing.T, c *cluster) {
 			c.apply(t, "kind: Pod\nmetadata: {name: broken, annotations: {io.katacontainers.config.hypervisor.cc_init_data: bm90IGd6aXA=}}\nspec: {containers: [{name: a}]}\n")
 			c.event(t, "broken", "cc_init_data")
@@ -163,11 +165,11 @@ kind: Pod
 metadata:
   name: quiet
   annotations:
-    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/scratch/done"], "output": true}]}'
+    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/scratch/done"], "output": true}], "portForward": [8081]}'
 spec:
   volumes: [{name: work, emptyDir: {}}]
   containers:
-  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/scratch/done; exec /app serve"], volumeMounts: [{name: work, mountPath: /scratch}]}
+  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/scratch/done; exec /app serve http=:8080 http=:8081"], volumeMounts: [{name: work, mountPath: /scratch}]}
 `))
 	c.ready(t, "quiet")
 	// It has written more than every buffer on the way holds.
@@ -184,7 +186,21 @@ spec:
 	if out, code, err := c.attempt(t, "quiet", "a", "sh", "-c", "id"); err == nil && code == 0 {
 		t.Errorf("a command that is not allowed: %q", out)
 	}
-	if out, err := c.tryKubectl(t, "attach", "quiet", "-c", "a", "--pod-running-timeout=5s"); err == nil && out != "" {
+	// What the guest drains stays silent for as long as somebody listens.
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if out, _ := c.kubectlUntil(ctx, "attach", "quiet", "-c", "a"); out != "" {
 		t.Errorf("attach reads %q", out)
+	}
+	// Two ports of one server: the policy opens the second.
+	address := c.forward(t, "quiet", 8080)
+	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if out, err := ask(ctx, "http://"+address+"/"); err == nil || out != "" {
+		t.Errorf("a port that is not opened answers %q", out)
+	}
+	address = c.forward(t, "quiet", 8081)
+	if out, err := ask(t.Context(), "http://"+address+"/"); err != nil || out == "" {
+		t.Errorf("the port that is opened: %q, %v", out, err)
 	}
 }

@@ -171,11 +171,12 @@ spec:
 func referenceValues(t *testing.T, c *cluster) {
 	o := c.owner(t)
 	value := o.put(t, "kbs:///measured/db/password")
-	// Another number of processors is another measurement.
-	c.apply(t, c.seal(t, secretPod("unknown", "kbs:///measured/db/password", `coffer-project.io/vcpus: "3"`)))
+	// Another number of processors is another measurement: the node's choice here,
+	// the owner's below.
+	sealed := c.seal(t, secretPod("unknown", "kbs:///measured/db/password", `coffer-project.io/vcpus: "1"`))
+	c.apply(t, strings.ReplaceAll(sealed, `coffer-project.io/vcpus: "1"`, `coffer-project.io/vcpus: "3"`))
 	c.event(t, "unknown", "measured/db/password")
 	c.remove(t, "unknown")
-	o.do(t, "guest", "measure", "--tee", "soft", "--guest-image", the.guest, "--cpus", "3", "--register")
 	c.apply(t, c.seal(t, secretPod("known", "kbs:///measured/db/password", `coffer-project.io/vcpus: "3"`)))
 	c.succeeded(t, "known")
 	if out := c.logs(t, "known", "a"); out != sum(value)+"  -\n" {
@@ -373,7 +374,6 @@ func batch(t *testing.T, c *cluster) {
 	o := c.owner(t)
 	key := make([]byte, 32)
 	_, _ = rand.Read(key)
-	o.do(t, "trustee", "secret", "set", "kbs:///spark/data/key", o.file(t, "key", []byte(hex.EncodeToString(key))))
 	var csv strings.Builder
 	want := map[string]int{}
 	csv.WriteString("region,amount\n")
@@ -397,29 +397,47 @@ func batch(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	images.Publish("orders.csv.enc", seal.Seal(nonce, nonce, []byte(csv.String()), nil))
-	job := fmt.Sprintf(`
+	// The key stands in the cluster sealed: only a guest that has attested opens it.
+	signing := o.file(t, "data-signing", nil)
+	o.do(t, "secret", "keygen", "--kid", "kbs:///spark/keys/signing", "--out", signing, "--put")
+	text := o.do(t, "secret", "seal", "vault", "--sign-key", signing+".private.jwk", "--resource", "kbs:///spark/data/key", "--put", o.file(t, "key", []byte(hex.EncodeToString(key))))
+	job := func(class string) string {
+		return fmt.Sprintf(`
+kind: Secret
+metadata: {name: orders}
+stringData: {key: %q}
+---
 apiVersion: batch/v1
 kind: Job
 metadata: {name: totals}
 spec:
   backoffLimit: 0
   template:
-    metadata:
-      annotations:
-        coffer-project.io/secret-env.totals: '{"DATA_KEY": "kbs:///spark/data/key"}'
-        coffer-project.io/allow.totals: '{"logs": true}'
     spec:
+      runtimeClassName: %s
       restartPolicy: Never
       volumes: [{name: work, emptyDir: {}}]
       initContainers:
       - {name: fetch, command: [wget, -q, -O, /scratch/orders, "http://%s/orders.csv.enc"], volumeMounts: [{name: work, mountPath: /scratch}]}
       containers:
-      - {name: totals, command: [/app, totals, /scratch/orders], volumeMounts: [{name: work, mountPath: /scratch}]}
-`, node.DataAddress)
-	c.apply(t, c.seal(t, job))
-	c.kubectl(t, "wait", "--for=condition=complete", "job/totals", "--timeout="+c.h.patience().String())
+      - name: totals
+        command: [/app, totals, /scratch/orders]
+        env: [{name: DATA_KEY, valueFrom: {secretKeyRef: {name: orders, key: key}}}]
+        volumeMounts: [{name: work, mountPath: /scratch}]
+`, text, class, node.DataAddress)
+	}
+	finish := func(condition string) string {
+		c.kubectl(t, "wait", "--for=condition="+condition, "job/totals", "--timeout="+c.h.patience().String())
+		return c.kubectl(t, "logs", "job/totals")
+	}
+	c.apply(t, job(runc))
+	if out := finish("failed"); !strings.Contains(out, "no key in hexadecimal") {
+		t.Errorf("without a guest: %q", out)
+	}
+	c.kubectl(t, "delete", "job/totals", "secret/orders", "--wait")
+	c.apply(t, c.seal(t, job(c.h.name), "--allow-logs"))
 	expected := fmt.Sprintf("north %d\nsouth %d\nwest %d\n", want["north"], want["south"], want["west"])
-	if out := c.kubectl(t, "logs", "job/totals"); out != expected {
+	if out := finish("complete"); out != expected {
 		t.Errorf("it printed %q, expected %q", out, expected)
 	}
 }

@@ -184,10 +184,30 @@ func (m *Manifest) Check(dir string) error {
 // Read returns the content of one of the manifest's files in dir after it has
 // been compared with the manifest.
 func (f File) Read(dir string) ([]byte, error) {
+	file, err := f.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	return f.Content(file)
+}
+
+// Open opens one of the manifest's files in dir, for those who hand the very
+// file on that they have read with Content: its name may later mean another.
+func (f File) Open(dir string) (*os.File, error) {
 	if err := f.validate("file"); err != nil {
 		return nil, err
 	}
-	data, err := readBounded(filepath.Join(dir, f.Name), f.Size)
+	file, err := os.Open(filepath.Join(dir, f.Name))
+	if err != nil {
+		return nil, fmt.Errorf("guest image file: %w", err)
+	}
+	return file, nil
+}
+
+// Content returns what r holds after it has been compared with the manifest.
+func (f File) Content(r io.Reader) ([]byte, error) {
+	data, err := bounded(r, f.Name, f.Size)
 	if err != nil {
 		return nil, fmt.Errorf("guest image file: %w", err)
 	}
@@ -238,12 +258,16 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	return bounded(f, path, limit)
+}
+
+func bounded(r io.Reader, name string, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: longer than the %d bytes expected", path, limit)
+		return nil, fmt.Errorf("%s: longer than the %d bytes expected", name, limit)
 	}
 	return data, nil
 }

@@ -4,6 +4,8 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"path"
+	"strings"
 	"unicode/utf8"
 
 	"google.golang.org/protobuf/encoding/protowire"
@@ -29,6 +31,7 @@ const (
 type podConfig struct {
 	name, uid, namespace           string
 	hostname, logDir               string
+	cgroupParent                   string
 	hasDNS                         bool
 	servers, searches, options     []string
 	annotations, sysctls           map[string]string
@@ -65,7 +68,7 @@ func FromConfig(message []byte, id, netns string) (*Sandbox, error) {
 	}
 	s := &Sandbox{
 		ID: id, Name: c.name, Namespace: c.namespace, UID: c.uid, Hostname: c.hostname, NetNS: netns, LogDir: c.logDir,
-		SharePID: c.pid == modePod, SharePIDKnown: true, Sysctls: c.sysctls, Resources: resources(c.memory, c.quota, c.period, c.weights),
+		Cgroup: cgroupOf(c.cgroupParent, id), SharePID: c.pid == modePod, SharePIDKnown: true, Sysctls: c.sysctls, Resources: resources(c.memory, c.quota, c.period, c.weights),
 	}
 	if err := s.take(c.annotations); err != nil {
 		return nil, err
@@ -75,6 +78,18 @@ func FromConfig(message []byte, id, netns string) (*Sandbox, error) {
 		s.DNS, s.Warnings = d, append(s.Warnings, warnings...)
 	}
 	return s, nil
+}
+
+// cgroupOf is what containerd makes of a pod's group for a container that is in it
+// (containerd v2.2.9 internal/cri/server/podsandbox, getCgroupsPath).
+func cgroupOf(parent, id string) string {
+	switch base := path.Base(parent); {
+	case parent == "":
+		return ""
+	case strings.HasSuffix(base, ".slice"):
+		return base + ":cri-containerd:" + id
+	}
+	return strings.TrimSuffix(parent, "/") + "/" + id
 }
 
 func (c *podConfig) decode(b []byte) error {
@@ -131,6 +146,8 @@ func (c *podConfig) dns(n protowire.Number, f field) error {
 
 func (c *podConfig) linux(n protowire.Number, f field) error {
 	switch n {
+	case 1:
+		return f.text("cgroup_parent", &c.cgroupParent)
 	case 2:
 		return f.message("security_context", func(n protowire.Number, f field) error {
 			if n != 1 {

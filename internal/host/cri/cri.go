@@ -66,6 +66,9 @@ type Sandbox struct {
 	// NetNS is the path of the pod's network namespace; empty: it has none, and
 	// the machine goes out through the node's user-mode network.
 	NetNS string
+	// Cgroup is the pod's control group as the container runtime says it
+	// (linux.cgroupsPath of the OCI specification); empty: it does not.
+	Cgroup string
 	// LogDir is where the kubelet keeps the pod's logs; empty: nowhere.
 	LogDir string
 	// Initdata is the gzip stream of the document; nil: the pod is unsealed.

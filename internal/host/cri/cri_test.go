@@ -118,7 +118,7 @@ func TestVersionsAgree(t *testing.T) {
 			}
 			if b.Sandbox != nil {
 				// What differs by nature, and what containerd 2 adds.
-				b.Sandbox.NetNS, b.Sandbox.Sysctls = "", nil
+				b.Sandbox.NetNS, b.Sandbox.Sysctls, b.Sandbox.Cgroup = "", nil, filepath.Dir(b.Sandbox.Cgroup)
 			}
 			if c := b.Container; c != nil && version == "1.6" {
 				// It does not look into the image's /etc/group with a number as user.
@@ -162,6 +162,7 @@ func TestConfigAgrees(t *testing.T) {
 				t.Errorf("%s: sysctl %s=%s", name, k, v)
 			}
 		}
+		want.Cgroup = filepath.Join(filepath.Dir(want.Cgroup), "id-1") // the recorded one has another id
 		got.SharePID, got.SharePIDKnown, got.Sysctls, want.Sysctls, want.NetNS = false, false, nil, nil, "/run/netns/x"
 		g, w := describe(t, &Bundle{Sandbox: got}), describe(t, &Bundle{Sandbox: want})
 		if !bytes.Equal(g, w) {
@@ -499,6 +500,18 @@ func FuzzReadBundle(f *testing.F) {
 			t.Fatal("no arguments")
 		}
 	})
+}
+
+func TestCgroupOf(t *testing.T) {
+	t.Parallel()
+	for parent, want := range map[string]string{
+		"": "", "/kubepods/pod1": "/kubepods/pod1/id-1", "/": "/id-1",
+		"/kubepods.slice/kubepods-pod1.slice": "kubepods-pod1.slice:cri-containerd:id-1", "kubepods-pod1.slice": "kubepods-pod1.slice:cri-containerd:id-1",
+	} {
+		if got := cgroupOf(parent, "id-1"); got != want {
+			t.Errorf("%q: %q, expected %q", parent, got, want)
+		}
+	}
 }
 
 func FuzzFromConfig(f *testing.F) {

@@ -26,7 +26,7 @@ func sandbox(spec *specs.Spec, id string, single bool, read fileReader) (*Sandbo
 	a := annotations(spec.Annotations)
 	s := &Sandbox{
 		ID: id, Name: a.first(criSandboxName, crioSandboxName), Namespace: a.first(criNamespace, crioNamespace), UID: a.uid(),
-		Hostname: spec.Hostname, LogDir: a.first(criLogDir, crioLogPath), Sysctls: maps.Clone(spec.Linux.Sysctl), Resources: a.resources(),
+		Hostname: spec.Hostname, Cgroup: spec.Linux.CgroupsPath, LogDir: a.first(criLogDir, crioLogPath), Sysctls: maps.Clone(spec.Linux.Sysctl), Resources: a.resources(),
 	}
 	if err := s.namespaces(spec.Linux.Namespaces, single); err != nil {
 		return nil, err

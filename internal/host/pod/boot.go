@@ -10,6 +10,7 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/host/blobcache"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/host/vmm"
@@ -53,6 +54,7 @@ func (p *Pod) Boot(ctx context.Context, s *cri.Sandbox) error {
 		return nil
 	}
 	err = p.explain(err)
+	p.leaveCgroup()
 	p.end(err)
 	if cerr := p.Close(context.WithoutCancel(ctx)); cerr != nil {
 		p.log.ErrorContext(ctx, "not all of a pod that failed could be removed", "error", cerr)
@@ -66,14 +68,14 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 		return err
 	}
 	for _, w := range s.Warnings {
-		p.warn(ctx, "%s", w)
+		p.warn(ctx, notice.NoEffect, "%s", w)
 	}
 	plan, err := p.plan(s)
 	if err != nil {
 		return err
 	}
 	if s.Initdata == nil {
-		p.warn(ctx, "unsealed: this pod has no initdata, so no policy is in force, the node decides what runs in it, and no secret is given to it (coffer prepare seals a pod)")
+		p.warn(ctx, notice.Unsealed, "unsealed: this pod has no initdata, so no policy is in force, the node decides what runs in it, and no secret is given to it (coffer prepare seals a pod)")
 	}
 	if err := p.setUp(ctx, s, plan); err != nil {
 		return err
@@ -81,9 +83,10 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
+	p.forwardPorts(ctx, plan)
 	v := p.o.Volumes(volumes.Options{
 		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,
-		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, "%s", message) },
+		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, notice.Volume, "%s", message) },
 	})
 	p.undo(v.Close)
 	p.mu.Lock()
@@ -128,7 +131,10 @@ func (p *Pod) plan(s *cri.Sandbox) (*Plan, error) {
 // setUp makes what the machine is started with. What it makes is undone by Close.
 func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 	c := p.o.Config
-	var err error
+	err := p.enterCgroup(ctx, s, plan)
+	if err != nil {
+		return err
+	}
 	if s.Initdata == nil {
 		if p.trustee, err = unsealedTrustee(c.UnsealedTrustee); err != nil {
 			return err
@@ -146,7 +152,7 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		cache, err := blobcache.Open(c.BlobCache, blobcache.Options{MaxBytes: c.BlobCacheSize})
 		if err != nil {
 			// A pod runs without it, only slower.
-			p.warn(ctx, "the node's blob cache is not used: %v", err)
+			p.warn(ctx, notice.Degraded, "the node's blob cache is not used: %v", err)
 		} else {
 			plan.Sandbox.BlobCache = cache
 			p.undo(cache.Close)
@@ -163,7 +169,8 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 	if s.NetNS == "" || plan.Driver == runtimeconfig.DriverProcess {
 		return nil // a process is in the namespace itself
 	}
-	if err := p.note(Trace{NetNS: s.NetNS}); err != nil {
+	p.trace.NetNS = s.NetNS
+	if err := p.note(); err != nil {
 		return err
 	}
 	n, err := p.o.Network(ctx, s.NetNS)
@@ -203,7 +210,8 @@ func (p *Pod) launch(ctx context.Context, plan *Plan) error {
 		// that this process needs from now on.
 		debug.FreeOSMemory()
 	}
-	return p.note(Trace{NetNS: plan.NetNS, PID: m.PID()})
+	p.trace.NetNS, p.trace.PID = plan.NetNS, m.PID()
+	return p.note()
 }
 
 // watch waits for the machine's end.
@@ -214,22 +222,25 @@ func (p *Pod) watch(m Machine) {
 	closing := p.closing
 	p.mu.Unlock()
 	if closing {
+		p.leaveCgroup()
 		p.end(nil)
 		return
 	}
 	err := errors.New("the pod's machine has ended")
 	if end := m.End(); end != nil {
-		err = end
+		err = p.explain(end)
 	}
+	p.leaveCgroup()
 	p.log.Error("the pod's machine has ended", "error", err)
 	p.end(err)
 }
 
-func (p *Pod) note(t Trace) error {
+// note tells of p.trace.
+func (p *Pod) note() error {
 	if p.o.Note == nil {
 		return nil
 	}
-	if err := p.o.Note(t); err != nil {
+	if err := p.o.Note(p.trace); err != nil {
 		return fmt.Errorf("write down what the pod consists of: %w", err)
 	}
 	return nil

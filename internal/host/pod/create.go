@@ -11,6 +11,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/internal/host/volumes"
@@ -34,7 +35,7 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 		}
 	}()
 	for _, w := range c.Warnings {
-		p.warn(ctx, "container %s: %s", c.Name, w)
+		p.warn(ctx, notice.NoEffect, "container %s: %s", c.Name, w)
 	}
 	if err := p.createSandbox(ctx, c.SharePID); err != nil {
 		return err
@@ -103,7 +104,7 @@ func (p *Pod) createSandbox(ctx context.Context, sharePID bool) error {
 	defer func() { p.turn <- struct{}{} }()
 	if p.exists {
 		if sharePID && !p.shares {
-			p.warn(ctx, "a container asks for the processes of another one (kubectl debug --target): each container of this pod has its own")
+			p.warn(ctx, notice.NoEffect, "a container asks for the processes of another one (kubectl debug --target): each container of this pod has its own")
 		}
 		return nil
 	}

@@ -2,9 +2,11 @@ package pod
 
 import (
 	"context"
+	"io"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
@@ -25,6 +27,9 @@ func (o Options) withDefaults() Options {
 			return attachment{a}, nil
 		}
 	}
+	if o.Forward == nil {
+		o.Forward = func(netns string, fo portforward.Options) (io.Closer, error) { return portforward.Listen(netns, fo) }
+	}
 	if o.Volumes == nil {
 		o.Volumes = func(vo volumes.Options) Volumes { return volumes.New(vo) }
 	}
@@ -43,7 +48,7 @@ func launchMachine(ctx context.Context, plan *Plan) (Machine, error) {
 	if plan.Driver == runtimeconfig.DriverProcess {
 		c := plan.Sandbox
 		m, err := process.Launch(ctx, process.Config{
-			ID: c.ID, Agent: plan.Agent, NetNS: plan.NetNS, Development: c.Development, Debug: plan.Debug, BlobCache: c.BlobCache,
+			ID: c.ID, Agent: plan.Agent, NetNS: plan.NetNS, Cgroup: plan.Cgroup, Development: c.Development, Debug: plan.Debug, BlobCache: c.BlobCache,
 			Logger: c.Logger, ConsoleLine: c.ConsoleLine, BootTimeout: c.BootTimeout,
 		})
 		if err != nil {

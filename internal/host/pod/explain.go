@@ -6,6 +6,7 @@ import (
 	"strings"
 	"unicode"
 
+	"github.com/containerd/errdefs"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
@@ -25,6 +26,9 @@ type Refused struct {
 
 func (e *Refused) Error() string { return e.message }
 
+// Unwrap makes it an error that containerd knows: permission denied.
+func (e *Refused) Unwrap() error { return errdefs.ErrPermissionDenied }
+
 // maxMessage bounds what a guest can put into an event, in bytes.
 const maxMessage = 4 << 10
 
@@ -34,8 +38,8 @@ func (p *Pod) explain(err error) error {
 	if err == nil {
 		return nil
 	}
-	if _, ok := errors.AsType[*vmm.End](err); ok {
-		return err
+	if end, ok := errors.AsType[*vmm.End](err); ok {
+		return p.explainEnd(end, err)
 	}
 	if _, ok := errors.AsType[*timeoutError](err); ok {
 		return err

@@ -48,7 +48,10 @@ type Plan struct {
 	Driver, Agent string
 	// NetNS is the pod's network namespace; empty: none.
 	NetNS string
-	Debug bool
+	// Cgroup is the control group of version 2 for the containers of a process;
+	// empty: one of its own.
+	Cgroup string
+	Debug  bool
 }
 
 // Network is a machine's connection with a network namespace.
@@ -72,8 +75,26 @@ type Volumes interface {
 	Close() error
 }
 
+// Cgroup is the pod's control group while this program is in it: *podcgroup.Group.
+type Cgroup interface {
+	// Containers is the group of version 2 for containers that are made beside the
+	// machine; empty: there is none.
+	Containers() string
+	// Limit is how many bytes of memory the pod may have; 0: no limit is known.
+	Limit() int64
+	// OutOfMemory reports whether the kernel has killed a process in it for want of
+	// memory, and whether the pod's own limit was the reason.
+	OutOfMemory() (killed, own bool)
+	// Leave moves this program back to where it was; Remove leaves, too, and removes
+	// the group. Both may be called again.
+	Leave() error
+	Remove() error
+}
+
 // Trace is what would outlive this program if it were killed.
 type Trace struct {
+	// Cgroups are control groups that were made for the pod, its own first.
+	Cgroups []string
 	// NetNS is a network namespace with taps in it.
 	NetNS string
 	// PID is the machine's process; 0: none yet.

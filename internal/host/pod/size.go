@@ -22,7 +22,6 @@ func size(s *cri.Sandbox, c *runtimeconfig.Config) (vcpus, memoryMiB int, err er
 	if vcpus, err = number(s, runtimeconfig.AnnotationVCPUs, c.DefaultVCPUs, c.MaxVCPUs); err != nil {
 		return 0, 0, err
 	}
-	const mib = 1 << 20
 	want := int64(c.DefaultMemory)
 	if n := s.Resources.MemoryBytes; n > 0 {
 		want = (n-1)/mib + 1

@@ -12,8 +12,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// cgroup is the control group that a process's containers have theirs in.
-func cgroup(id string) string { return "/" + groupName(id) }
+// cgroup is the control group that the process's containers have theirs in.
+func (c Config) cgroup() string {
+	if c.Cgroup != "" {
+		return c.Cgroup
+	}
+	return "/" + groupName(c.ID)
+}
 
 func groupName(id string) string { return "coffer-process-" + id }
 

@@ -43,7 +43,7 @@ func start(ctx context.Context, c Config, log io.Writer) (*child, net.Conn, erro
 		}
 		defer netns.Close() //nolint:errcheck // entered, or not
 	}
-	args := []string{"serve", "--fd", "3", "--development", "--own-namespaces", "--cgroup", cgroup(c.ID), "--crun", c.Crun}
+	args := []string{"serve", "--fd", "3", "--development", "--own-namespaces", "--cgroup", c.cgroup(), "--crun", c.Crun}
 	if c.Debug {
 		args = append(args, "--debug")
 	}

@@ -41,6 +41,9 @@ type Config struct {
 	// one with a loopback device only. The agent leaves its devices, addresses and
 	// routes as they are, whatever it is told of the network.
 	NetNS string
+	// Cgroup is the control group, of version 2, that the containers have theirs in;
+	// empty: one at the top. Whoever names it removes it.
+	Cgroup string
 	// Development must be set: whoever wants a confidential pod must not get
 	// this by mistake.
 	Development bool

@@ -144,6 +144,8 @@ func (h Handler) toml(table string, format int) string {
 func (n *Node) kubeletConfig() string {
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
+# A test reads a log whole: the kubelet would begin another file at 10 MiB.
+containerLogMaxSize: 200Mi
 failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupRoot: /%[1]s

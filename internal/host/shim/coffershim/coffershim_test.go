@@ -2,13 +2,17 @@ package coffershim_test
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"syscall"
 	"testing"
 
+	"github.com/coffer-project/coffer/internal/host/notice"
+	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	"github.com/coffer-project/coffer/internal/host/process"
 	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim"
@@ -52,7 +56,7 @@ func newWorld(t *testing.T, programs string) *world {
 			if w.World == nil {
 				continue
 			}
-			if err := process.Remove(w.id(name)); err != nil {
+			if err := errors.Join(process.Remove(w.id(name)), podcgroup.Remove(podcgroup.DefaultRoot, []string{w.cgroup(name), "/test"})); err != nil {
 				t.Error(err)
 			}
 		}
@@ -100,6 +104,27 @@ func (w *world) mountNet(path string) {
 // id is one of a container that no other test has.
 func (w *world) id(name string) string { return name + "-" + filepath.Base(w.Dir) }
 
+// cgroup is the one that ctr names for a container.
+func (w *world) cgroup(name string) string { return "/test/" + w.id(name) }
+
+// inCgroup checks that a process is in the group of a container, in each
+// hierarchy with a controller of memory, processor time or processes.
+func (w *world) inCgroup(name, pattern string) {
+	w.T().Helper()
+	if _, err := os.Stat(podcgroup.DefaultRoot + "/cgroup.controllers"); err == nil {
+		if got := w.Run("cat", "/proc/"+w.pid(pattern)+"/cgroup"); !strings.Contains(got, "0::"+w.cgroup(name)+"/") {
+			w.T().Errorf("%s is in %q", pattern, got)
+		}
+		return
+	}
+	got := w.Run("cat", "/proc/"+w.pid(pattern)+"/cgroup")
+	for _, controller := range []string{"memory", "cpu", "pids"} {
+		if !regexp.MustCompile(`(?m)^\d+:([a-z,]+,)?` + controller + `(,[a-z,]+)?:` + w.cgroup(name) + `$`).MatchString(got) {
+			w.T().Errorf("%s: for %s it is in %q", pattern, controller, got)
+		}
+	}
+}
+
 // args are those of `ctr run` for a container that is of no pod.
 func (w *world) args(id string, options []string, command ...string) []string {
 	return w.member(id, append([]string{"--annotation", "coffer-project.io/image=" + w.image}, options...), command...)
@@ -120,7 +145,7 @@ func (w *world) member(id string, options []string, command ...string) []string 
 // left lists what shims have left on this node.
 func (w *world) left() string {
 	out, _ := w.Try("sh", "-c", "find /run/coffer /run/containerd/s /run/c/io.containerd.runtime.v2.task -mindepth 1 2>/dev/null | grep -v '/test$\\|/accel' ; "+
-		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -type d -name 'coffer-process-*-"+filepath.Base(w.Dir)+"' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
+		"pgrep -a -f 'containerd-shim|coffer-agent|crun' | grep -v 'sh -c'; find /sys/fs/cgroup -type d -name '*-"+filepath.Base(w.Dir)+"' 2>/dev/null; grep -c coffer /proc/self/mountinfo | grep -v '^[01]$'")
 	return strings.TrimSpace(out)
 }
 
@@ -182,6 +207,9 @@ func (w *world) remove(id string) {
 func (w *world) testRestart(t *testing.T) {
 	w = w.inner(t)
 	w.Ctr(w.args(w.id("three"), []string{"-d"}, "sleep", "1000")...)
+	for _, pattern := range []string{"^" + filepath.Join(w.Dir, shimName), "coffer-agent", "^sleep 1000"} {
+		w.inCgroup("three", pattern)
+	}
 	w.StopContainerd(syscall.SIGKILL)
 	w.StartContainerd()
 	if out := w.Ctr("-n", "test", "task", "exec", "--exec-id", "e1", w.id("three"), "sh", "-c", "echo still here"); !strings.Contains(out, "still here") {
@@ -235,6 +263,10 @@ func (w *world) testPod(t *testing.T) {
 	w.Ctr(w.member(w.id("c2"), annotated("container", "two"), "sh", "-c", "exit 7")...)
 	if shims := strings.Fields(w.Run("pgrep", "-f", "^"+filepath.Join(w.Dir, shimName))); len(shims) != 1 {
 		t.Errorf("shims: want one, got %q", shims)
+	}
+	notices := notice.Parse([]byte(w.Run("cat", "/run/coffer/test/"+w.id("pod")+"/"+notice.FileName)))
+	if len(notices) != 1 || notices[0].Reason != notice.Unsealed || notices[0].Pod != (notice.Pod{ID: w.id("pod"), UID: podUID}) {
+		t.Errorf("notices: %v", notices)
 	}
 	w.Until("the second container has ended", func() bool { return strings.Count(w.Ctr("-n", "test", "task", "ls"), "STOPPED") == 1 })
 	w.Ctr("-n", "test", "task", "rm", w.id("c2"))

@@ -20,7 +20,7 @@ func (n *node) note(t pod.Trace) error {
 		machines = append(machines, p)
 	}
 	return n.d.State.Update(func(s *podstate.State) {
-		s.NetNS, s.Machines = t.NetNS, machines
+		s.NetNS, s.Machines, s.Cgroups = t.NetNS, machines, t.Cgroups
 	})
 }
 

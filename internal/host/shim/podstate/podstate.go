@@ -50,6 +50,8 @@ type State struct {
 	Machines []Process `json:"machines,omitempty"`
 	// NetNS is the network namespace that has taps of ours.
 	NetNS string `json:"netns,omitempty"`
+	// Cgroups are control groups that were made for the pod, its own first.
+	Cgroups []string `json:"cgroups,omitempty"`
 	// Files are files and directories outside of the pod's directory.
 	Files []string `json:"files,omitempty"`
 	// Exits are how containers ended, by their ids.
