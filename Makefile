@@ -18,7 +18,7 @@ LINT     := build/tools/golangci-lint
 # Where test tools find things; absolute, since tests run in their packages.
 TEST_ENV := COFFER_BIN=$(CURDIR)/bin COFFER_GUEST_IMAGE=$(CURDIR)/$(GUEST) \
             COFFER_GUEST_CACHE=$(CURDIR)/$(CACHE) COFFER_GUEST_AGENT=$(CURDIR)/bin/coffer-agent \
-            COFFER_K8S_PROGRAMS=$(CURDIR)/build/k8s COFFER_HELM=$(CURDIR)/build/tools/helm
+            COFFER_K8S_PROGRAMS=$(CURDIR)/build/k8s COFFER_HELM=$(CURDIR)/build/tools/helm COFFER_NODE_IMAGE=$(CURDIR)/build/node-image
 
 # OUTPUT=json: the demo's report, and nothing else, on standard output.
 OUTPUT ?=
@@ -128,7 +128,7 @@ $(K8S)/containerd-%/containerd: tools/containerd-%/go.mod tools/containerd-%/go.
 	@GO=$(GO) scripts/build-k8s containerd $(K8S)/containerd-$* tools/containerd-$* >&2
 
 .PHONY: test-k8s
-test-k8s: deps build guest-image k8s-node ## Test pods on a real Kubernetes node (build/k8s/report.md; COFFER_K8S=core: the core only)
+test-k8s: deps build guest-image k8s-node $(if $(filter core,$(COFFER_K8S)),,node-image build/tools/helm) ## Test pods on a real Kubernetes node (build/k8s/report.md; COFFER_K8S=core: the core only)
 	@GO=$(GO) $(TEST_ENV) scripts/test-k8s >&2
 
 .PHONY: lint

@@ -162,9 +162,11 @@ func TestDaemonSet(t *testing.T) {
 	if !slices.Contains(role.Rules[0].ResourceNames, set.Name) {
 		t.Errorf("the role is of %v", role.Rules[0].ResourceNames)
 	}
-	if policy := object[*admissionv1.ValidatingAdmissionPolicy](t, all, "ValidatingAdmissionPolicy/coffer-node"); !strings.Contains(
-		policy.Spec.MatchConditions[0].Expression, "system:serviceaccount:"+set.Namespace+":"+set.Spec.Template.Spec.ServiceAccountName) {
-		t.Error("the admission policy is about somebody else")
+	for _, name := range []string{"coffer-node", "coffer-node-events"} {
+		if policy := object[*admissionv1.ValidatingAdmissionPolicy](t, all, "ValidatingAdmissionPolicy/"+name); !strings.Contains(
+			policy.Spec.MatchConditions[0].Expression, "system:serviceaccount:"+set.Namespace+":"+set.Spec.Template.Spec.ServiceAccountName) {
+			t.Errorf("the admission policy %s is about somebody else", name)
+		}
 	}
 }
 
@@ -273,7 +275,7 @@ runtimeClasses: {coffer-qemu-tdx: {enabled: false}}
 	if got := job.Spec.Template.Spec.Containers[0].Args; !slices.Equal(got, []string{"uninstall", "--daemonset", "other/coffer-node"}) {
 		t.Errorf("%q", got)
 	}
-	for _, gone := range []string{"RuntimeClass/coffer-qemu-tdx", "ValidatingAdmissionPolicy/coffer-node"} {
+	for _, gone := range []string{"RuntimeClass/coffer-qemu-tdx", "ValidatingAdmissionPolicy/coffer-node", "ValidatingAdmissionPolicy/coffer-node-events"} {
 		if all[gone] != nil {
 			t.Errorf("%s is there", gone)
 		}

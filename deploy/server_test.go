@@ -3,6 +3,7 @@ package deploy_test
 import (
 	"bytes"
 	"cmp"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -10,6 +11,7 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
+	"log/slog"
 	"math/big"
 	"net"
 	"os"
@@ -20,8 +22,10 @@ import (
 	"testing"
 	"time"
 
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/install/doctor"
 	"github.com/coffer-project/coffer/internal/install/kubeapi"
+	"github.com/coffer-project/coffer/internal/install/podevents"
 )
 
 // kubernetesVariable names the directory that `make k8s-node` writes; without it,
@@ -212,16 +216,67 @@ func TestAgentsRights(t *testing.T) {
 	for _, args := range [][]string{
 		{"patch", "node", "n1", "--type=merge", "-p", `{"spec":{"unschedulable":true}}`},
 		{"patch", "node", "n1", "--type=merge", "-p", `{"metadata":{"annotations":{"x":"y"}}}`},
+		{"create", "-f", c.put("event.yaml", "apiVersion: v1\nkind: Event\nmetadata: {name: x, namespace: coffer-system}\ninvolvedObject: {kind: Node, name: n1, namespace: coffer-system}\nsource: {component: coffer, host: n1}\nreportingComponent: coffer\nreason: X\ntype: Normal\n")},
+		{"get", "events", "-A"}, {"delete", "events", "--all", "-n", "default"},
 		{"get", "secrets", "-A"}, {"delete", "node", "n2"}, {"get", "daemonsets", "-n", "coffer-system"},
 	} {
 		cmd := exec.CommandContext(t.Context(), filepath.Join(c.bin, "kubectl"), append([]string{
 			"--server=" + c.server, "--certificate-authority=" + c.dir + "/ca.crt", "--token=" + string(token), "--kubeconfig=/dev/null", "--cache-dir=" + c.dir + "/cache-agent",
 		}, args...)...)
-		if out, err := cmd.CombinedOutput(); err == nil {
-			t.Errorf("%q: %s", args, out)
+		out, err := cmd.CombinedOutput()
+		if err == nil || args[0] == "create" && !strings.Contains(string(out), "may post no events but its own, of pods") {
+			t.Errorf("%q: %v, %s", args, err, out)
 		}
 	}
+	notices(t, c, api)
 	wanted(t, c, api)
+}
+
+// notices has a person see what shims of a node say of their pods.
+func notices(t *testing.T, c *cluster, api *kubeapi.Client) {
+	t.Helper()
+	uid := c.kubectl("get", "pod", "-n", "coffer-system", "agent-n1", "-o", "jsonpath={.metadata.uid}")
+	own := kubeapi.Event{Name: "e", Namespace: "coffer-system", Pod: "agent-n1", UID: uid, Reason: "Tried", Message: "m", At: time.Now(), Node: "n2"}
+	denied := false
+	for i := 0; i < 100 && !denied; i++ { // until the policy is in force
+		own.Name = fmt.Sprint("e-", i)
+		err := api.CreateEvent(t.Context(), own)
+		denied = errors.Is(err, kubeapi.ErrInvalid) && strings.Contains(err.Error(), "may post no events from another node")
+		<-time.After(100 * time.Millisecond)
+	}
+	if !denied {
+		t.Error("the agent of n1 may post events of n2")
+	}
+	state := t.TempDir()
+	pod := notice.Pod{ID: "box", Namespace: "coffer-system", Name: "agent-n1", UID: uid}
+	dir := filepath.Join(state, "k8s.io/box")
+	if err := os.MkdirAll(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := notice.New(dir, time.Now)
+	said := []string{"unsealed: \x1b[31mno policy", strings.Repeat("long ", 500)}
+	for _, message := range said {
+		if _, err := file.Add(pod, notice.Unsealed, message); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := file.Add(notice.Pod{ID: "box", Namespace: "gone", Name: "x", UID: "y"}, notice.Refused, "m"); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second finds all of them there
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		(&podevents.Poster{Dirs: func() []string { return []string{state} }, API: api, Node: "n1", Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}).Run(ctx)
+		cancel()
+	}
+	if out := c.kubectl("get", "events", "-n", "coffer-system", "--field-selector=reason=Unsealed", "-o", "name"); len(strings.Fields(out)) != 2 {
+		t.Errorf("events: %s", out)
+	}
+	out := c.kubectl("describe", "pod", "-n", "coffer-system", "agent-n1")
+	for _, want := range []string{"Warning  Unsealed", "coffer", "unsealed: \uFFFD[31mno policy", "long long"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("kubectl describe pod has no %q:\n%s", want, out)
+		}
+	}
 }
 
 // wanted follows the DaemonSet from its life to its deletion, and the account's.

@@ -75,10 +75,16 @@ func checkClaims(q ContainerProposal) *Refusal {
 		}
 		seen[v.Name] = true
 	}
-	if p := q.TerminationPath; p != "" && p != DefaultTerminationPath && (!isCleanAbsolute(p) || reservedMountPath(p)) {
-		return refuse(RuleProposalForm, "terminationMessagePath", "a clean absolute path outside /proc, /sys and /dev, or "+DefaultTerminationPath, quote(p), "")
+	if p := q.TerminationPath; !isTerminationPath(p) {
+		return refuse(RuleProposalForm, "terminationMessagePath", terminationForm, quote(p), "")
 	}
 	return nil
+}
+
+const terminationForm = "a clean absolute path outside /proc, /sys and /dev, or " + DefaultTerminationPath
+
+func isTerminationPath(p string) bool {
+	return p == "" || p == DefaultTerminationPath || isCleanAbsolute(p) && !reservedMountPath(p)
 }
 
 // compareClaims holds what a host claims against the policy. Size, medium and
@@ -98,8 +104,8 @@ func compareClaims(p *Policy, c *Container, q ContainerProposal) *Refusal {
 	if r := compareDevices(c, q.Devices); r != nil {
 		return r
 	}
-	if want := orDefault(c.terminationPath, DefaultTerminationPath); q.TerminationPath != "" && q.TerminationPath != want {
-		return refuse(RuleContainerTermination, "terminationMessagePath", quote(want), quote(q.TerminationPath), "the file would cover one of the image")
+	if want := orDefault(c.TerminationMessagePath, DefaultTerminationPath); q.TerminationPath != "" && q.TerminationPath != want {
+		return refuse(RuleContainerTermination, "terminationMessagePath", quote(want), quote(q.TerminationPath), "the file would cover one of the image; the owner may name it in the policy (coffer prepare does)")
 	}
 	return nil
 }

@@ -27,9 +27,12 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Capabilities:    slices.Sorted(slices.Values(c.Capabilities)),
 		NoNewPrivileges: c.NoNewPrivileges.On(), ReadOnlyRoot: c.ReadOnlyRoot, Seccomp: orDefault(c.Seccomp, SeccompDefault),
 		Terminal: c.Terminal, Stdin: q.Stdin, SharePID: p.Pod.SharePID,
-		Unmasked: c.unmasked, RLimits: maps.Clone(c.rlimits), TerminationPath: q.TerminationPath,
+		Unmasked: c.unmasked, RLimits: maps.Clone(c.rlimits), TerminationPath: orDefault(q.TerminationPath, c.TerminationMessagePath),
 	}
 	var r *Refusal
+	if config.Target, r = resolveTarget(p, s, c); r != nil {
+		return nil, nil, r
+	}
 	if !c.ExpandArgs {
 		if config.Args, r = resolveArgs(c, img, q); r != nil {
 			return nil, nil, r

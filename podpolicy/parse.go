@@ -83,6 +83,9 @@ func (p *Policy) normalise() {
 		c.Role = orDefault(c.Role, RoleApp)
 		c.Seccomp = orDefault(c.Seccomp, SeccompDefault)
 		c.Allow.Restarts = orDefault(c.Allow.Restarts, RestartNever)
+		if c.TerminationMessagePath == DefaultTerminationPath {
+			c.TerminationMessagePath = ""
+		}
 		slices.Sort(c.Capabilities)
 		slices.Sort(c.ServiceEnv)
 		slices.Sort(c.Allow.PortForward)

@@ -47,9 +47,12 @@ type Pod struct {
 
 // Container is one container of the pod.
 type Container struct {
-	Name  string `json:"name"`
-	Role  Role   `json:"role,omitempty"`
-	Image Image  `json:"image"`
+	Name string `json:"name"`
+	Role Role   `json:"role,omitempty"`
+	// Target names the container among whose processes an ephemeral container
+	// is; empty: it has its own.
+	Target string `json:"target,omitempty"`
+	Image  Image  `json:"image"`
 	// Args is the whole command line; nil takes the image's entrypoint and
 	// command.
 	Args []string `json:"args,omitempty"`
@@ -74,13 +77,15 @@ type Container struct {
 	Mounts          []Mount     `json:"mounts,omitempty"`
 	// Devices are block volumes that the container gets as devices.
 	Devices []Device `json:"devices,omitempty"`
-	Allow   Allow    `json:"allow,omitzero"`
-	Limits  Limits   `json:"limits,omitzero"`
+	// TerminationMessagePath is the file that the container leaves its last words
+	// in; empty is [DefaultTerminationPath].
+	TerminationMessagePath string `json:"terminationMessagePath,omitempty"`
+	Allow                  Allow  `json:"allow,omitzero"`
+	Limits                 Limits `json:"limits,omitzero"`
 
 	// An unsealed pod: what the host says, and no policy has.
-	unmasked        bool
-	rlimits         map[string]RLimit
-	terminationPath string
+	unmasked bool
+	rlimits  map[string]RLimit
 }
 
 // Role says when a container runs. Empty is RoleApp.
@@ -134,8 +139,9 @@ const (
 type Mount struct {
 	Path   string `json:"path"`
 	Volume string `json:"volume"`
-	// SubPath is a directory inside the volume; of a files volume a file that it
-	// has, or a directory of files, as they are when the container is created.
+	// SubPath is a directory inside the volume, which is made if it is missing, or a
+	// file that a container has made there; of a files volume a file that it has,
+	// or a directory of files, as they are when the container is created.
 	SubPath  string `json:"subPath,omitempty"`
 	ReadOnly bool   `json:"readOnly,omitempty"`
 }

@@ -46,6 +46,12 @@ func deriveContainer(p *Policy, s *state, q ContainerProposal) (*Policy, *Refusa
 	if r != nil {
 		return nil, r
 	}
+	if c.Target, r = deriveTarget(p, s, q); r != nil {
+		return nil, r
+	}
+	if c.Target != "" {
+		c.Role, c.Allow.Restarts = RoleEphemeral, RestartNever
+	}
 	d := *p
 	d.Volumes = maps.Clone(p.Volumes)
 	if r := checkClaims(q); r != nil {
@@ -93,7 +99,7 @@ func permissiveContainer(q ContainerProposal) (*Container, *Refusal) {
 		Allow:  Allow{Logs: true, Attach: true, Stdin: true, Signals: signalNames()[1:], Restarts: RestartAlways},
 		Limits: Limits{Memory: Memory{Bytes: q.Resources.MemoryBytes}, CPUs: CPUs{Millis: q.Resources.CPUMillis}, PIDs: q.Resources.PIDs},
 	}
-	c.Devices, c.terminationPath = q.Devices, q.TerminationPath
+	c.Devices, c.TerminationMessagePath = q.Devices, q.TerminationPath
 	if q.Security != nil {
 		q.Security.permit(c)
 	}

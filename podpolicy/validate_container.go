@@ -14,6 +14,7 @@ func (v *validator) container(at string, c *Container) {
 		v.bad(at+".name", "expected a DNS label of at most 63 characters, got %s", quote(c.Name))
 	}
 	oneOf(v, at+".role", c.Role, "", RoleApp, RoleInit, RoleSidecar, RoleEphemeral)
+	v.target(at+".target", c)
 	v.image(at+".image", c.Image)
 	v.args(at+".args", c.Args)
 	if c.ExpandArgs && c.Args == nil {
@@ -36,6 +37,9 @@ func (v *validator) container(at string, c *Container) {
 		return ""
 	})
 	oneOf(v, at+".seccomp", c.Seccomp, "", SeccompDefault, SeccompUnconfined)
+	if !isTerminationPath(c.TerminationMessagePath) {
+		v.bad(at+".terminationMessagePath", "expected %s, got %s", terminationForm, quote(c.TerminationMessagePath))
+	}
 	v.mounts(at+".mounts", c.Mounts)
 	v.devices(at+".devices", c.Devices)
 	v.allow(at+".allow", c)

@@ -81,7 +81,7 @@ without it. containerd takes the handlers up when it is restarted.`,
 	f.StringVar(&i.runtime, "runtime", "", "containerd, k3s or rke2 (default: what is found)")
 	f.StringVar(&i.o.Config, "containerd-config", "", "containerd's main file on the node (default: the usual one)")
 	f.StringVar(&i.o.Version, "containerd-version", "", "containerd's version (default: it is asked)")
-	f.StringVar(&i.o.Sandboxer, "sandboxer", install.SandboxerPod, "what makes sandboxes from containerd 2.0 on: podsandbox or shim")
+	f.StringVar(&i.o.Sandboxer, "sandboxer", install.SandboxerPod, "what makes pods' sandboxes: podsandbox, or, from containerd 2.3 on, shim")
 	f.BoolVar(&i.o.Replace, "replace", false, "overwrite files that were changed since they were installed")
 	f.BoolVar(&i.dryRun, "dry-run", false, "print what would be written, and write nothing")
 	i.agent.add(c)

@@ -7,15 +7,19 @@ import (
 	"log/slog"
 	"os"
 	"path"
+	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
+	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/install"
 	"github.com/coffer-project/coffer/internal/install/doctor"
 	"github.com/coffer-project/coffer/internal/install/kubeapi"
 	"github.com/coffer-project/coffer/internal/install/nodeagent"
+	"github.com/coffer-project/coffer/internal/install/podevents"
 )
 
 // nodeAgentFlags are those of the DaemonSet.
@@ -28,7 +32,7 @@ type nodeAgentFlags struct {
 func (n *nodeAgentFlags) add(c *cobra.Command) {
 	f := c.Flags()
 	f.BoolVar(&n.label, "label-node", false, "label the node in Kubernetes with what it can do; from within the cluster")
-	f.BoolVar(&n.stay, "stay", false, "keep it installed and labelled until --daemonset is deleted, and remove it then")
+	f.BoolVar(&n.stay, "stay", false, "keep it installed and labelled until --daemonset is deleted, and remove it then; post events of pods meanwhile")
 	f.StringVar(&n.node, "node-name", os.Getenv("NODE_NAME"), "the node's name in Kubernetes")
 	f.StringVar(&n.daemonSet, "daemonset", "", "NAMESPACE/NAME of the DaemonSet that this runs in; for --stay")
 	f.DurationVar(&n.every, "every", 5*time.Minute, "how often to look at the node again; for --stay")
@@ -64,6 +68,9 @@ func (a *app) nodeAgent(c *cobra.Command, i *installFlags, o install.Options) er
 		Inspect: func(ctx context.Context) (*doctor.Report, error) { return inspectNode(ctx, o) },
 		API:     api, Node: n.node, Namespace: namespace, DaemonSet: name, Every: n.every, Grace: n.grace, Logger: o.Logger,
 	}
+	agent.Beside = (&podevents.Poster{
+		Dirs: func() []string { return stateDirs(o.Root, o.Prefix) }, API: api, Node: n.node, Logger: o.Logger,
+	}).Run
 	if i.restart == "systemd" {
 		agent.Restart = func(ctx context.Context, units []string) error {
 			_, err := install.Restart(ctx, o, units)
@@ -74,6 +81,27 @@ func (a *app) nodeAgent(c *cobra.Command, i *installFlags, o install.Options) er
 		return agent.Run(ctx)
 	}
 	return agent.Once(ctx)
+}
+
+// stateDirs are where the node's shims keep what belongs to their pods: the usual
+// place, and what the installed configurations say. The node's file system is at
+// root.
+func stateDirs(root, prefix string) []string {
+	if prefix == "" {
+		prefix = install.DefaultPrefix
+	}
+	dirs := []string{runtimeconfig.Default().StateDir}
+	// A pattern cannot be wrong, and a file that cannot be read is doctor's to tell.
+	files, _ := filepath.Glob(filepath.Join(root, prefix, "etc", "*.toml"))
+	for _, file := range append(files, filepath.Join(root, runtimeconfig.DefaultPath)) {
+		if c, err := runtimeconfig.Load(file); err == nil && !slices.Contains(dirs, c.StateDir) {
+			dirs = append(dirs, c.StateDir)
+		}
+	}
+	for i, dir := range dirs {
+		dirs[i] = filepath.Join(root, dir)
+	}
+	return dirs
 }
 
 func outcome(r *install.Result, err error) (bool, []string, error) {

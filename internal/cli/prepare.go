@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -248,16 +249,45 @@ func (p *prepareFlags) plan(g *generated, stubs map[string]*run.Stub) (*plan, er
 		out.Workloads = append(out.Workloads, planned)
 	}
 	if p.guest.Dir != "" {
-		memory, err := memoryMiB(p.memory)
-		if err != nil {
-			return nil, err
-		}
-		if out.References, err = run.ReferenceValues(p.guest, memory); err != nil {
+		var err error
+		if out.References, err = p.references(g.Workloads); err != nil {
 			return nil, err
 		}
 	}
 	out.commands(p)
 	return out, nil
+}
+
+// references are the measurements of the guests: of the size that the flags name,
+// or that a workload's annotations ask for.
+func (p *prepareFlags) references(workloads []kube.Generated) ([]run.ReferenceValue, error) {
+	memory, err := memoryMiB(p.memory)
+	if err != nil {
+		return nil, err
+	}
+	type size struct{ cpus, memory int }
+	seen := map[size]bool{}
+	list := []run.ReferenceValue{}
+	for i := range workloads {
+		s := size{cmp.Or(workloads[i].VCPUs, p.guest.CPUs), cmp.Or(workloads[i].MemoryMiB, memory)}
+		if seen[s] {
+			continue
+		}
+		seen[s] = true
+		guest := p.guest
+		guest.CPUs = s.cpus
+		values, err := run.ReferenceValues(guest, s.memory)
+		if err != nil {
+			return nil, err
+		}
+		for _, v := range values {
+			// Not every size makes a measurement of its own.
+			if !slices.ContainsFunc(list, func(o run.ReferenceValue) bool { return o.Name == v.Name && o.Value == v.Value }) {
+				list = append(list, v)
+			}
+		}
+	}
+	return list, nil
 }
 
 // registerPlan registers what goes to the default trustee.

@@ -74,6 +74,9 @@ func TestRealContainerd(t *testing.T) {
 					put(t, o.Root, map[string]string{"etc/containerd/config.toml": text})
 				}
 				putProgram(t, o.Root, daemon)
+				if c.sandboxer(SandboxerShim) == nil {
+					o.Sandboxer = SandboxerShim
+				}
 				before := tree(t, o.Root)
 				r := install(t, o)
 				if !r.Checked {
@@ -108,7 +111,7 @@ func judge(t *testing.T, o Options, c *Containerd, text string) {
 		fmt.Sprint(soft["pod_annotations"]) != "[coffer-project.io/* io.katacontainers.config.hypervisor.cc_init_data]" {
 		t.Errorf("%v", soft)
 	}
-	if c.Major >= 2 && (soft["runtime_path"] != "/opt/coffer/bin/"+ShimName || soft["sandboxer"] != SandboxerPod) {
+	if c.Major >= 2 && (soft["runtime_path"] != "/opt/coffer/bin/"+ShimName || soft["sandboxer"] != cmp.Or(o.Sandboxer, SandboxerPod)) {
 		t.Errorf("%v", soft)
 	}
 	if runtimes["runc"] == nil && !strings.Contains(text, "special") {

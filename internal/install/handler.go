@@ -45,9 +45,23 @@ func (h Handler) Development() bool { return h.TEE == "soft-tdx" }
 const (
 	// SandboxerPod is containerd, with a pause container: works everywhere.
 	SandboxerPod = "podsandbox"
-	// SandboxerShim is the shim, without one: from containerd 2.0 on.
+	// SandboxerShim is the shim, without one: from containerd 2.3 on.
 	SandboxerShim = "shim"
 )
+
+// Oldest containerd that can have SandboxerShim: those before take the options of
+// every runtime with it for runc's, and refuse each container of a handler that
+// has any (client/task_opts.go of containerd 2.2.9 and 2.3.7).
+const shimMajor, shimMinor = 2, 3
+
+// sandboxer refuses one that the node's containerd cannot have.
+func (c *Containerd) sandboxer(name string) error {
+	if name != SandboxerShim || c.Major > shimMajor || c.Major == shimMajor && c.Minor >= shimMinor {
+		return nil
+	}
+	return fmt.Errorf("sandboxer: %s needs containerd %d.%d or newer, this node has %s: an older one cannot pass a handler's configuration with it (leave --sandboxer at %s, or give --containerd-version where the version was not found out)",
+		SandboxerShim, shimMajor, shimMinor, c.Version, SandboxerPod)
+}
 
 // firmware is where Linux distributions keep OVMF for confidential guests
 // (packages ovmf of Debian 13 and edk2-ovmf of Fedora 42).

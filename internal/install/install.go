@@ -69,7 +69,7 @@ type Options struct {
 	Config string
 	// Version of containerd, such as 2.2.1; empty: it is asked.
 	Version string
-	// Sandboxer is podsandbox (or empty) or shim.
+	// Sandboxer is podsandbox (or empty) or shim, from containerd 2.3 on.
 	Sandboxer string
 	// Replace files that were installed and changed since.
 	Replace bool

@@ -332,6 +332,8 @@ func TestRefusals(t *testing.T) {
 		{"configuration of handlers", "2.2.9", plain, func(o *Options) { o.Check = func([]byte) error { return errors.New("no") } }, "configuration of handler coffer-qemu-soft: no"},
 		{"bad image", "2.2.9", plain, func(o *Options) { put(t, o.GuestImage, map[string]string{"initrd": "other!"}) }, "initrd has digest"},
 		{"bad record", "2.2.9", merged(plain, map[string]string{"opt/coffer/install/record.json": `{"format":1,"files":[{"path":"../x","sha256":["a"]}]}`}), nil, "expected a clean absolute path"},
+		{"shim's sandboxes", "2.2.9", plain, func(o *Options) { o.Sandboxer = SandboxerShim }, "sandboxer: shim needs containerd 2.3 or newer, this node has 2.2.9"},
+		{"shim's sandboxes of old", "1.7.0", plain, func(o *Options) { o.Sandboxer = SandboxerShim }, "needs containerd 2.3 or newer, this node has 1.7.0"},
 		{"missing import", "1.7.0", map[string]string{"etc/containerd/config.toml": "version = 2\nimports = [\"/nowhere.toml\"]\n"}, nil, "imports /nowhere.toml, which does not exist"},
 	} {
 		t.Run(tc.name, func(t *testing.T) {

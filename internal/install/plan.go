@@ -100,6 +100,9 @@ func (p *Plan) fill(ctx context.Context) error {
 		return err
 	}
 	p.Containerd = *c
+	if err := c.sandboxer(o.Sandboxer); err != nil {
+		return err
+	}
 	handlers, ovmf, notes, err := o.choose(n)
 	if err != nil {
 		return err

@@ -66,6 +66,7 @@ func GuestLaunch(o GuestOptions) (*measure.Launch, sandbox.Kind, error) {
 	if err != nil {
 		return nil, "", err
 	}
+	defer image.Close() //nolint:errcheck // only read
 	launch := image.Launch(kind, o.CPUs, false)
 	return &launch, kind, nil
 }

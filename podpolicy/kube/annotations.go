@@ -1,8 +1,10 @@
 package kube
 
 import (
+	"fmt"
 	"maps"
 	"slices"
+	"strconv"
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/strictjson"
@@ -23,6 +25,14 @@ const (
 	// AnnotationFiles gives a volume of files contents from the trustee: name
 	// to KBS URI.
 	AnnotationFiles = "coffer-project.io/secret-files."
+
+	// AnnotationVCPUs and AnnotationMemory ask the node's runtime for a machine of
+	// another size than its class has: a number, and MiB of the whole machine.
+	AnnotationVCPUs  = "coffer-project.io/vcpus"
+	AnnotationMemory = "coffer-project.io/memory"
+	// AnnotationVolumes tells the node's runtime which volume of the policy a claim
+	// is: KEY=VOLUME, separated by commas.
+	AnnotationVolumes = "coffer-project.io/volumes"
 
 	annotationPrefix = "coffer-project.io/"
 )
@@ -46,10 +56,14 @@ type annotations struct {
 	mounts map[string]SecureMount
 	env    map[string]map[string]string
 	files  map[string]map[string]string
+	// vcpus and memory are 0 where the class says.
+	vcpus, memory int
 }
 
 func (g *generator) annotations() *annotations {
-	a := &annotations{map[string]podpolicy.Allow{}, map[string]SecureMount{}, map[string]map[string]string{}, map[string]map[string]string{}}
+	a := &annotations{
+		allow: map[string]podpolicy.Allow{}, mounts: map[string]SecureMount{}, env: map[string]map[string]string{}, files: map[string]map[string]string{},
+	}
 	for _, key := range slices.Sorted(maps.Keys(g.w.template.Annotations)) {
 		if !strings.HasPrefix(key, annotationPrefix) {
 			continue
@@ -70,14 +84,34 @@ func (g *generator) annotations() *annotations {
 			var m map[string]string
 			err = strictjson.Decode(value, &m, strictjson.Limits{})
 			a.files[name] = m
-		} else {
-			g.badMeta(key, "known are "+AnnotationAllow+"CONTAINER, "+AnnotationEnv+"CONTAINER, "+AnnotationMount+"VOLUME and "+AnnotationFiles+"VOLUME", "unknown annotation")
+		} else if key == AnnotationVCPUs {
+			a.vcpus, err = size(string(value), maxVCPUs)
+		} else if key == AnnotationMemory {
+			a.memory, err = size(string(value), maxMemoryMiB)
+		} else if key != AnnotationVolumes {
+			g.badMeta(key, "known are "+AnnotationAllow+"CONTAINER, "+AnnotationEnv+"CONTAINER, "+AnnotationMount+"VOLUME, "+AnnotationFiles+"VOLUME, "+AnnotationVCPUs+", "+AnnotationMemory+" and "+AnnotationVolumes, "unknown annotation")
 		}
 		if err != nil {
 			g.badMeta(key, "", "%s", err)
 		}
 	}
 	return a
+}
+
+// Bounds of what a machine can have: processors as the measurement of an SNP guest
+// counts them, and a TiB.
+const (
+	maxVCPUs     = 255
+	maxMemoryMiB = 1 << 20
+)
+
+// size reads a number as the node's runtime does.
+func size(text string, most int) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 1 || n > most {
+		return 0, fmt.Errorf("expected a number from 1 to %d, got %q", most, clip(text))
+	}
+	return n, nil
 }
 
 // ParseAllow reads what the host may do with a container: a podpolicy.Allow

@@ -278,6 +278,9 @@ func (h *host) correct(q *podpolicy.ContainerProposal, env, fit map[string]strin
 		return correctSecurity(q, own, r.Path)
 	case r.Path == "image":
 		q.Image = ""
+	case r.Path == "terminationMessagePath":
+		q.TerminationPath = ""
+		return before.TerminationPath != ""
 	case r.Path == "terminal":
 		q.Terminal = own.Terminal
 		return before.Terminal != q.Terminal

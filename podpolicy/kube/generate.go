@@ -61,6 +61,9 @@ type Generated struct {
 	Policy   *podpolicy.Policy
 	// Images by the references of the manifest.
 	Images map[string]*Image
+	// VCPUs and MemoryMiB are the size of machine that the workload's annotations
+	// ask for; 0 where its class says. Both may be part of the measurement.
+	VCPUs, MemoryMiB int
 }
 
 // Result is what Generate has made.
@@ -97,7 +100,9 @@ func Generate(ctx context.Context, in *Input, o Options) (*Result, error) {
 			return nil, err
 		}
 		if len(bad.list) == before {
-			result.Workloads = append(result.Workloads, Generated{Workload: w, Policy: g.policy, Images: g.used})
+			result.Workloads = append(result.Workloads, Generated{
+				Workload: w, Policy: g.policy, Images: g.used, VCPUs: g.marks.vcpus, MemoryMiB: g.marks.memory,
+			})
 		}
 	}
 	if err := bad.err(); err != nil {

@@ -52,6 +52,7 @@ func (h *host) containerProposal(id string, c *podpolicy.Container, img podpolic
 		Terminal: c.Terminal, Stdin: c.Allow.Stdin, Slots: map[string]string{},
 		Resources: podpolicy.Resources{MemoryBytes: c.Limits.Memory.Bytes, CPUMillis: c.Limits.CPUs.Millis},
 	}
+	q.TerminationPath = cmp.Or(c.TerminationMessagePath, podpolicy.DefaultTerminationPath)
 	q.Security = &podpolicy.Security{
 		Capabilities: slices.Clone(c.Capabilities), NoNewPrivileges: c.NoNewPrivileges.On(), ReadOnlyRoot: c.ReadOnlyRoot,
 		SeccompUnconfined: c.Seccomp == podpolicy.SeccompUnconfined,

@@ -182,6 +182,8 @@ func TestProblems(t *testing.T) {
 		"DNS":              {app + "  dnsPolicy: None", "dnsPolicy None without name servers"},
 		"ephemeral":        {app + "  ephemeralContainers: [{name: e, image: registry.example/a:1}]", "an ephemeral container is a way into a running pod (remove it, or give --ephemeral)"},
 		"annotation":       {strings.Replace(app, "{name: x}", "{name: x, annotations: {coffer-project.io/what: x}}", 1), `in.yaml:3:35: Pod/x: metadata.annotations["coffer-project.io/what"]: unknown annotation`},
+		"processors":       {strings.Replace(app, "{name: x}", "{name: x, annotations: {coffer-project.io/vcpus: '0'}}", 1), `in.yaml:3:35: Pod/x: metadata.annotations["coffer-project.io/vcpus"]: expected a number from 1 to 255, got "0"`},
+		"memory":           {strings.Replace(app, "{name: x}", "{name: x, annotations: {coffer-project.io/memory: 2Gi}}", 1), `metadata.annotations["coffer-project.io/memory"]: expected a number from 1 to 1048576, got "2Gi"`},
 		"annotated JSON":   {strings.Replace(app, "{name: x}", "{name: x, annotations: {coffer-project.io/allow.a: '{\"logs\": 1}'}}", 1), `in.yaml:3:35: Pod/x: metadata.annotations["coffer-project.io/allow.a"]: `},
 		"annotated none":   {strings.Replace(app, "{name: x}", "{name: x, annotations: {coffer-project.io/allow.b: '{}'}}", 1), "the pod has no container b"},
 		"secret's value":   {strings.Replace(app, "{name: x}", `{name: x, annotations: {coffer-project.io/secret-env.a: '{"K": "kbs:///a/b/c"}'}}`, 1) + "    env: [{name: K, value: other}]", "variable K has a value of its own in the manifest"},

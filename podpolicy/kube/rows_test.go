@@ -148,7 +148,9 @@ spec:
 		{"k8s-policy-pod", "run as the image's user", pod, []string{"{runAsUser: 1000}", "{runAsUser: 1000, runAsGroup: 1001}"}, nil},
 		{"k8s-policy-pod", "another image", pod, []string{"busybox:1\n    command", "busybox:2\n    command"}, []string{podpolicy.RuleContainerImage}},
 		{"k8s-policy-pod", "privileged", pod, []string{"privileged: false", "privileged: true"}, []string{atGeneration + "securityContext.privileged"}},
-		{"k8s-policy-pod", "termination message path", pod, []string{"/dev/termination-log", "/dev/other"}, []string{atGeneration + "terminationMessagePath"}},
+		{"k8s-policy-pod", "termination message path", pod, []string{"/dev/termination-log", "/tmp/words"}, []string{podpolicy.RuleContainerTermination}},
+		{"k8s-policy-pod", "the same termination message path", pod, []string{"/dev/termination-log", `""`}, nil},
+		{"k8s-policy-pod", "termination message path that is a device's", pod, []string{"/dev/termination-log", "/dev/other"}, []string{atGeneration + "terminationMessagePath"}},
 		{"k8s-policy-pod", "host path", pod, []string{"configMap: {name: config}\n", "hostPath: {path: /etc}\n"}, []string{atGeneration + "hostPath"}},
 		{"k8s-policy-pod", "contents of a config map", pod, []string{"{KEY: value}", "{KEY: other}"}, []string{podpolicy.RuleContainerEnv, podpolicy.RuleFilesDigest}},
 		{"k8s-policy-pod", "post start command", pod, []string{"started", "other"}, []string{podpolicy.RuleExecArgs}},
@@ -337,5 +339,35 @@ spec: {containers: [{name: a, image: "registry.example/absent:1"}]}
 	result, err = generate(t, text, kube.Options{RuntimeClasses: []string{"other"}})
 	if err != nil || len(result.Workloads) != 0 {
 		t.Errorf("expected no policy, got %v, %v", result, err)
+	}
+}
+
+// TestSize: what a workload asks of its machine is told, and is no part of its
+// policy.
+func TestSize(t *testing.T) {
+	t.Parallel()
+	const manifest = "apiVersion: v1\nkind: Pod\nmetadata: {name: x}\nspec:\n  containers: [{name: a, image: registry.example/a:1}]\n"
+	plain, err := generate(t, manifest, kube.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := plain.Workloads[0]; g.VCPUs != 0 || g.MemoryMiB != 0 {
+		t.Errorf("without annotations: %d processors, %d MiB", g.VCPUs, g.MemoryMiB)
+	}
+	text := strings.Replace(manifest, "{name: x}",
+		"{name: x, annotations: {coffer-project.io/vcpus: '3', coffer-project.io/memory: '2048', coffer-project.io/volumes: /dev/data=data}}", 1)
+	sized, err := generate(t, text, kube.Options{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if g := sized.Workloads[0]; g.VCPUs != 3 || g.MemoryMiB != 2048 {
+		t.Errorf("%d processors, %d MiB", g.VCPUs, g.MemoryMiB)
+	}
+	before, err := plain.Workloads[0].Policy.Digest()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if after, err := sized.Workloads[0].Policy.Digest(); err != nil || after != before {
+		t.Errorf("the policy is another one, %v", err)
 	}
 }

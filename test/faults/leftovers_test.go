@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -135,7 +136,7 @@ func (n *node) mounts() []string {
 		}
 		seen[ns] = true
 		for line := range strings.Lines(proc(pid, "mountinfo")) {
-			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !strings.Contains(line, n.path("state")+" "+"rw") {
+			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !slices.ContainsFunc(n.own, func(at string) bool { return strings.Contains(line, " "+at+" rw") }) {
 				found = append(found, "mount: "+strings.TrimSpace(line))
 			}
 		}
@@ -149,17 +150,23 @@ const ownFile = "test"
 // groups are control groups that name the pod, in every hierarchy.
 func (n *node) groups() []string {
 	var found []string
-	look := func(root string) {
-		_ = filepath.WalkDir(root, func(path string, d fs.DirEntry, err error) error {
-			if err != nil || !d.IsDir() {
-				return nil //nolint:nilerr // gone meanwhile
-			}
-			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(d.Name(), m) }) {
+	var look func(dir string)
+	look = func(dir string) {
+		// A directory without others has two links: most groups need not be read.
+		if info, err := os.Stat(dir); err != nil || info.Sys().(*syscall.Stat_t).Nlink == 2 {
+			return
+		}
+		entries, _ := os.ReadDir(dir)
+		for _, e := range entries {
+			path := filepath.Join(dir, e.Name())
+			switch {
+			case !e.IsDir():
+			case slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(e.Name(), m) }):
 				found = append(found, "control group "+path)
-				return fs.SkipDir
+			default:
+				look(path)
 			}
-			return nil
-		})
+		}
 	}
 	look("/sys/fs/cgroup")
 	if fd, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC); err == nil {
@@ -169,7 +176,7 @@ func (n *node) groups() []string {
 		}
 		if mount, err := unix.Fsmount(fd, unix.FSMOUNT_CLOEXEC, 0); err == nil {
 			defer unix.Close(mount)
-			look(fmt.Sprintf("/proc/self/fd/%d/", mount))
+			look(fmt.Sprintf("/proc/self/fd/%d", mount))
 		}
 	}
 	return found

@@ -18,10 +18,11 @@ var lies = []struct {
 	// exec is tried, too.
 	exec bool
 }{
-	{name: "hangs-Hello", want: "did not answer within 2s"},
-	{name: "hangs-UpdateNetwork", want: "was not created within 3s"},
-	{name: "hangs-CreateSandbox", want: "within 3s"},
-	{name: "hangs-CreateContainer", want: "was not created within 3s"},
+	{name: "hangs-Hello", want: "did not answer within 5s"},
+	{name: "hangs-UpdateNetwork", want: "was not created within 6s"},
+	{name: "hangs-CreateSandbox", want: "within 6s"},
+	{name: "hangs-CreateContainer", want: "was not created within 6s"},
+	{name: "hangs-Streams", want: "the guest did not open the streams of its input and output within 20s: its agent hangs; delete the pod, so that it gets another machine"},
 	{name: "hangs-Stats"},
 	{name: "hangs-Delete"},
 	{name: "hangs-TerminationMessage"},
@@ -50,7 +51,10 @@ func TestLies(t *testing.T) {
 			t.Parallel()
 			n := newNode(t)
 			n.settings["agent"] = quoted(n.liar(lie.name))
-			n.settings["boot_timeout"], n.settings["create_timeout"], n.settings["shutdown_timeout"] = `"2s"`, `"3s"`, `"1s"`
+			n.settings["shutdown_timeout"] = `"1s"`
+			if lie.want != "" { // the others have the time that a busy machine needs
+				n.settings["boot_timeout"], n.settings["create_timeout"] = `"5s"`, `"6s"`
+			}
 			app, err := n.tryPod(input{app: annotate("x", "y")})
 			if lie.want == "" && err != nil {
 				t.Fatalf("%v", err)

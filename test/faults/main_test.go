@@ -9,10 +9,13 @@
 package faults
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -38,6 +41,11 @@ const shimName = "containerd-shim-coffer-v2"
 func TestMain(m *testing.M) {
 	if lie, ok := strings.CutPrefix(filepath.Base(os.Args[0]), liarPrefix); ok {
 		os.Exit(beLiar(lie))
+	}
+	// Most of the time a test waits for other processes. The command line may say
+	// another number.
+	if err := flag.Set("test.parallel", strconv.Itoa(3*runtime.NumCPU())); err != nil {
+		panic(err)
 	}
 	status := m.Run()
 	if shared.dir != "" {

@@ -45,6 +45,16 @@ var steps = []step{
 		n.startPod(n.specOf(n.pod, "sandbox"))
 		return &life{}
 	}},
+	{"described", func(n *node) *life { // by the Sandbox API; nothing is booted
+		n.startPod(n.specOf(n.pod, "sandbox"))
+		ctx, cancel := n.call()
+		defer cancel()
+		if err := n.describe(ctx, n.box); err != nil {
+			n.t.Fatal(err)
+		}
+		n.described = true
+		return &life{}
+	}},
 	{"boot", func(n *node) *life {
 		// An agent that does not answer: the boot goes on until something ends it.
 		n.settings["agent"] = quoted(n.liar("deaf"))
@@ -179,7 +189,7 @@ var faults = []fault{
 		}
 		if l.pending != nil {
 			err := n.answer(l, 2*patience)
-			n.says(err, "the guest: pull "+n.image, "connection refused")
+			n.says(err, "the guest: pull "+n.image, "connection refused", "; check that the server runs, and that the pod's network lets it be reached")
 		}
 		if l.running {
 			// It does not need the registry any more.
@@ -193,19 +203,22 @@ var faults = []fault{
 
 func TestMatrix(t *testing.T) {
 	need(t)
-	for _, f := range faults {
-		for _, s := range steps {
-			if len(f.steps) > 0 && !slices.Contains(f.steps, s.name) {
-				continue
+	for _, a := range apis {
+		for _, f := range faults {
+			for _, s := range steps {
+				if len(f.steps) > 0 && !slices.Contains(f.steps, s.name) || s.name == "described" && !a.sandbox {
+					continue
+				}
+				t.Run(a.name+"/"+f.name+"/"+s.name, func(t *testing.T) {
+					t.Parallel()
+					n := newNode(t)
+					n.api = a
+					l := s.do(n)
+					f.do(n, l)
+					n.reg.letGo()
+					n.expectClean()
+				})
 			}
-			t.Run(f.name+"/"+s.name, func(t *testing.T) {
-				t.Parallel()
-				n := newNode(t)
-				l := s.do(n)
-				f.do(n, l)
-				n.reg.letGo()
-				n.expectClean()
-			})
 		}
 	}
 }
@@ -272,14 +285,14 @@ func (n *node) machineDied(l *life) {
 	ctx, cancel := n.call()
 	defer cancel()
 	for _, id := range n.ids {
-		r, err := n.task.Wait(ctx, &taskapi.WaitRequest{ID: id})
+		status, err := n.exitOf(ctx, id)
 		switch {
 		case err != nil:
 			if !gone(err) {
 				n.t.Errorf("wait: %v", err)
 			}
-		case r.GetExitStatus() != 137 && (id != l.app || !l.ended):
-			n.t.Errorf("status: want 137, got %d", r.GetExitStatus())
+		case status != 137 && (id != l.app || !l.ended):
+			n.t.Errorf("status: want 137, got %d", status)
 		}
 	}
 	if l.app != "" && l.running {
@@ -318,8 +331,10 @@ func (n *node) says(err error, words ...string) {
 	}
 	text := err.Error()
 	n.t.Logf("event: %s", text)
-	if len(text) > 8<<10 {
-		n.t.Errorf("an error of %d bytes", len(text))
+	// The console's last lines come behind what happened and what to do.
+	const most = 1 << 10
+	if first, console, _ := strings.Cut(text, "last lines of its console:"); len(first) > most+100 || len(console) > 8*most {
+		n.t.Errorf("an error of %d bytes, %d of them of the console", len(text), len(console))
 	}
 	for _, r := range text {
 		if r < ' ' && r != '\n' || r == 0x7f {

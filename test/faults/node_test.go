@@ -25,6 +25,7 @@ import (
 	"google.golang.org/protobuf/types/known/emptypb"
 
 	bootstrap "github.com/containerd/containerd/api/runtime/bootstrap/v1"
+	sandboxapi "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
 	events "github.com/containerd/containerd/api/services/ttrpc/events/v1"
 	"github.com/containerd/containerd/api/types/runtimeoptions/v1"
@@ -52,9 +53,15 @@ type node struct {
 	execEnv  []string          // of an exec
 	stdin    bool              // tasks have standard input
 
+	own         []string // file systems of the test's
+	api         api
+	annotations map[string]string // of a pod made by the Sandbox API
+	described   bool              // by CreateSandbox
+
 	pod    string // id of the sandbox
 	client *ttrpc.Client
 	task   taskapi.TTRPCTaskService
+	box    sandboxapi.TTRPCSandboxService
 	shim   int                 // pid of the daemon
 	spaces map[string]*os.File // PID namespaces of the pod, held open
 
@@ -74,7 +81,7 @@ func newNode(t *testing.T) *node {
 	if err != nil {
 		t.Fatal(err)
 	}
-	n := &node{t: t, dir: dir, net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}, execEnv: []string{"PATH=/bin"}}
+	n := &node{t: t, dir: dir, api: apis[0], net: hosttest.NewNamespace(t), spaces: map[string]*os.File{}, execEnv: []string{"PATH=/bin"}}
 	t.Cleanup(n.end)
 	for _, d := range []string{"state", "s", "tmp", "scratch", "kubelet", "b", "io"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o755); err != nil {
@@ -206,8 +213,7 @@ func (n *node) connect(address string) error {
 	if err != nil {
 		return err
 	}
-	n.client = ttrpc.NewClient(conn)
-	n.task = taskapi.NewTTRPCTaskClient(n.client)
+	n.dial(conn)
 	ctx, cancel := context.WithTimeout(n.t.Context(), patience)
 	defer cancel()
 	r, err := n.task.Connect(ctx, &taskapi.ConnectRequest{ID: n.pod})
@@ -257,7 +263,7 @@ func (n *node) logged() string {
 func (n *node) disconnect() {
 	if n.client != nil {
 		_ = n.client.Close()
-		n.client, n.task = nil, nil
+		n.client, n.task, n.box = nil, nil, nil
 	}
 }
 

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	taskapi "github.com/containerd/containerd/api/runtime/task/v3"
+	"github.com/containerd/errdefs"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"google.golang.org/protobuf/types/known/anypb"
 
@@ -159,6 +161,9 @@ func (n *node) denied(t *testing.T, err error, want string) {
 	if err == nil {
 		t.Errorf("nothing was refused; want %s", want)
 		return
+	}
+	if strings.Contains(want, "(rule ") && !errdefs.IsPermissionDenied(errgrpc.ToNative(err)) {
+		t.Errorf("want permission denied, got %v", err)
 	}
 	got := strings.NewReplacer(n.dir, "DIR", n.reg.port, "PORT", shared.digest, "DIGEST").Replace(err.Error())
 	if !strings.Contains(got, want) {

@@ -230,6 +230,11 @@ func (s *space) tryKubectl(t *testing.T, args ...string) (string, error) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), s.h.patience())
 	defer cancel()
+	return s.kubectlUntil(ctx, args...)
+}
+
+// kubectlUntil ends the command with ctx, and returns what it had printed.
+func (s *space) kubectlUntil(ctx context.Context, args ...string) (string, error) {
 	cmd := exec.CommandContext(ctx, filepath.Join(the.programs, "bin", "kubectl"), append([]string{"--kubeconfig", s.n.Kubeconfig(), "--namespace", s.ns}, args...)...)
 	cmd.WaitDelay = 5 * time.Second
 	var out, problems bytes.Buffer

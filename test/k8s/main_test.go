@@ -12,8 +12,10 @@
 // COFFER_K8S is core for the rows that matter most, or full (the default).
 // COFFER_K8S_HANDLERS and COFFER_K8S_CONTAINERD choose among handlers and versions
 // of containerd. COFFER_K8S_PROGRAMS, COFFER_BIN and COFFER_GUEST_IMAGE say where
-// programs are (../../build/k8s, ../../bin, ../../build/guest). Where they are
-// absent the tests are skipped, or fail if COFFER_REQUIRE_K8S is set.
+// programs are (../../build/k8s, ../../bin, ../../build/guest); COFFER_NODE_IMAGE and
+// COFFER_HELM are for the tests of the installation by Kubernetes
+// (../../build/node-image, ../../build/tools/helm). Where they are absent the tests
+// are skipped, or fail if COFFER_REQUIRE_K8S is set.
 package k8s
 
 import (
@@ -37,10 +39,12 @@ import (
 // suite is what the tests share.
 type suite struct {
 	bin, guest, programs string
-	core                 bool
-	containerd           string
-	handlers             []string
-	report               *report
+	// manifests is deploy/manifests of this repository.
+	manifests  string
+	core       bool
+	containerd string
+	handlers   []string
+	report     *report
 
 	start  func() (*node.Node, error)
 	images func() (*node.Images, error)
@@ -89,7 +93,7 @@ func TestMain(m *testing.M) {
 func newSuite() *suite {
 	s := &suite{
 		bin: directory("COFFER_BIN", "../../bin"), guest: directory("COFFER_GUEST_IMAGE", "../../build/guest"),
-		programs: directory("COFFER_K8S_PROGRAMS", "../../build/k8s"), core: os.Getenv("COFFER_K8S") == "core",
+		programs: directory("COFFER_K8S_PROGRAMS", "../../build/k8s"), manifests: directory("", "../../deploy/manifests"), core: os.Getenv("COFFER_K8S") == "core",
 		containerd: os.Getenv("COFFER_K8S_CONTAINERD"), handlers: []string{runc, node.HandlerProcess, node.HandlerSoft},
 	}
 	if s.core {
@@ -121,7 +125,19 @@ func directory(variable, fallback string) string {
 
 func (s *suite) startNode(containerd, sandboxer string) (*node.Node, error) {
 	o := node.Options{Programs: s.programs, Containerd: containerd, Logger: slog.New(slog.NewTextHandler(os.Stderr, nil))}
-	node.Coffer{Bin: s.bin, Guest: s.guest, Sandboxer: sandboxer, Debug: true}.Apply(&o)
+	c := s.coffer()
+	c.Sandboxer = sandboxer
+	c.Apply(&o)
+	return s.startWith(o)
+}
+
+// coffer is where the product is.
+func (s *suite) coffer() node.Coffer {
+	return node.Coffer{Bin: s.bin, Guest: s.guest, Manifests: s.manifests, Debug: true}
+}
+
+// startWith starts a node; it is closed in the end.
+func (s *suite) startWith(o node.Options) (*node.Node, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Minute)
 	defer cancel()
 	n, err := node.Start(ctx, o)

@@ -1,9 +1,11 @@
 package k8s
 
 import (
+	"context"
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -111,13 +113,13 @@ func policyRows() []row {
 	return []row{
 		{id: "k8s-policy-pod", core: true, on: onMachine, asserts: "what a host changes in a sealed pod is refused by its rule, or has no effect: image, command, arguments, variables, users, mounts, rights (also k8s-policy-job, -rc, -deployment, -deployment-sc)", run: policyPod},
 		{id: "k8s-policy-hard-coded", on: onMachine, not: "the rule that exec is refused is in k8s-policy-logs; AllowRequestsFailingPolicy is refused by the guest (pod-policy.md)", asserts: "exec is refused; AllowRequestsFailingPolicy"},
-		{id: "k8s-policy-logs", core: true, on: onMachine, asserts: "without permission logs are empty, exec, attach and port-forward are refused, and the container does not block on its output", run: policyStreams},
+		{id: "k8s-policy-logs", core: true, on: onMachine, asserts: "without permission logs are empty, exec, attach and port-forward are refused, the pod's notices say so, and the container does not block on its output", run: policyStreams},
 		{id: "k8s-policy-pod/config", on: onMachine, asserts: "another content of a pinned ConfigMap: the pod does not start, and the event names the file", run: func(t *testing.T, c *cluster) {
 			sealed := c.seal(t, "kind: ConfigMap\nmetadata: {name: pinned}\ndata: {color: blue}\n---\nkind: Pod\nmetadata: {name: conf}\nspec: {volumes: [{name: conf, configMap: {name: pinned}}], containers: [{name: a, volumeMounts: [{name: conf, mountPath: /conf}]}]}\n")
 			c.apply(t, strings.ReplaceAll(sealed, "color: blue", "color: red"))
 			c.event(t, "conf", "color")
 		}},
-		{id: "k8s-policy-pvc", on: onMachine, not: "an unexpected device is refused where the rules are (podpolicy, internal/guest/agent); a claim with a key needs cryptsetup's format on the node's disk, see k8s-block-volume for the attachment", asserts: "an unexpected device fails"},
+		{id: "k8s-policy-pvc", on: onMachine, asserts: "a claim with a key: encrypted on the node, there for the next pod; an unexpected device is refused", run: encryptedVolume},
 		{id: "initdata/broken", on: onMachine, asserts: "an annotation that is no initdata: the event says so", run: func(t *testing.T, c *cluster) {
 			c.apply(t, "kind: Pod\nmetadata: {name: broken, annotations: {io.katacontainers.config.hypervisor.cc_init_data: bm90IGd6aXA=}}\nspec: {containers: [{name: a}]}\n")
 			c.event(t, "broken", "cc_init_data")
@@ -163,11 +165,11 @@ kind: Pod
 metadata:
   name: quiet
   annotations:
-    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/scratch/done"], "output": true}]}'
+    coffer-project.io/allow.a: '{"exec": [{"args": ["cat", "/scratch/done"], "output": true}], "portForward": [8081]}'
 spec:
   volumes: [{name: work, emptyDir: {}}]
   containers:
-  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/scratch/done; exec /app serve"], volumeMounts: [{name: work, mountPath: /scratch}]}
+  - {name: a, command: [sh, -c, "/app flood 8388608; echo yes >/scratch/done; exec /app serve http=:8080 http=:8081"], volumeMounts: [{name: work, mountPath: /scratch}]}
 `))
 	c.ready(t, "quiet")
 	// It has written more than every buffer on the way holds.
@@ -178,13 +180,30 @@ spec:
 		}
 		return err
 	})
-	if out := c.logs(t, "quiet", "a"); out != "" {
+	if out := c.logs(t, "quiet", "a"); len(out) > 300 || !strings.Contains(out, "the pod's policy keeps this output in the guest (refused by rule stream.forbidden, allow.logs)") {
 		t.Errorf("the host reads %q", clip(out))
 	}
 	if out, code, err := c.attempt(t, "quiet", "a", "sh", "-c", "id"); err == nil && code == 0 {
 		t.Errorf("a command that is not allowed: %q", out)
 	}
-	if out, err := c.tryKubectl(t, "attach", "quiet", "-c", "a", "--pod-running-timeout=5s"); err == nil && out != "" {
+	c.noticed(t, "quiet", "StreamClosed", "kubectl logs and attach show nothing of it")
+	c.noticed(t, "quiet", "Refused", "exec.args", "list the command")
+	// What the guest drains stays silent for as long as somebody listens.
+	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if out, _ := c.kubectlUntil(ctx, "attach", "quiet", "-c", "a"); out != "" {
 		t.Errorf("attach reads %q", out)
+	}
+	// Two ports of one server: the policy opens the second.
+	address := c.forward(t, "quiet", 8080)
+	ctx, cancel = context.WithTimeout(t.Context(), 5*time.Second)
+	defer cancel()
+	if out, err := ask(ctx, "http://"+address+"/"); err == nil || out != "" {
+		t.Errorf("a port that is not opened answers %q", out)
+	}
+	c.noticed(t, "quiet", "StreamClosed", "a port that kubectl port-forward asked for")
+	address = c.forward(t, "quiet", 8081)
+	if out, err := ask(t.Context(), "http://"+address+"/"); err != nil || out == "" {
+		t.Errorf("the port that is opened: %q, %v", out, err)
 	}
 }

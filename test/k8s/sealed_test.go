@@ -55,8 +55,9 @@ func (s *space) refusals(t *testing.T, pod string) map[string]string {
 
 func sealedRows() []row {
 	return []row{
-		{id: "unsealed", core: true, on: onMachine, asserts: "a pod with the runtime class only runs, the node's log says that it is unsealed, and it gets no secret", run: func(t *testing.T, c *cluster) {
+		{id: "unsealed", core: true, on: onMachine, asserts: "a pod with the runtime class only runs, the node's log and the pod's notices say that it is unsealed, and it gets no secret", run: func(t *testing.T, c *cluster) {
 			s := c.shared(t, "io")
+			s.noticed(t, "io", "Unsealed", "unsealed: this pod has no initdata")
 			out, err := os.ReadFile(filepath.Join(s.n.Dir(), "log/containerd.log"))
 			if err != nil || !strings.Contains(string(out), "unsealed: this pod has no initdata") {
 				t.Error("containerd's log, with that of the shims, does not say that a pod is unsealed")
@@ -123,6 +124,27 @@ func sealedRows() []row {
 	}
 }
 
+// noticed waits until a pod's shim has written down what a person should know.
+func (s *space) noticed(t *testing.T, pod string, words ...string) {
+	t.Helper()
+	s.eventually(t, fmt.Sprintf("a notice of pod %s with %q", pod, words), func() error {
+		out, err := s.n.Run(t.Context(), filepath.Join(the.bin, "coffer"), "doctor", "--pods")
+		if err != nil {
+			return err
+		}
+		var all []string
+		for line := range strings.Lines(out) {
+			if !strings.HasPrefix(line, s.ns+"/"+pod+" ") {
+				continue
+			}
+			if all = append(all, line); containsAll(line, words) {
+				return nil
+			}
+		}
+		return fmt.Errorf("there are %q", all)
+	})
+}
+
 // secretPod prints the digest of a secret in its environment.
 func secretPod(name, uri, more string) string {
 	return fmt.Sprintf(`
@@ -171,11 +193,12 @@ spec:
 func referenceValues(t *testing.T, c *cluster) {
 	o := c.owner(t)
 	value := o.put(t, "kbs:///measured/db/password")
-	// Another number of processors is another measurement.
-	c.apply(t, c.seal(t, secretPod("unknown", "kbs:///measured/db/password", `coffer-project.io/vcpus: "3"`)))
+	// Another number of processors is another measurement: the node's choice here,
+	// the owner's below.
+	sealed := c.seal(t, secretPod("unknown", "kbs:///measured/db/password", `coffer-project.io/vcpus: "1"`))
+	c.apply(t, strings.ReplaceAll(sealed, `coffer-project.io/vcpus: "1"`, `coffer-project.io/vcpus: "3"`))
 	c.event(t, "unknown", "measured/db/password")
 	c.remove(t, "unknown")
-	o.do(t, "guest", "measure", "--tee", "soft", "--guest-image", the.guest, "--cpus", "3", "--register")
 	c.apply(t, c.seal(t, secretPod("known", "kbs:///measured/db/password", `coffer-project.io/vcpus: "3"`)))
 	c.succeeded(t, "known")
 	if out := c.logs(t, "known", "a"); out != sum(value)+"  -\n" {
@@ -245,15 +268,14 @@ func encryptedImages(t *testing.T, c *cluster) {
 		images[name] = o.do(t, "image", "protect", node.AppImage, node.Registry+"/encrypted/"+name+":1", "--key", "kbs:///images/"+name+"/key", "--registry-ca", c.n.CA())
 	}
 	manifest := "kind: Pod\nmetadata: {name: encrypted}\nspec:\n  restartPolicy: Never\n  containers:\n"
-	for _, name := range []string{"good", "none", "wrong"} {
-		manifest += fmt.Sprintf("  - {name: %s, image: %q, imagePullPolicy: Never, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name])
+	for name, pull := range map[string]string{"good": "Always", "none": "IfNotPresent", "wrong": "IfNotPresent"} {
+		manifest += fmt.Sprintf("  - {name: %s, image: %q, imagePullPolicy: %s, command: [/app, pause], securityContext: {runAsUser: 0, runAsGroup: 0}}\n", name, images[name], pull)
 	}
-	sealed := c.seal(t, manifest)
+	sealed := c.seal(t, manifest, "--host-images", "push")
 	o.do(t, "trustee", "secret", "delete", "kbs:///images/none/key")
 	other := make([]byte, 32)
 	_, _ = rand.Read(other)
 	o.do(t, "trustee", "secret", "set", "kbs:///images/wrong/key", o.file(t, "other", other))
-	c.stub(t, sealed)
 	c.apply(t, sealed)
 	why := c.refusals(t, "encrypted")
 	if reason, refused := why["good"]; refused {
@@ -262,6 +284,19 @@ func encryptedImages(t *testing.T, c *cluster) {
 	for _, name := range []string{"none", "wrong"} {
 		if !strings.Contains(why[name], "images/"+name+"/key") && !strings.Contains(why[name], "decrypt") {
 			t.Errorf("container %s: %q; expected that the layer cannot be decrypted", name, why[name])
+		}
+	}
+	// What the node has are the stubs, of some hundred bytes, and not the images.
+	out, err := c.n.Run(t.Context(), "ctr", "-n", "k8s.io", "images", "ls")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"good", "none", "wrong"} {
+		if _, digest, ok := strings.Cut(images[name], "@"); !ok || strings.Contains(out, digest) {
+			t.Errorf("the node has pulled the encrypted image %s", images[name])
+		}
+		if !strings.Contains(out, node.Registry+"/encrypted/"+name+"@") {
+			t.Errorf("the node has no stub of %s: %s", images[name], out)
 		}
 	}
 }
@@ -361,7 +396,6 @@ func batch(t *testing.T, c *cluster) {
 	o := c.owner(t)
 	key := make([]byte, 32)
 	_, _ = rand.Read(key)
-	o.do(t, "trustee", "secret", "set", "kbs:///spark/data/key", o.file(t, "key", []byte(hex.EncodeToString(key))))
 	var csv strings.Builder
 	want := map[string]int{}
 	csv.WriteString("region,amount\n")
@@ -385,29 +419,47 @@ func batch(t *testing.T, c *cluster) {
 		t.Fatal(err)
 	}
 	images.Publish("orders.csv.enc", seal.Seal(nonce, nonce, []byte(csv.String()), nil))
-	job := fmt.Sprintf(`
+	// The key stands in the cluster sealed: only a guest that has attested opens it.
+	signing := o.file(t, "data-signing", nil)
+	o.do(t, "secret", "keygen", "--kid", "kbs:///spark/keys/signing", "--out", signing, "--put")
+	text := o.do(t, "secret", "seal", "vault", "--sign-key", signing+".private.jwk", "--resource", "kbs:///spark/data/key", "--put", o.file(t, "key", []byte(hex.EncodeToString(key))))
+	job := func(class string) string {
+		return fmt.Sprintf(`
+kind: Secret
+metadata: {name: orders}
+stringData: {key: %q}
+---
 apiVersion: batch/v1
 kind: Job
 metadata: {name: totals}
 spec:
   backoffLimit: 0
   template:
-    metadata:
-      annotations:
-        coffer-project.io/secret-env.totals: '{"DATA_KEY": "kbs:///spark/data/key"}'
-        coffer-project.io/allow.totals: '{"logs": true}'
     spec:
+      runtimeClassName: %s
       restartPolicy: Never
       volumes: [{name: work, emptyDir: {}}]
       initContainers:
       - {name: fetch, command: [wget, -q, -O, /scratch/orders, "http://%s/orders.csv.enc"], volumeMounts: [{name: work, mountPath: /scratch}]}
       containers:
-      - {name: totals, command: [/app, totals, /scratch/orders], volumeMounts: [{name: work, mountPath: /scratch}]}
-`, node.DataAddress)
-	c.apply(t, c.seal(t, job))
-	c.kubectl(t, "wait", "--for=condition=complete", "job/totals", "--timeout="+c.h.patience().String())
+      - name: totals
+        command: [/app, totals, /scratch/orders]
+        env: [{name: DATA_KEY, valueFrom: {secretKeyRef: {name: orders, key: key}}}]
+        volumeMounts: [{name: work, mountPath: /scratch}]
+`, text, class, node.DataAddress)
+	}
+	finish := func(condition string) string {
+		c.kubectl(t, "wait", "--for=condition="+condition, "job/totals", "--timeout="+c.h.patience().String())
+		return c.kubectl(t, "logs", "job/totals")
+	}
+	c.apply(t, job(runc))
+	if out := finish("failed"); !strings.Contains(out, "no key in hexadecimal") {
+		t.Errorf("without a guest: %q", out)
+	}
+	c.kubectl(t, "delete", "job/totals", "secret/orders", "--wait")
+	c.apply(t, c.seal(t, job(c.h.name), "--allow-logs"))
 	expected := fmt.Sprintf("north %d\nsouth %d\nwest %d\n", want["north"], want["south"], want["west"])
-	if out := c.kubectl(t, "logs", "job/totals"); out != expected {
+	if out := finish("complete"); out != expected {
 		t.Errorf("it printed %q, expected %q", out, expected)
 	}
 }

@@ -298,52 +298,6 @@ func hostPathShared(t *testing.T, c *cluster) {
 	}
 }
 
-func blockVolume(t *testing.T, c *cluster) {
-	c.own(t)
-	file := "/opt/" + c.ns + ".img"
-	out, err := c.n.Run(t.Context(), "sh", "-c", "truncate -s 64M "+file+" && losetup --find --show "+file)
-	if err != nil {
-		t.Fatal(err)
-	}
-	device := strings.TrimSpace(out)
-	t.Cleanup(func() {
-		if _, err := c.n.Run(context.Background(), "losetup", "--detach", device); err != nil {
-			t.Log(err)
-		}
-	})
-	c.apply(t, fmt.Sprintf(`
-kind: PersistentVolume
-metadata: {name: %[1]s}
-spec:
-  capacity: {storage: 64Mi}
-  accessModes: [ReadWriteOnce]
-  volumeMode: Block
-  storageClassName: %[1]s
-  local: {path: %[2]s}
-  nodeAffinity: {required: {nodeSelectorTerms: [{matchExpressions: [{key: kubernetes.io/hostname, operator: In, values: [coffer-node]}]}]}}
----
-kind: PersistentVolumeClaim
-metadata: {name: disk}
-spec: {accessModes: [ReadWriteOnce], volumeMode: Block, storageClassName: %[1]s, resources: {requests: {storage: 64Mi}}}
----
-kind: Pod
-metadata: {name: block}
-spec:
-  volumes: [{name: disk, persistentVolumeClaim: {claimName: disk}}]
-  containers: [{name: a, volumeDevices: [{name: disk, devicePath: /dev/data}]}]
-`, c.ns, device))
-	t.Cleanup(func() {
-		_ = c.n.Client().CoreV1().PersistentVolumes().Delete(context.Background(), c.ns, metav1.DeleteOptions{})
-	})
-	c.ready(t, "block")
-	c.want(t, "block", "a", "test -b /dev/data && blockdev --getsize64 /dev/data", "67108864")
-	c.sh(t, "block", "a", "echo written-by-the-pod | dd of=/dev/data bs=512 seek=8 conv=sync 2>/dev/null && sync")
-	c.remove(t, "block")
-	if out, err := c.n.Run(t.Context(), "sh", "-c", "dd if="+file+" bs=512 skip=8 count=1 2>/dev/null | head -c 18"); err != nil || out != "written-by-the-pod" {
-		t.Errorf("the node's file has %q: %v", out, err)
-	}
-}
-
 func localVolume(t *testing.T, c *cluster) {
 	c.own(t)
 	if _, err := c.n.Run(t.Context(), "mkdir", "-p", "/opt/"+c.ns); err != nil {

@@ -262,6 +262,9 @@ func TestForbiddenStreamsAreDrained(t *testing.T) {
 	if got := readAll(t, out) + readAll(t, errs); got != "" {
 		t.Errorf("%d bytes of forbidden output came out", len(got))
 	}
+	if r := channel.Refusal(out); r.GetRule() != agent.RuleStream || r.GetPath() != "allow.logs" {
+		t.Errorf("the reply's refusal: %v", r)
+	}
 	// Each of them is told of, by its rule.
 	events := h.open(&agentapi.StreamHeader{Kind: agentapi.StreamHeader_EVENTS})
 	told := map[string]int{}
@@ -278,11 +281,11 @@ func TestForbiddenStreamsAreDrained(t *testing.T) {
 
 func TestTheTrusteeDenies(t *testing.T) {
 	w := newWorld(t, make([]byte, 32))
-	w.broker.denial = &kbs.StatusError{Status: 403, Info: kbs.ErrorInfo{Detail: "no", Reason: &kbs.Reason{
+	w.broker.denial = &kbs.StatusError{Op: "GET /kbs/v0/resource/shop/db/password", Status: 403, Info: kbs.ErrorInfo{Detail: "no", Reason: &kbs.Reason{
 		Rule: "measurement.unknown", Claim: "measurement", Expected: "aa", Got: "bb", Help: "register it"}}}
 	h := w.seal(func(*podpolicy.Policy) {})
 	_, err := h.CreateContainer(t.Context(), &agentapi.CreateContainerRequest{ContainerId: "web", Name: "web"})
-	if r := refused(t, err, agent.RuleTrustee); r.GetPath() != "measurement" || r.GetExpected() != "aa" || r.GetGot() != "bb" {
+	if r := refused(t, err, agent.RuleTrustee); r.GetPath() != "kbs:///shop/db/password: measurement" || r.GetExpected() != "aa" || r.GetGot() != "bb" {
 		t.Errorf("refusal = %v", r)
 	}
 	if w.fetches.count != 0 {

@@ -214,26 +214,55 @@ func TestTerminationMessage(t *testing.T) {
 }
 
 // Last words are output: they leave a sealed pod where logs do, and only from
-// the place that an image has nothing at.
+// the place that the policy names, or that an image has nothing at.
 func TestTerminationMessageOfASealedPod(t *testing.T) {
 	w := newWorld(t, make([]byte, 32))
 	h := w.seal(func(p *podpolicy.Policy) {
 		c := p.Containers[0]
-		c.Args = []string{"/bin/sh", "-c", "echo secret >/dev/termination-log; true"}
-		open := c
-		open.Name, open.Allow.Logs = "open", true
-		p.Containers = []podpolicy.Container{c, open}
+		p.Containers = nil
+		add := func(name, script, path string, logs bool) {
+			c.Name, c.Args = name, []string{"/bin/sh", "-c", script}
+			c.TerminationMessagePath, c.Allow.Logs = path, logs
+			p.Containers = append(p.Containers, c)
+		}
+		add("web", "echo secret >/dev/termination-log", "", false)
+		add("open", "echo secret >/dev/termination-log", "", true)
+		add("failed", "echo secret >/dev/termination-log; exit 1", "", false)
+		add("silent", "exit 1", "", false)
+		add("other", "echo secret >/var/words", "/var/words", true)
+		add("unasked", "echo secret >/var/words", "/var/words", true)
 	})
-	for name, want := range map[string]string{"web": "", "open": "secret\n"} {
-		req := &agentapi.CreateContainerRequest{ContainerId: name, Name: name, TerminationMessagePath: "/etc/passwd"}
-		_, err := h.CreateContainer(t.Context(), req)
-		refused(t, err, podpolicy.RuleContainerTermination)
-		req.TerminationMessagePath = "/dev/termination-log"
-		must[*agentapi.CreateContainerResponse](t)(h.CreateContainer(t.Context(), req))
+	for name, tt := range map[string]struct {
+		path, want string
+		code       codes.Code
+	}{
+		"web":     {"/dev/termination-log", "", codes.OK},
+		"open":    {"/dev/termination-log", "secret\n", codes.OK},
+		"failed":  {"/dev/termination-log", "", codes.PermissionDenied},
+		"silent":  {"/dev/termination-log", "", codes.PermissionDenied},
+		"other":   {"/var/words", "secret\n", codes.OK},
+		"unasked": {"", "secret\n", codes.OK},
+	} {
+		for _, path := range []string{"/etc/passwd", "/dev/termination-log", "/var/words"} {
+			req := &agentapi.CreateContainerRequest{ContainerId: name, Name: name, TerminationMessagePath: path}
+			if path == tt.path || name == "unasked" && path == "/var/words" {
+				continue
+			}
+			_, err := h.CreateContainer(t.Context(), req)
+			refused(t, err, podpolicy.RuleContainerTermination)
+		}
+		must[*agentapi.CreateContainerResponse](t)(h.CreateContainer(t.Context(), &agentapi.CreateContainerRequest{ContainerId: name, Name: name, TerminationMessagePath: tt.path}))
 		must[*agentapi.StartResponse](t)(h.Start(t.Context(), &agentapi.StartRequest{ContainerId: name}))
 		must[*agentapi.WaitResponse](t)(h.Wait(t.Context(), &agentapi.WaitRequest{ContainerId: name}))
-		if got, err := h.lastWords(name); got != want || err != nil {
-			t.Errorf("%s: got %q, %v, want %q", name, got, err, want)
+		got, err := h.lastWords(name)
+		if got != tt.want || status.Code(err) != tt.code {
+			t.Errorf("%s: got %q, %v, want %q and %v", name, got, err, tt.want, tt.code)
+		}
+		if err != nil {
+			refused(t, err, agent.RuleStream)
+			if strings.Contains(err.Error(), "secret") {
+				t.Errorf("%s: the refusal tells: %v", name, err)
+			}
 		}
 	}
 }

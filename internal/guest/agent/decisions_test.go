@@ -71,7 +71,7 @@ func decisions() map[protoreflect.Name]decision {
 			_, err := h.AttachVolume(ctx, &agentapi.AttachVolumeRequest{Volume: "another", Disk: "disk1"})
 			return err
 		}},
-		"TerminationMessage": {free: "where the policy does not let the host read logs the answer is empty: TestTerminationMessageOfASealedPod"},
+		"TerminationMessage": {free: "where the policy does not let the host read logs the answer is empty, or a refusal if the container failed: TestTerminationMessageOfASealedPod"},
 		"Shutdown":           {free: "the host can turn the machine off"},
 	}
 }

@@ -96,8 +96,13 @@ func (a *Agent) told(ctx context.Context, call string, err error) string {
 	case "Hello", "CreateSandbox", "UpdateNetwork", "Shutdown":
 		return strings.ToValidUTF8(err.Error(), "\uFFFD")
 	}
+	k := cause(err)
 	if a.simulated(ctx) {
-		return strings.ToValidUTF8(err.Error(), "\uFFFD")
+		text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+		if k != nil && !k.said {
+			text += "; " + k.do
+		}
+		return text
 	}
 	what := call
 	if c, ok := errors.AsType[*coded](err); ok {
@@ -106,8 +111,8 @@ func (a *Agent) told(ctx context.Context, call string, err error) string {
 		}
 		what += ": " + c.what
 	}
-	if kind := cause(err); kind != "" {
-		return what + ": " + kind
+	if k != nil {
+		return what + ": " + k.String()
 	}
 	return what + ": failed; a guest of a hardware TEE does not tell its host why (with coffer.debug on the measured command line its log does)"
 }
@@ -143,14 +148,27 @@ func refusalOf(err error) *podpolicy.Refusal {
 	if !ok || denied.Status >= 500 || denied.Status == 429 {
 		return nil
 	}
-	r := &podpolicy.Refusal{Rule: RuleTrustee, Got: clip(err.Error())}
+	r := &podpolicy.Refusal{Rule: RuleTrustee, Path: asked(denied.Op), Got: clip(err.Error())}
 	if why := denied.Info.Reason; why != nil {
-		r.Path, r.Expected, r.Got, r.Help = clip(why.Claim), clip(why.Expected), clip(why.Got), clip(why.Help)
+		r.Expected, r.Got, r.Help = clip(why.Expected), clip(why.Got), clip(why.Help)
+		if r.Path != "" && why.Claim != "" {
+			r.Path += ": "
+		}
+		r.Path += clip(why.Claim)
 		if why.Rule != "" {
 			r.Help = strings.TrimSpace("rule " + clip(why.Rule) + " of the trustee; " + r.Help)
 		}
 	}
 	return r
+}
+
+// asked names the resource of a request, which is in the initdata that the host
+// has, or what else was asked for.
+func asked(op string) string {
+	if name, ok := strings.CutPrefix(op, "GET /kbs/v0/resource/"); ok {
+		return clip("kbs:///" + name)
+	}
+	return clip(op)
 }
 
 // public is what the host may know. Of a simulated guest it is everything; of

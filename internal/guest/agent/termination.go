@@ -69,7 +69,9 @@ func (l *lastWords) read() ([]byte, error) {
 }
 
 // TerminationMessage implements the protocol. What a container leaves is output:
-// a host that may not read its logs is told that there is nothing.
+// a host that may not read its logs is told that there is nothing, or, when the
+// container has failed, that it may not: a person who wants to know why is told
+// where to look.
 func (a *Agent) TerminationMessage(ctx context.Context, req *agentapi.TerminationMessageRequest) (*agentapi.TerminationMessageResponse, error) {
 	message, err := a.terminationMessage(ctx, req.GetContainerId())
 	if err != nil {
@@ -91,17 +93,28 @@ func (a *Agent) terminationMessage(ctx context.Context, id string) ([]byte, erro
 		return nil, unready("%s has not ended", c.init)
 	}
 	if !sb.guard.TerminationMessage(id) {
-		if c.lastWords.file != nil {
-			a.refusedStream(ctx, &podpolicy.Refusal{
-				Rule: RuleStream, Path: "allow.logs", Expected: "a container whose logs the policy allows", Got: "the termination message of " + id,
-				Help: "the answer is empty; what the container has left stays inside the guest",
-			})
-		}
-		return nil, nil
+		return nil, a.keepLastWords(ctx, c)
 	}
 	message, err := c.lastWords.read()
 	if err != nil {
 		return nil, failed("termination message", err)
 	}
 	return message, nil
+}
+
+// keepLastWords answers a host that may not have them. Nothing in the answer
+// depends on whether there are any.
+func (a *Agent) keepLastWords(ctx context.Context, c *ctr) error {
+	if c.lastWords.file == nil {
+		return nil
+	}
+	r := &podpolicy.Refusal{
+		Rule: RuleStream, Path: "allow.logs", Expected: "a container whose logs the policy allows", Got: "the termination message of " + c.id,
+		Help: "what the container has left stays inside the guest",
+	}
+	if c.init.status.Code != 0 {
+		return r
+	}
+	a.refusedStream(ctx, r)
+	return nil
 }

@@ -52,12 +52,16 @@ func (m *Manager) openPart(root *os.File, name, part string) (*Directory, error)
 	if err := unix.Fstat(fd, &st); err != nil {
 		return nil, err
 	}
-	place, err := m.place(st.Mode & unix.S_IFMT)
+	kind := st.Mode & unix.S_IFMT
+	if kind != unix.S_IFDIR && kind != unix.S_IFREG {
+		return nil, errors.New("neither a file nor a directory")
+	}
+	place, err := m.place(kind)
 	if err != nil {
 		return nil, err
 	}
 	d, err := pin(fd, place, ephemeralFlags|unix.MS_RDONLY|unix.MS_NOEXEC)
-	if err == nil && st.Mode&unix.S_IFMT == unix.S_IFDIR {
+	if err == nil && kind == unix.S_IFDIR {
 		// A file that is removed stays where it is mounted; a directory would be
 		// emptied.
 		m.kept[filepath.Join(name, version)] = true
@@ -78,22 +82,6 @@ func current(root *os.File) (string, error) {
 		return "", fmt.Errorf("%s: expected a link to a version of the volume, got %q", dataLink, version)
 	}
 	return version, nil
-}
-
-// place makes what something of this type can be mounted on.
-func (m *Manager) place(kind uint32) (string, error) {
-	dir := filepath.Join(m.dir, mountsDir)
-	switch kind {
-	case unix.S_IFDIR:
-		return os.MkdirTemp(dir, "")
-	case unix.S_IFREG:
-		f, err := os.CreateTemp(dir, "")
-		if err != nil {
-			return "", err
-		}
-		return f.Name(), f.Close()
-	}
-	return "", errors.New("neither a file nor a directory")
 }
 
 // retire removes a version that is no longer in effect, unless a container has a

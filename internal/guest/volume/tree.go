@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -125,7 +126,7 @@ func (t *tree) directory(name string) (fd int, err error) {
 	if err != nil || name == "." {
 		return at, err
 	}
-	for _, part := range splitPath(name) {
+	for part := range strings.SplitSeq(name, "/") {
 		made := unix.Mkdirat(at, part, 0o755)
 		next, err := unix.Openat2(at, part, &unix.OpenHow{
 			Flags:   unix.O_RDONLY | unix.O_DIRECTORY | unix.O_CLOEXEC,

@@ -2,9 +2,9 @@
 // share, in memory or on the pod's encrypted scratch disk, and sets of files that
 // the host supplies.
 //
-// Containers write into volumes, so a path inside one is never trusted: a
-// directory in a volume is opened beneath the volume's root without following
-// links, and pinned by a mount.
+// Containers write into volumes, so a path inside one is never trusted: what is
+// in a volume is opened beneath the volume's root, which no link leads out of,
+// and pinned by a mount.
 package volume
 
 import (
@@ -218,119 +218,4 @@ func openRoot(path string) (*os.File, error) {
 		return nil, err
 	}
 	return os.NewFile(uintptr(fd), path), nil
-}
-
-// Directory is a directory of a volume, or a file of one of files, ready to be
-// mounted into a container.
-type Directory struct{ path string }
-
-// Path leads to exactly this directory or file, whatever containers do to names on the
-// way to it, until it is closed. Mounts made from it stay.
-func (d *Directory) Path() string { return d.path }
-
-// Close gives the path up.
-func (d *Directory) Close() error {
-	if err := unix.Unmount(d.path, unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
-		return fmt.Errorf("unmount %s: %w", d.path, err)
-	}
-	return os.Remove(d.path)
-}
-
-// Open opens a directory of a volume for mounting; an empty subPath is the
-// volume itself. A missing directory is made if make is true. Links are not
-// followed.
-func (m *Manager) Open(name, subPath string, makeDirs bool) (*Directory, error) {
-	m.mu.Lock()
-	root := m.roots[name]
-	m.mu.Unlock()
-	if root == nil {
-		return nil, fmt.Errorf("volume %s: it has no content yet", name)
-	}
-	if subPath == "" {
-		subPath = "."
-	}
-	if makeDirs && subPath != "." {
-		if err := mkdirBeneath(root, subPath); err != nil {
-			return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
-		}
-	}
-	fd, err := openBeneath(int(root.Fd()), subPath)
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
-	}
-	defer unix.Close(fd) //nolint:errcheck // O_PATH
-	path, err := os.MkdirTemp(filepath.Join(m.dir, mountsDir), "")
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %w", name, err)
-	}
-	d, err := pin(fd, path, 0)
-	if err != nil {
-		return nil, fmt.Errorf("volume %s: %s: %w", name, subPath, err)
-	}
-	return d, nil
-}
-
-// pin mounts what was found at a place of our own, which it removes again when
-// that fails: a runtime in another mount namespace can be given a path, but no
-// descriptor.
-func pin(fd int, place string, flags uintptr) (*Directory, error) {
-	if err := unix.Mount(fmt.Sprintf("/proc/self/fd/%d", fd), place, "", unix.MS_BIND, ""); err != nil {
-		return nil, errors.Join(fmt.Errorf("bind: %w", err), os.Remove(place))
-	}
-	d := &Directory{place}
-	if flags != 0 { // a bind mount has flags of its own, which a first call does not take
-		if err := unix.Mount("", place, "", unix.MS_BIND|unix.MS_REMOUNT|flags, ""); err != nil {
-			return nil, errors.Join(fmt.Errorf("bind: %w", err), d.Close())
-		}
-	}
-	return d, nil
-}
-
-func openBeneath(dir int, path string) (int, error) {
-	return unix.Openat2(dir, path, &unix.OpenHow{
-		Flags:   unix.O_PATH | unix.O_DIRECTORY | unix.O_CLOEXEC,
-		Resolve: unix.RESOLVE_BENEATH | unix.RESOLVE_NO_SYMLINKS | unix.RESOLVE_NO_MAGICLINKS,
-	})
-}
-
-// mkdirBeneath makes the directories of path, which everyone may write as the
-// volume itself, one component at a time and without following links.
-func mkdirBeneath(root *os.File, path string) error {
-	if !filepath.IsLocal(path) {
-		return errors.New("leads out of the volume")
-	}
-	at, err := unix.Dup(int(root.Fd()))
-	if err != nil {
-		return err
-	}
-	defer func() { _ = unix.Close(at) }()
-	for _, part := range splitPath(path) {
-		made := false
-		switch err := unix.Mkdirat(at, part, 0o777); {
-		case err == nil:
-			made = true
-		case !errors.Is(err, unix.EEXIST):
-			return err
-		}
-		next, err := openBeneath(at, part)
-		if err != nil {
-			return err
-		}
-		_ = unix.Close(at)
-		at = next
-		if made { // the umask has had its say in mkdir
-			if err := unix.Fchmodat(at, "", 0o777, unix.AT_EMPTY_PATH); err != nil && !errors.Is(err, unix.EOPNOTSUPP) && !errors.Is(err, unix.ENOSYS) {
-				return err
-			}
-		}
-	}
-	return nil
-}
-
-func splitPath(path string) []string {
-	dir, last := filepath.Split(filepath.Clean(path))
-	if dir == "" {
-		return []string{last}
-	}
-	return append(splitPath(dir), last)
 }

@@ -180,7 +180,7 @@ func TestPutRefuses(t *testing.T) {
 	}
 }
 
-func TestOpenFollowsNoLinks(t *testing.T) {
+func TestEphemeral(t *testing.T) {
 	env.Need(t)
 	dir := t.TempDir()
 	m, err := volume.NewManager(dir)

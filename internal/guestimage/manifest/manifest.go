@@ -144,6 +144,9 @@ func (m *Manifest) Encode() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
+// anew is what to do about an image that is not whole.
+const anew = "the image is not whole: install it again, or make one with: coffer guest build"
+
 // Load reads the manifest of an image directory. It does not read the image's
 // files; see [Manifest.Check] and [Manifest.Read].
 func Load(dir string) (*Manifest, error) {
@@ -184,12 +187,32 @@ func (m *Manifest) Check(dir string) error {
 // Read returns the content of one of the manifest's files in dir after it has
 // been compared with the manifest.
 func (f File) Read(dir string) ([]byte, error) {
+	file, err := f.Open(dir)
+	if err != nil {
+		return nil, err
+	}
+	defer func() { _ = file.Close() }()
+	return f.Content(file)
+}
+
+// Open opens one of the manifest's files in dir, for those who hand the very
+// file on that they have read with Content: its name may later mean another.
+func (f File) Open(dir string) (*os.File, error) {
 	if err := f.validate("file"); err != nil {
 		return nil, err
 	}
-	data, err := readBounded(filepath.Join(dir, f.Name), f.Size)
+	file, err := os.Open(filepath.Join(dir, f.Name))
 	if err != nil {
 		return nil, fmt.Errorf("guest image file: %w", err)
+	}
+	return file, nil
+}
+
+// Content returns what r holds after it has been compared with the manifest.
+func (f File) Content(r io.Reader) ([]byte, error) {
+	data, err := bounded(r, f.Name, f.Size)
+	if err != nil {
+		return nil, fmt.Errorf("guest image file: %w (%s)", err, anew)
 	}
 	sum := sha256.Sum256(data)
 	if err := f.compare(int64(len(data)), sum[:]); err != nil {
@@ -201,7 +224,7 @@ func (f File) Read(dir string) ([]byte, error) {
 func (f File) check(dir string) error {
 	file, err := os.Open(filepath.Join(dir, f.Name))
 	if err != nil {
-		return fmt.Errorf("guest image file: %w", err)
+		return fmt.Errorf("guest image file: %w (%s)", err, anew)
 	}
 	defer func() { _ = file.Close() }()
 	sum := sha256.New()
@@ -215,11 +238,11 @@ func (f File) check(dir string) error {
 func (f File) compare(size int64, sum []byte) error {
 	switch {
 	case size != f.Size:
-		return fmt.Errorf("guest image file %s: the manifest says %d bytes, the file has %s (build the image again)",
-			f.Name, f.Size, countBeyond(size, f.Size))
+		return fmt.Errorf("guest image file %s: the manifest says %d bytes, the file has %s (%s)",
+			f.Name, f.Size, countBeyond(size, f.Size), anew)
 	case hex.EncodeToString(sum) != f.SHA256:
-		return fmt.Errorf("guest image file %s: the manifest says sha256 %s, the file has %x (build the image again)",
-			f.Name, f.SHA256, sum)
+		return fmt.Errorf("guest image file %s: the manifest says sha256 %s, the file has %x (%s)",
+			f.Name, f.SHA256, sum, anew)
 	}
 	return nil
 }
@@ -238,12 +261,16 @@ func readBounded(path string, limit int64) ([]byte, error) {
 		return nil, err
 	}
 	defer func() { _ = f.Close() }()
-	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	return bounded(f, path, limit)
+}
+
+func bounded(r io.Reader, name string, limit int64) ([]byte, error) {
+	data, err := io.ReadAll(io.LimitReader(r, limit+1))
 	if err != nil {
 		return nil, err
 	}
 	if int64(len(data)) > limit {
-		return nil, fmt.Errorf("%s: longer than the %d bytes expected", path, limit)
+		return nil, fmt.Errorf("%s: longer than the %d bytes expected", name, limit)
 	}
 	return data, nil
 }

@@ -10,14 +10,12 @@ import (
 	"github.com/coffer-project/coffer/initdata"
 	"github.com/coffer-project/coffer/internal/host/blobcache"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 	"github.com/coffer-project/coffer/internal/host/volumes"
 )
-
-// scratchSerial is the serial number of the scratch disk.
-const scratchSerial = "scratch"
 
 // Boot starts the machine with its network and disks, and tells the guest which
 // pod it is. It works once; after an error nothing is left and the pod is of no
@@ -67,14 +65,14 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 		return err
 	}
 	for _, w := range s.Warnings {
-		p.warn(ctx, "%s", w)
+		p.warn(ctx, notice.NoEffect, "%s", w)
 	}
 	plan, err := p.plan(s)
 	if err != nil {
 		return err
 	}
 	if s.Initdata == nil {
-		p.warn(ctx, "unsealed: this pod has no initdata, so no policy is in force, the node decides what runs in it, and no secret is given to it (coffer prepare seals a pod)")
+		p.warn(ctx, notice.Unsealed, "unsealed: this pod has no initdata, so no policy is in force, the node decides what runs in it, and no secret is given to it (coffer prepare seals a pod)")
 	}
 	if err := p.setUp(ctx, s, plan); err != nil {
 		return err
@@ -82,9 +80,10 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
+	p.forwardPorts(ctx, plan)
 	v := p.o.Volumes(volumes.Options{
 		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,
-		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, "%s", message) },
+		Annotations: s.Annotations, Logger: p.log, Warn: func(message string) { p.warn(p.life, notice.Volume, "%s", message) },
 	})
 	p.undo(v.Close)
 	p.mu.Lock()
@@ -95,7 +94,8 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 		// of them makes the sandbox.
 		return nil
 	}
-	return p.createSandbox(ctx, s.SharePID)
+	_, err = p.createSandbox(ctx, s.SharePID)
+	return err
 }
 
 // plan describes the machine, without what has to be set up for it.
@@ -150,14 +150,14 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		cache, err := blobcache.Open(c.BlobCache, blobcache.Options{MaxBytes: c.BlobCacheSize})
 		if err != nil {
 			// A pod runs without it, only slower.
-			p.warn(ctx, "the node's blob cache is not used: %v", err)
+			p.warn(ctx, notice.Degraded, "the node's blob cache is not used: %v", err)
 		} else {
 			plan.Sandbox.BlobCache = cache
 			p.undo(cache.Close)
 		}
 	}
 	if c.Scratch > 0 && plan.Driver == runtimeconfig.DriverQEMU {
-		f, err := vmm.Unlinked(c.ScratchDirectory, c.Scratch)
+		f, err := scratchDisk(c)
 		if err != nil {
 			return fmt.Errorf("scratch: %w", err)
 		}

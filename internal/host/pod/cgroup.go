@@ -7,6 +7,7 @@ import (
 	"strings"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
@@ -21,13 +22,13 @@ func (p *Pod) enterCgroup(ctx context.Context, s *cri.Sandbox, plan *Plan) error
 		return nil
 	}
 	if s.Cgroup == "" {
-		p.warn(ctx, "the container runtime names no control group for this pod: nothing on the node limits its machine")
+		p.warn(ctx, notice.Degraded, "the container runtime names no control group for this pod: nothing on the node limits its machine")
 		return nil
 	}
 	g, err := p.o.Cgroup(s.Cgroup, func(made []string) error {
 		p.trace.Cgroups = made
 		return p.note()
-	}, func(message string) { p.warn(ctx, "%s", message) })
+	}, func(message string) { p.warn(ctx, notice.Degraded, "%s", message) })
 	if err != nil {
 		return err
 	}
@@ -52,7 +53,7 @@ func (p *Pod) checkLimit(ctx context.Context, s *cri.Sandbox, limit, machine int
 	switch {
 	case limit == 0 || limit >= (machine+leastShare)*mib:
 	case limit >= machine*mib:
-		p.warn(ctx, "the pod's control group has at most %d MiB, of which its machine has %d MiB: what is left is too little for the emulator and the shim, so the kernel may kill them (raise overhead.podFixed.memory of the RuntimeClass)", limit/mib, machine)
+		p.warn(ctx, notice.Degraded, "the pod's control group has at most %d MiB, of which its machine has %d MiB: what is left is too little for the emulator and the shim, so the kernel may kill them (raise overhead.podFixed.memory of the RuntimeClass)", limit/mib, machine)
 	default:
 		return fmt.Errorf("memory: the pod's control group has at most %d MiB, and its machine has %d MiB: "+
 			"raise overhead.podFixed.memory of the RuntimeClass above overhead_memory of the handler (%d MiB)%s",

@@ -67,7 +67,7 @@ func TestCgroup(t *testing.T) {
 	if err := p.Boot(t.Context(), s); err != nil {
 		t.Fatal(err)
 	}
-	if got := w.left(); !slices.Equal(got, []string{"cgroup", "inside", "machine", "network", "volumes"}) {
+	if got := w.left(); !slices.Equal(got, []string{"cgroup", "forward", "inside", "machine", "network", "volumes"}) {
 		t.Errorf("there is %q", got)
 	}
 	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "at most 1087 MiB") }) {
@@ -79,7 +79,7 @@ func TestCgroup(t *testing.T) {
 	}
 	w.machine.die(&vmm.End{Name: "pod-1", Cause: vmm.PoweredOff})
 	<-p.Done()
-	if got := w.left(); !slices.Equal(got, []string{"cgroup", "network", "volumes"}) {
+	if got := w.left(); !slices.Equal(got, []string{"cgroup", "forward", "network", "volumes"}) {
 		t.Errorf("when the pod has ended there is %q", got)
 	}
 	if err := p.Close(t.Context()); err != nil || len(w.left()) > 0 {

@@ -2,9 +2,11 @@ package pod
 
 import (
 	"context"
+	"io"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
@@ -24,6 +26,9 @@ func (o Options) withDefaults() Options {
 			}
 			return attachment{a}, nil
 		}
+	}
+	if o.Forward == nil {
+		o.Forward = func(netns string, fo portforward.Options) (io.Closer, error) { return portforward.Listen(netns, fo) }
 	}
 	if o.Volumes == nil {
 		o.Volumes = func(vo volumes.Options) Volumes { return volumes.New(vo) }

@@ -3,6 +3,8 @@ package pod
 import (
 	"context"
 	"errors"
+	"fmt"
+	"io"
 	"iter"
 	"log/slog"
 	"net"
@@ -20,6 +22,8 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
 	"github.com/coffer-project/coffer/internal/host/vmm"
@@ -40,8 +44,14 @@ type world struct {
 	traces   []Trace
 	plan     *Plan
 	volumes  volumes.Options
+	forward  portforward.Options
 	lost     string // the last words of a container that went with its machine
 }
+
+// closer closes by a function.
+type closer func() error
+
+func (c closer) Close() error { return c() }
 
 var errStep = errors.New("this step fails")
 
@@ -95,10 +105,10 @@ func config(t *testing.T) *runtimeconfig.Config {
 func (w *world) options(c *runtimeconfig.Config) Options {
 	return Options{
 		ID: "pod-1", Namespace: "k8s.io", Config: c, Logger: slog.New(slog.DiscardHandler),
-		Warn: func(m string) {
+		Warn: func(r notice.Reason, m string) {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			w.warnings = append(w.warnings, m)
+			w.warnings = append(w.warnings, string(r)+": "+m)
 		},
 		Launch: w.launch,
 		Network: func(ctx context.Context, netns string) (Network, error) {
@@ -107,6 +117,14 @@ func (w *world) options(c *runtimeconfig.Config) Options {
 			}
 			w.count("network", 1)
 			return &fakeNetwork{w: w}, nil
+		},
+		Forward: func(_ string, o portforward.Options) (io.Closer, error) {
+			if err := w.step(context.Background(), "forward"); err != nil {
+				return nil, err
+			}
+			w.count("forward", 1)
+			w.forward = o
+			return closer(func() error { w.count("forward", -1); return nil }), nil
 		},
 		Volumes: func(o volumes.Options) Volumes {
 			w.volumes = o
@@ -185,8 +203,8 @@ func (m *fakeMachine) Info() sandbox.Info           { return sandbox.Info{} }
 func (m *fakeMachine) Network() *agentapi.Network {
 	return &agentapi.Network{Interfaces: []*agentapi.Interface{{Name: "eth0", Addresses: []string{"10.0.0.2/24"}}}}
 }
-func (m *fakeMachine) Open(context.Context, *agentapi.StreamHeader) (net.Conn, error) {
-	return nil, errStep
+func (m *fakeMachine) Open(_ context.Context, h *agentapi.StreamHeader) (net.Conn, error) {
+	return nil, fmt.Errorf("no %s stream to port %d", h.GetKind(), h.GetPort())
 }
 func (m *fakeMachine) Events(context.Context) iter.Seq2[*agentapi.Event, error] {
 	return func(func(*agentapi.Event, error) bool) {}

@@ -16,12 +16,15 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"sync"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
+	"github.com/coffer-project/coffer/internal/host/portforward"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/volumes"
 )
@@ -35,14 +38,18 @@ type Options struct {
 	Config    *runtimeconfig.Config
 	Logger    *slog.Logger
 	// Warn, when not nil, is told in plain words what a person should know of the
-	// pod: that it is unsealed, what of it has no effect. It is logged as well.
-	Warn func(message string)
+	// pod: that it is unsealed, what of it has no effect. It is logged as well, and
+	// is first called by Boot. It must not wait for anything of the pod.
+	Warn func(reason notice.Reason, message string)
 
 	// Launch starts a machine; nil: the configuration's driver does.
 	Launch func(ctx context.Context, plan *Plan) (Machine, error)
 	// Network connects the machine with a network namespace; nil: package network
 	// does.
 	Network func(ctx context.Context, netns string) (Network, error)
+	// Forward takes over the loopback of a network namespace; nil: package
+	// portforward does.
+	Forward func(netns string, o portforward.Options) (io.Closer, error)
 	// Volumes makes the manager of the pod's volumes; nil: package volumes does.
 	Volumes func(volumes.Options) Volumes
 	// Cgroup moves this program into the pod's control group, in which the machine is
@@ -178,11 +185,11 @@ func (p *Pod) running() (Machine, error) {
 }
 
 // warn tells a person.
-func (p *Pod) warn(ctx context.Context, format string, args ...any) {
+func (p *Pod) warn(ctx context.Context, reason notice.Reason, format string, args ...any) {
 	message := fmt.Sprintf(format, args...)
-	p.log.WarnContext(ctx, "of the pod", "message", message)
+	p.log.WarnContext(ctx, "of the pod", "reason", reason, "message", message)
 	if p.o.Warn != nil {
-		p.o.Warn(message)
+		p.o.Warn(reason, message)
 	}
 }
 

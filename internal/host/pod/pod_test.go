@@ -59,10 +59,10 @@ func TestLife(t *testing.T) {
 	if err := p.Boot(t.Context(), aSandbox()); err == nil {
 		t.Error("booted twice")
 	}
-	if got := w.left(); !slices.Equal(got, []string{"machine", "network", "volumes"}) {
+	if got := w.left(); !slices.Equal(got, []string{"forward", "machine", "network", "volumes"}) {
 		t.Errorf("there is %q", got)
 	}
-	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "unsealed: ") }) || w.warnings[0] != "a warning of the bundle" {
+	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "Unsealed: unsealed: ") }) || w.warnings[0] != "NoEffect: a warning of the bundle" {
 		t.Errorf("warnings %q", w.warnings)
 	}
 	if len(w.traces) != 2 || !cmp.Equal(w.traces[0], Trace{NetNS: "/var/run/netns/x"}) || w.traces[1].PID != 4711 {
@@ -91,6 +91,9 @@ func TestLife(t *testing.T) {
 	}
 	if n := agent.networks; len(n) != 1 || n[0].GetNetwork().GetHosts()[0].GetNames()[0] != "db" || n[0].GetNetwork().GetDns() == nil {
 		t.Errorf("hosts: %v", n)
+	}
+	if agent.containers[0].GetJoinPids() || agent.containers[1].GetJoinPids() {
+		t.Error("a container is to join the processes of another one where all share theirs")
 	}
 	if q := agent.containers[0]; q.GetContainerId() != "c-1" || q.GetMounts()[0].GetVolume() != "data" || q.GetTerminationMessagePath() != "/dev/termination-log" {
 		t.Errorf("container request %v", q)
@@ -156,7 +159,7 @@ func TestSealed(t *testing.T) {
 	if len(w.plan.Sandbox.InitDataDigest) != 32 || !w.volumes.Sealed || w.volumes.PodUID != "u-1" {
 		t.Errorf("launched with digest %x, volumes %+v", w.plan.Sandbox.InitDataDigest, w.volumes)
 	}
-	if slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "unsealed") }) {
+	if slices.ContainsFunc(w.warnings, func(s string) bool { return strings.HasPrefix(s, "Unsealed") }) {
 		t.Errorf("a sealed pod is warned of: %q", w.warnings)
 	}
 	if err := p.Create(t.Context(), aContainer("c-1")); err != nil {
@@ -329,6 +332,33 @@ func TestCreateEnds(t *testing.T) {
 	})
 }
 
+// TestJoinPIDs: in a pod whose containers have processes of their own, one that is
+// to see those of others joins another container's.
+func TestJoinPIDs(t *testing.T) {
+	w, c := newWorld(), config(t)
+	c.TEE = "soft"
+	p := New(w.options(c))
+	defer func() { _ = p.Close(context.WithoutCancel(t.Context())) }()
+	if err := p.Boot(t.Context(), aSandbox()); err != nil {
+		t.Fatal(err)
+	}
+	debug := aContainer("c-2")
+	debug.SharePID = true
+	for _, c := range []*cri.Container{aContainer("c-1"), debug, aContainer("c-3")} {
+		if err := p.Create(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.machine.agent.sandboxes[0].GetSharePid() {
+		t.Error("the pod shares its processes")
+	}
+	for i, want := range []bool{false, true, false} {
+		if q := w.machine.agent.containers[i]; q.GetJoinPids() != want {
+			t.Errorf("%s: joins %t", q.GetContainerId(), q.GetJoinPids())
+		}
+	}
+}
+
 // TestDeath: the machine's death is told at once, with its last words.
 func TestDeath(t *testing.T) {
 	w := newWorld()
@@ -479,5 +509,41 @@ func TestLeaveToPolicy(t *testing.T) {
 		if !sealed && (err == nil || !strings.Contains(err.Error(), "registry, repository and tag")) {
 			t.Errorf("unsealed: %v", err)
 		}
+	}
+}
+
+// TestForward hands connections to the guest, tells a person of those it refuses,
+// and is no condition for a pod.
+func TestForward(t *testing.T) {
+	w, c := newWorld(), config(t)
+	p := New(w.options(c))
+	if err := p.Boot(t.Context(), aSandbox()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.forward.Open(t.Context(), 8080); err == nil || err.Error() != "no PORT_FORWARD stream to port 8080" {
+		t.Errorf("a connection: %v", err)
+	}
+	w.forward.Failed(8080, errStep)
+	if got := w.warnings[len(w.warnings)-1]; got != "PortForward: to port 8080: this step fails" {
+		t.Errorf("told: %q", got)
+	}
+	if err := p.Close(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.forward.Open(t.Context(), 8080); err == nil || !strings.Contains(err.Error(), "is being removed") {
+		t.Errorf("a connection to a pod that is closed: %v", err)
+	}
+
+	w = newWorld()
+	w.fail = "forward"
+	p = New(w.options(config(t)))
+	if err := p.Boot(t.Context(), aSandbox()); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Contains(w.warnings, "Degraded: kubectl port-forward does not reach this pod: this step fails") {
+		t.Errorf("told: %q", w.warnings)
+	}
+	if err := p.Close(t.Context()); err != nil || len(w.left()) != 0 {
+		t.Errorf("%v, left %q", err, w.left())
 	}
 }

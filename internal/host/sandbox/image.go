@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -17,7 +18,8 @@ import (
 // is no VMSA that could hold it to the model.)
 const MeasuredCPU = "EPYC-v4"
 
-// Image is a guest image whose files have been compared with its manifest.
+// Image is a guest image whose files have been compared with its manifest. They
+// stay open until Close, for machines to start with.
 type Image struct {
 	Dir      string
 	Manifest *manifest.Manifest
@@ -26,55 +28,82 @@ type Image struct {
 	// Firmware is the machine's, and FirmwarePath where it was read.
 	Firmware     []byte
 	FirmwarePath string
+
+	kernel, initrd, firmware imageFile
 }
 
 // LoadImage reads the image in dir for a kind other than Auto. firmware is a
 // path; empty is the image's own or the host's SeaBIOS for software guests,
-// and an error for hardware, whose firmware the user has to bring.
+// and an error for hardware, whose firmware the user has to bring. The image is
+// to be closed.
 func LoadImage(dir string, kind Kind, firmware string) (*Image, error) {
 	m, err := manifest.Load(dir)
 	if err != nil {
 		return nil, err
 	}
 	i := &Image{Dir: dir, Manifest: m}
-	if i.Kernel, err = m.Kernel.Read(dir); err != nil {
-		return nil, err
+	if err := i.open(kind, firmware); err != nil {
+		return nil, errors.Join(err, i.Close())
 	}
-	if i.Initrd, err = m.Initrd.Read(dir); err != nil {
-		return nil, err
+	return i, nil
+}
+
+func (i *Image) open(kind Kind, firmware string) error {
+	var err error
+	if i.kernel, i.Kernel, err = i.listed(i.Manifest.Kernel); err != nil {
+		return err
+	}
+	if i.initrd, i.Initrd, err = i.listed(i.Manifest.Initrd.File); err != nil {
+		return err
 	}
 	switch {
 	case firmware != "":
 		i.FirmwarePath = firmware
 	case kind.Hardware():
-		return nil, fmt.Errorf("firmware: a %s guest needs an OVMF built for it, and none was given (name it with --firmware)", kind)
-	case m.Firmware != nil:
-		i.FirmwarePath = filepath.Join(dir, m.Firmware.Name)
-		i.Firmware, err = m.Firmware.Read(dir)
-		return i, err
+		return fmt.Errorf("firmware: a %s guest needs an OVMF built for it, and none was given (name it with --firmware)", kind)
+	case i.Manifest.Firmware != nil:
+		i.FirmwarePath = filepath.Join(i.Dir, i.Manifest.Firmware.Name)
+		i.firmware, i.Firmware, err = i.listed(*i.Manifest.Firmware)
+		return err
 	default:
 		if i.FirmwarePath, err = vmm.FindSeaBIOS(); err != nil {
-			return nil, err
+			return err
 		}
 	}
-	i.Firmware, err = readFirmware(i.FirmwarePath)
-	return i, err
+	i.firmware, i.Firmware, err = readFirmware(i.FirmwarePath)
+	return err
 }
 
-func readFirmware(path string) ([]byte, error) {
+// listed opens and reads a file of the manifest.
+func (i *Image) listed(f manifest.File) (imageFile, []byte, error) {
+	file, err := f.Open(i.Dir)
+	if err != nil {
+		return imageFile{}, nil, err
+	}
+	held, err := hold(file)
+	if err != nil {
+		return imageFile{}, nil, err
+	}
+	data, err := f.Content(file)
+	return held, data, err
+}
+
+func readFirmware(path string) (held imageFile, data []byte, err error) {
 	f, err := os.Open(path)
 	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+		return held, nil, fmt.Errorf("firmware: %w", err)
 	}
-	defer f.Close() //nolint:errcheck // only read
-	data, err := io.ReadAll(io.LimitReader(f, measure.MaxFirmware+1))
-	if err != nil {
-		return nil, fmt.Errorf("firmware: %w", err)
+	if held, err = hold(f); err != nil {
+		return held, nil, fmt.Errorf("firmware: %w", err)
 	}
-	if len(data) > measure.MaxFirmware {
-		return nil, fmt.Errorf("firmware %s: expected at most %d bytes, got more", path, measure.MaxFirmware)
+	data, err = io.ReadAll(io.LimitReader(f, measure.MaxFirmware+1))
+	switch {
+	case err != nil:
+		err = fmt.Errorf("firmware: %w", err)
+	case len(data) > measure.MaxFirmware:
+		err = fmt.Errorf("firmware %s: expected at most %d bytes, got more", path, measure.MaxFirmware)
 	}
-	return data, nil
+	return held, data, err
 }
 
 // Cmdline is the kernel command line of a launch: the image's, then what

@@ -9,9 +9,9 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"time"
 
@@ -55,6 +55,7 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 	if err != nil {
 		return err
 	}
+	defer image.Close() //nolint:errcheck // only read
 	expected := image.Launch(s.info.Kind, c.VCPUs, c.Development)
 	launched := expected
 	if c.Override.AppendCmdline != "" {
@@ -82,7 +83,7 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 		}
 	}
 	c.Progress(StageBoot)
-	if err := s.boot(ctx, c, qemu, m, image, launched); err != nil {
+	if err := s.boot(ctx, c, qemu, m); err != nil {
 		return err
 	}
 	if guest != nil {
@@ -90,7 +91,8 @@ func (s *Sandbox) launch(ctx context.Context, c Config) error {
 			return err
 		}
 	}
-	return s.greet(ctx, c)
+	// A boot that fails may have failed of that.
+	return errors.Join(s.greet(ctx, c), image.unchanged())
 }
 
 // softGuest is a guest of the software TEE.
@@ -140,14 +142,14 @@ func hostData(c Config, size int) []byte {
 	return tee.Fit(c.InitDataDigest, size)
 }
 
-// machine describes the machine, but for its files.
+// machine describes the machine, with the image's files.
 func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.Machine {
 	m := &vmm.Machine{
 		Name: c.ID, Accelerator: s.info.Accelerator.Accelerator, CPU: accel.CPU(s.info.Accelerator.Accelerator),
 		VCPUs: c.VCPUs, MemoryMiB: c.MemoryMiB,
-		Firmware: vmm.Input{Path: image.FirmwarePath},
-		Cmdline:  launched.Cmdline,
-		Disks:    c.Disks, DiskSlots: c.DiskSlots,
+		Firmware: image.firmware.input(), Kernel: image.kernel.input(), Initrd: image.initrd.input(),
+		Cmdline: launched.Cmdline,
+		Disks:   c.Disks, DiskSlots: c.DiskSlots,
 	}
 	if c.Transport == Vsock {
 		m.VsockCID = cid(c.ID)
@@ -177,38 +179,16 @@ func (s *Sandbox) machine(c Config, image *Image, launched measure.Launch) *vmm.
 	return m
 }
 
-// boot gives the machine its files and starts it. Hardware measures what the
-// emulator loads, so its guests read the image's files and share the page
-// cache. Software guests get the very bytes that were checked or measured, in
-// sealed memory.
-func (s *Sandbox) boot(ctx context.Context, c Config, qemu vmm.QEMU, m *vmm.Machine, image *Image, launched measure.Launch) error {
-	inputs := []struct {
-		input *vmm.Input
-		name  string
-		data  []byte
-		path  string
-	}{
-		{&m.Firmware, "firmware", launched.Firmware, image.FirmwarePath},
-		{&m.Kernel, "kernel", launched.Kernel, filepath.Join(image.Dir, image.Manifest.Kernel.Name)},
-		{&m.Initrd, "initrd", launched.Initrd, filepath.Join(image.Dir, image.Manifest.Initrd.Name)},
-	}
-	var files []*os.File
-	defer func() {
-		for _, f := range files {
-			_ = f.Close()
-		}
-	}()
-	for _, in := range inputs {
-		if s.info.Kind.Hardware() && (in.name != "initrd" || c.Override.Initrd == nil) {
-			*in.input = vmm.Input{Path: in.path}
-			continue
-		}
-		f, err := vmm.Sealed(in.name, in.data)
+// boot starts the machine. An initrd that is not the image's is not in a file,
+// and reaches the emulator in memory.
+func (s *Sandbox) boot(ctx context.Context, c Config, qemu vmm.QEMU, m *vmm.Machine) error {
+	if c.Override.Initrd != nil {
+		f, err := vmm.Sealed("initrd", c.Override.Initrd)
 		if err != nil {
 			return err
 		}
-		files = append(files, f)
-		*in.input = vmm.Input{File: f}
+		defer f.Close() //nolint:errcheck // anonymous memory
+		m.Initrd = vmm.Input{File: f}
 	}
 	vm, err := vmm.Start(ctx, m, vmm.Options{QEMU: qemu, Logger: s.log, ConsoleLine: c.ConsoleLine})
 	if err != nil {

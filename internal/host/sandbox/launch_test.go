@@ -117,7 +117,7 @@ func TestLaunch(t *testing.T) {
 			t.Fatal(err)
 		}
 		want, err := measure.SNP(image.Launch(sandbox.Soft, 1, false))
-		if err != nil || !bytes.Equal(info.Measurement, want[:]) {
+		if err := errors.Join(err, image.Close()); err != nil || !bytes.Equal(info.Measurement, want[:]) {
 			t.Errorf("measurement %x, predicted %x, %v", info.Measurement, want, err)
 		}
 		if changes := sandbox.Explain(info.Launched, info.Expected); len(changes) != 0 {
@@ -169,6 +169,35 @@ func TestLaunch(t *testing.T) {
 		c.Override.AppendCmdline = "coffer.test=panic"
 		_, err := sandbox.Launch(t.Context(), c)
 		if end, ok := errors.AsType[*vmm.End](err); !ok || end.Cause != vmm.Reset || !strings.Contains(err.Error(), "testguest: about to exit") {
+			t.Errorf("error: %v", err)
+		}
+		check()
+	})
+
+	t.Run("image is written to", func(t *testing.T) {
+		check := nothingLeft(t)
+		c := config(t, dir, processor)
+		kernel := filepath.Join(dir, "vmlinuz")
+		c.Progress = func(s sandbox.Stage) {
+			if s != sandbox.StageBoot {
+				return
+			}
+			// The same bytes, so that the machine boots.
+			f, err := os.OpenFile(kernel, os.O_RDWR, 0)
+			if err != nil {
+				t.Error(err)
+				return
+			}
+			defer f.Close()
+			first := make([]byte, 1)
+			if _, err := f.ReadAt(first, 0); err != nil {
+				t.Error(err)
+			}
+			if _, err := f.WriteAt(first, 0); err != nil {
+				t.Error(err)
+			}
+		}
+		if _, err := sandbox.Launch(t.Context(), c); err == nil || !strings.Contains(err.Error(), kernel+" was written to") {
 			t.Errorf("error: %v", err)
 		}
 		check()

@@ -105,7 +105,7 @@ func TestHardwareMachines(t *testing.T) {
 	for i := range digest {
 		digest[i] = byte(i + 1)
 	}
-	image := &Image{Dir: "/image", FirmwarePath: "/ovmf.fd"}
+	image := &Image{Dir: "/image", FirmwarePath: "/ovmf.fd", firmware: imageFile{file: os.Stdin}}
 	c := Config{
 		ID: "pod-1", VCPUs: 2, MemoryMiB: 512, InitDataDigest: digest,
 		Facts: &platform.Facts{CBitPos: 51, ReducedPhysBits: 1},

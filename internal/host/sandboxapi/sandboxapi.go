@@ -20,6 +20,7 @@ import (
 
 	api "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/containerd/api/types"
+	"github.com/containerd/errdefs/pkg/errgrpc"
 	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -300,10 +301,15 @@ func fail(code codes.Code, format string, args ...any) error {
 	return status.Error(code, fmt.Errorf(format, args...).Error())
 }
 
-// grpcError keeps the text of an error as it is.
+// grpcError keeps the text of an error as it is, and gives it the code of what
+// errdefs or the guest calls it.
 func grpcError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return fail(codes.DeadlineExceeded, "%w", err)
 	}
-	return fail(codes.Unknown, "%w", err)
+	code := status.Code(errgrpc.ToGRPC(err))
+	if code == codes.Unimplemented || code == codes.OK {
+		code = codes.Unknown // the former is for a service that is not there
+	}
+	return fail(code, "%w", err)
 }

@@ -3,6 +3,7 @@ package sandboxapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net"
 	"os"
 	"path/filepath"
@@ -17,6 +18,8 @@ import (
 	"github.com/containerd/errdefs/pkg/errgrpc"
 	"github.com/containerd/ttrpc"
 	"github.com/containerd/typeurl/v2"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/types/known/anypb"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -308,6 +311,20 @@ func TestFailures(t *testing.T) {
 	}
 	if w.pod.closes != 1 {
 		t.Errorf("closed %d times", w.pod.closes)
+	}
+
+	// What the guest refuses has a code that containerd knows.
+	for code, boot := range map[codes.Code]error{
+		codes.PermissionDenied:   fmt.Errorf("the guest did not take the pod: %w", &pod.Refused{Rule: "pod.name"}),
+		codes.FailedPrecondition: fmt.Errorf("the guest: %w", status.Error(codes.FailedPrecondition, "no")),
+		codes.Unknown:            fmt.Errorf("the guest: %w", status.Error(codes.Unimplemented, "no")),
+	} {
+		w = start(t)
+		create(t, w)
+		w.pod.boot = boot
+		if _, err := w.client.StartSandbox(ctx, &api.StartSandboxRequest{SandboxID: "s-1"}); status.Code(err) != code {
+			t.Errorf("want %v, got %v", code, err)
+		}
 	}
 
 	// Neither created nor started.

@@ -178,8 +178,8 @@ const (
 	lastRetry  = time.Minute
 )
 
-// readEvents follows what the guest tells. Only its want of memory matters
-// here; it proves nothing.
+// readEvents follows what the guest tells. Only its want of memory and what it
+// has refused matter here; it proves nothing.
 func (s *Service) readEvents(ctx context.Context, h *host) {
 	m := h.pod.Machine()
 	if m == nil {
@@ -197,10 +197,13 @@ func (s *Service) readEvents(ctx context.Context, h *host) {
 			}
 			seen = e.GetSequence()
 			wait = firstRetry
-			if oom, ok := e.GetBody().(*agentapi.Event_Oom); ok {
-				if c, err := s.container(oom.Oom.GetContainerId()); err == nil {
+			switch body := e.GetBody().(type) {
+			case *agentapi.Event_Oom:
+				if c, err := s.container(body.Oom.GetContainerId()); err == nil {
 					s.tellOOM(c)
 				}
+			case *agentapi.Event_Refusal:
+				s.tellRefusal(body.Refusal)
 			}
 		}
 		if h.over() || !pause(ctx, wait) {

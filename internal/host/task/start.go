@@ -77,14 +77,32 @@ func (s *Service) start(ctx context.Context, c *container, p *process) error {
 }
 
 func (s *Service) startInGuest(ctx context.Context, m Machine, p *process) error {
-	open := func(ctx context.Context, kind agentapi.StreamHeader_Kind) (net.Conn, error) {
-		return m.Open(ctx, &agentapi.StreamHeader{Kind: kind, ContainerId: p.id, ExecId: p.exec})
-	}
 	// Before the start, so that nothing of the output waits for a reader.
-	if err := p.io.Connect(ctx, open); err != nil {
+	if err := s.openStreams(ctx, m, p); err != nil {
 		return err
 	}
 	_, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: p.id, ExecId: p.exec})
+	return err
+}
+
+// openStreams connects a process's streams with the guest. A guest that is well
+// takes a stream at once, whatever the process does. If it fails they are
+// closed: a process that was not started has no last output to wait for.
+func (s *Service) openStreams(ctx context.Context, m Machine, p *process) error {
+	limit := s.o.Times.Open
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, &explained{context.DeadlineExceeded, fmt.Sprintf(
+		"the guest did not open the streams of its input and output within %s: its agent hangs; delete the pod, so that it gets another machine", limit)})
+	defer cancel()
+	err := p.io.Connect(ctx, func(ctx context.Context, kind agentapi.StreamHeader_Kind) (net.Conn, error) {
+		return m.Open(ctx, &agentapi.StreamHeader{Kind: kind, ContainerId: p.id, ExecId: p.exec})
+	})
+	if err == nil {
+		return nil
+	}
+	p.io.Close()
+	if ctx.Err() != nil {
+		return context.Cause(ctx)
+	}
 	return err
 }
 

@@ -33,6 +33,7 @@ import (
 	"github.com/containerd/errdefs"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/stdio"
 )
 
@@ -51,6 +52,9 @@ type Options struct {
 	// It returns at once, and may be called more than once.
 	Shutdown func()
 	Logger   *slog.Logger
+	// Notice, when not nil, is told what a person should know of the pod: what
+	// its policy has refused. It must not wait.
+	Notice func(reason notice.Reason, message string)
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
 	CgroupV1 bool
 
@@ -66,6 +70,9 @@ type Times struct {
 	Call time.Duration
 	// Start bounds the start of a process. Default 2 min.
 	Start time.Duration
+	// Open bounds the opening of a process's streams, before its start. Default
+	// 20 s.
+	Open time.Duration
 	// Stats bounds the wait for the guest's figures. Default 1 s.
 	Stats time.Duration
 	// Kill bounds how long a process may live on after the guest was told to
@@ -88,7 +95,7 @@ func (t Times) withDefaults() Times {
 		def   time.Duration
 	}{
 		{&t.Drain.Idle, 10 * time.Second}, {&t.Drain.Total, time.Minute}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
-		{&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
+		{&t.Open, 20 * time.Second}, {&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
 		{&t.LastWords, 5 * time.Second}, {&t.CloseStdin, 10 * time.Second},
 	} {
 		if *d.value == 0 {

@@ -83,6 +83,7 @@ func (m *Machine) plan() (*plan, error) {
 	m.addNetwork(p)
 	m.addCards(p)
 	m.addDisks(p)
+	m.addBalloon(p)
 	m.addSlots(p)
 	p.add("-bios", p.path(m.Firmware))
 	p.add("-kernel", p.path(m.Kernel))

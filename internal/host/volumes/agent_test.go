@@ -134,6 +134,29 @@ func TestAgent(t *testing.T) {
 	if entries, err := os.ReadDir(part); err != nil || len(entries) > 0 {
 		t.Errorf("on the node: %v, %v", entries, err)
 	}
+	// What a container has made is mounted alone: a file, and where a link leads. The
+	// kubelet, which sees neither, makes a directory for each.
+	if got := g.run("c1", "sh", "-c", "mkdir -p /tmp/releases/2; echo '#!/bin/sh\necho I am two' >/tmp/releases/2/tool; chmod +x /tmp/releases/2/tool; ln -s releases/2 /tmp/current; ln -s /etc /tmp/out"); got != "" {
+		t.Error(got)
+	}
+	made := func(name string) string {
+		t.Helper()
+		k.check(os.MkdirAll(filepath.Join(scratch, name), 0o755))
+		return filepath.Join(scratch, name)
+	}
+	create("c3", "user", bind(k.subPath("scratch", "user", 0, made("current/tool")), "/bin/tool", "ro"), bind(k.subPath("scratch", "user", 1, made("current")), "/release", "rw"))
+	if got := g.run("c3", "sh", "-c", "/bin/tool; echo x >/release/x; echo x 2>/dev/null >/bin/tool || echo read-only"); got != "I am two\nread-only\n" {
+		t.Errorf("a file of the emptyDir: %q", got)
+	}
+	if got := g.run("c1", "cat", "/tmp/releases/2/x"); got != "x\n" {
+		t.Errorf("written behind the link: %q", got)
+	}
+	p, err := m.Prepare(ctx, g, Container{ID: "c4", Name: "out", Mounts: []specs.Mount{bind(k.subPath("scratch", "out", 0, made("out")), "/secrets", "rw")}})
+	k.check(err)
+	if _, err := g.Agent().CreateContainer(ctx, &agentapi.CreateContainerRequest{ContainerId: "c4", Name: "out", Image: image, Mounts: p.Mounts, Volumes: p.Volumes}); err == nil || !strings.Contains(err.Error(), "volume scratch: out: it leads out of the volume") {
+		t.Errorf("a link out of the volume: %v", err)
+	}
+	m.Release("c4")
 	k.check(os.Chmod(last, 0o666))
 	if _, err := g.Agent().Signal(ctx, &agentapi.SignalRequest{ContainerId: "c1", Signal: uint32(unix.SIGTERM)}); err != nil {
 		t.Fatal(err)
@@ -145,7 +168,7 @@ func TestAgent(t *testing.T) {
 	if b, err := os.ReadFile(last); err != nil || string(b) != "enough\n" {
 		t.Errorf("last words: %q, %v", b, err)
 	}
-	for _, id := range []string{"c1", "c2"} {
+	for _, id := range []string{"c1", "c2", "c3"} {
 		_, _ = g.Agent().Signal(ctx, &agentapi.SignalRequest{ContainerId: id, Signal: uint32(unix.SIGKILL), All: true})
 		if _, err := g.Agent().Wait(ctx, &agentapi.WaitRequest{ContainerId: id}); err != nil {
 			t.Error(err)

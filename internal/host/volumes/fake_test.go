@@ -36,6 +36,7 @@ type fakeGuest struct {
 	opening   chan struct{} // AttachVolume waits until it is closed, if not nil
 	detached  []string
 	message   []byte
+	kept      error // the answer of a guest that may not tell
 }
 
 // contents is a set of files: name to mode and content.
@@ -171,7 +172,7 @@ func (g *fakeGuest) AttachVolume(ctx context.Context, req *agentapi.AttachVolume
 }
 
 func (g *fakeGuest) TerminationMessage(context.Context, *agentapi.TerminationMessageRequest) (*agentapi.TerminationMessageResponse, error) {
-	return &agentapi.TerminationMessageResponse{Message: g.message}, nil
+	return &agentapi.TerminationMessageResponse{Message: g.message}, g.kept
 }
 
 // warnings collects them.

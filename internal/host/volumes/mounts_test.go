@@ -10,6 +10,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"github.com/opencontainers/runtime-spec/specs-go"
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 	"google.golang.org/protobuf/testing/protocmp"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
@@ -233,6 +235,18 @@ func TestTerminationMessage(t *testing.T) {
 	k.check(m.Exited(t.Context(), g, "c"))
 	if got := content(); got != "it broke\n" {
 		t.Errorf("%q", got)
+	}
+	// A guest that may not tell says so, and nothing else comes of it.
+	g.kept = status.Error(codes.PermissionDenied, "refused: stream.forbidden at allow.logs")
+	k.check(m.Exited(t.Context(), g, "c"))
+	if got := content(); !strings.Contains(got, "allow.logs") || strings.Contains(got, "broke") || strings.Contains(got, "forbidden") {
+		t.Errorf("%q", got)
+	}
+	g.message, g.kept = nil, nil
+	k.check(os.WriteFile(file, nil, 0o644))
+	k.check(m.Exited(t.Context(), g, "c"))
+	if got := content(); got != "" {
+		t.Errorf("of a container that said nothing: %q", got)
 	}
 	g.message = []byte(strings.Repeat("a", 9000) + "end")
 	k.check(m.Exited(t.Context(), g, "c"))

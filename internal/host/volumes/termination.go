@@ -15,6 +15,10 @@ import (
 // (kubernetes@v1.35.4 pkg/kubelet/container, MaxContainerTerminationMessageLength).
 const maxMessage = 4096
 
+// keptMessage is what a person reads of a container that has failed and whose
+// policy does not let the host know what it said.
+const keptMessage = "the container failed; what it said stays in the guest, since the pod's policy does not let the host read its output (allow.logs)"
+
 // Exited fetches what the container has left at its termination message path, and
 // writes it to the file that the kubelet made for it. To be called once, when
 // the container has ended and before it is deleted in the guest. A container
@@ -27,14 +31,15 @@ func (m *Manager) Exited(ctx context.Context, h Host, id string) error {
 		return nil
 	}
 	resp, err := h.Agent().TerminationMessage(ctx, &agentapi.TerminationMessageRequest{ContainerId: id})
+	message := resp.GetMessage()
 	if refused(err) {
+		// The kubelet would show the end of the log instead, and that is empty, too.
 		m.o.Logger.DebugContext(ctx, "the guest keeps the termination message", "container", id, "error", err)
-		return nil
+		message, err = []byte(keptMessage), nil
 	}
 	if err != nil {
 		return fmt.Errorf("termination message of container %s: %w", id, err)
 	}
-	message := resp.GetMessage()
 	if len(message) == 0 {
 		return nil
 	}

@@ -1,6 +1,7 @@
 // Package kubeapi talks to the Kubernetes API for the node's DaemonSet: it sets
-// labels of the node and looks whether the DaemonSet is still wanted. It knows
-// no more of the API than that, so that the image stays small.
+// labels of the node, posts events of pods, and looks whether the DaemonSet is
+// still wanted. It knows no more of the API than that, so that the image stays
+// small.
 package kubeapi
 
 import (
@@ -34,6 +35,8 @@ var (
 	ErrNotFound     = errors.New("not found")
 	ErrUnauthorized = errors.New("the API server does not know this service account")
 	ErrForbidden    = errors.New("this service account may not do that")
+	ErrExists       = errors.New("it exists already")
+	ErrInvalid      = errors.New("the API server does not take this object")
 )
 
 // Client is one API server. It may be used by several goroutines at once.
@@ -144,6 +147,10 @@ func failure(code int, data []byte) error {
 		return errors.Join(ErrUnauthorized, said)
 	case http.StatusForbidden:
 		return errors.Join(ErrForbidden, said)
+	case http.StatusConflict:
+		return errors.Join(ErrExists, said)
+	case http.StatusBadRequest, http.StatusUnprocessableEntity:
+		return errors.Join(ErrInvalid, said)
 	}
 	return said
 }

@@ -10,6 +10,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -103,6 +104,58 @@ func TestWanted(t *testing.T) {
 	}
 	c.token = func() (string, error) { return "other", nil }
 	if _, err := c.Wanted(t.Context(), "ns", "there"); !errors.Is(err, ErrUnauthorized) {
+		t.Errorf("%v", err)
+	}
+}
+
+// TestCreateEvent: what an API server gets, and what it may answer.
+func TestCreateEvent(t *testing.T) {
+	t.Parallel()
+	code := http.StatusCreated
+	var got map[string]any
+	c := server(t, func(w http.ResponseWriter, r *http.Request) {
+		body, _ := io.ReadAll(r.Body)
+		if r.Method != http.MethodPost || r.URL.Path != "/api/v1/namespaces/shop/events" || r.Header.Get("Content-Type") != "application/json" {
+			t.Errorf("%s %s %s", r.Method, r.URL, r.Header)
+		}
+		if err := json.Unmarshal(body, &got); err != nil {
+			t.Errorf("%v: %s", err, body)
+		}
+		w.WriteHeader(code)
+		_, _ = w.Write([]byte(`{"message":"said"}`))
+	})
+	event := Event{
+		Name: "web-0.1", Namespace: "shop", Pod: "web-0", UID: "u-1", Warning: true, Reason: "Refused", Message: "<no>", Node: "n1",
+		At: time.Date(2026, 1, 2, 13, 0, 0, 5, time.FixedZone("", 3600)),
+	}
+	if err := c.CreateEvent(t.Context(), event); err != nil {
+		t.Fatal(err)
+	}
+	var want map[string]any
+	if err := json.Unmarshal([]byte(`{"apiVersion":"v1","kind":"Event","metadata":{"name":"web-0.1","namespace":"shop"},
+		"involvedObject":{"apiVersion":"v1","kind":"Pod","namespace":"shop","name":"web-0","uid":"u-1"},"type":"Warning","reason":"Refused","message":"<no>",
+		"firstTimestamp":"2026-01-02T12:00:00Z","lastTimestamp":"2026-01-02T12:00:00Z","count":1,"source":{"component":"coffer","host":"n1"},
+		"reportingComponent":"coffer","reportingInstance":"n1"}`), &want); err != nil {
+		t.Fatal(err)
+	}
+	if !reflect.DeepEqual(got, want) {
+		t.Errorf("got %v\nwant %v", got, want)
+	}
+	event.Warning = false
+	if err := c.CreateEvent(t.Context(), event); err != nil || got["type"] != "Normal" {
+		t.Errorf("%v, %v", got["type"], err)
+	}
+	for status, want := range map[int]error{
+		http.StatusConflict: ErrExists, http.StatusNotFound: ErrNotFound, http.StatusForbidden: ErrForbidden,
+		http.StatusUnprocessableEntity: ErrInvalid, http.StatusBadRequest: ErrInvalid,
+	} {
+		code = status
+		if err := c.CreateEvent(t.Context(), event); !errors.Is(err, want) || !strings.Contains(err.Error(), "said") {
+			t.Errorf("%d: %v", status, err)
+		}
+	}
+	code = http.StatusTooManyRequests
+	if err := c.CreateEvent(t.Context(), event); err == nil || errors.Is(err, ErrInvalid) || errors.Is(err, ErrExists) {
 		t.Errorf("%v", err)
 	}
 }

@@ -1,6 +1,7 @@
 // Package nodeagent is what the node's DaemonSet runs: it installs the runtime,
 // labels the node with what it can do, keeps both as they should be, and removes
-// them when the DaemonSet is deleted.
+// them when the DaemonSet is deleted. All the while it has what shims say of
+// their pods posted (internal/install/podevents).
 //
 // A pod of a DaemonSet also ends when it is replaced, when its node is drained or
 // restarted: then the runtime has to stay, under the pods that use it. So the end
@@ -13,6 +14,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"sync"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/install"
@@ -37,6 +39,9 @@ type Agent struct {
 	Restart func(ctx context.Context, units []string) error
 	// Inspect finds out what the node can do.
 	Inspect func(context.Context) (*doctor.Report, error)
+	// Beside, when not nil, is what Run does all the while; it ends with its
+	// context.
+	Beside func(context.Context)
 
 	API API
 	// Node is the node's name; Namespace and DaemonSet name the agent's own set.
@@ -52,6 +57,7 @@ type Agent struct {
 // then uninstalls if the DaemonSet is gone. A first installation that fails ends
 // it with the error; later ones are logged, and tried again.
 func (a *Agent) Run(ctx context.Context) error {
+	defer a.beside(ctx)()
 	if err := a.Once(ctx); err != nil {
 		if ctx.Err() == nil {
 			return err
@@ -69,6 +75,21 @@ func (a *Agent) Run(ctx context.Context) error {
 				a.Logger.ErrorContext(ctx, "the node is not as it should be", "error", err)
 			}
 		}
+	}
+}
+
+// beside starts what is done all the while. The function that is returned ends
+// it.
+func (a *Agent) beside(ctx context.Context) func() {
+	if a.Beside == nil {
+		return func() {}
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	var running sync.WaitGroup
+	running.Go(func() { a.Beside(ctx) })
+	return func() {
+		cancel()
+		running.Wait()
 	}
 }
 

@@ -127,6 +127,34 @@ func TestRun(t *testing.T) {
 	}
 }
 
+// TestBeside: what is done all the while begins with Run and has ended after it,
+// however that ends.
+func TestBeside(t *testing.T) {
+	t.Parallel()
+	for _, failure := range []string{"", "install"} {
+		n := &node{wanted: func(int) (bool, error) { return true, nil }, failures: map[string]error{failure: errors.New("broken")}}
+		a := n.agent()
+		ctx, cancel := context.WithCancel(t.Context())
+		began, ended := make(chan struct{}), false
+		a.Beside = func(ctx context.Context) {
+			close(began)
+			<-ctx.Done()
+			<-time.After(10 * time.Millisecond)
+			ended = true
+		}
+		result := make(chan error, 1)
+		go func() { result <- a.Run(ctx) }()
+		<-began
+		if failure == "" {
+			cancel()
+		}
+		if err := <-result; !ended || (err == nil) != (failure == "") {
+			t.Errorf("%q: %v, ended %t", failure, err, ended)
+		}
+		cancel()
+	}
+}
+
 // TestFailures: a node where something fails has no labels.
 func TestFailures(t *testing.T) {
 	t.Parallel()

@@ -30,6 +30,8 @@ type Handler struct {
 	Name string
 	// Type is containerd's runtime_type, e.g. io.containerd.coffer.v2.
 	Type string
+	// Program is the shim's path, for daemons from 2.0 on; empty: it is looked for.
+	Program string
 	// ConfigPath goes to the shim as an option, if there is one.
 	ConfigPath string
 	// Sandboxer is "podsandbox" or "shim"; empty: the daemon's default. Daemons
@@ -39,9 +41,6 @@ type Handler struct {
 	PodAnnotations []string
 	// Overhead is added to pods of the class: resource name to quantity.
 	Overhead map[string]string
-	// ClassOnly: containerd's part is written by somebody else, in a file of
-	// /etc/containerd/conf.d, which the node's configuration imports.
-	ClassOnly bool
 }
 
 // writeConfig writes the files that programs of the node read.
@@ -59,10 +58,12 @@ func (n *Node) writeConfig() error {
 			return err
 		}
 	}
-	if err := os.MkdirAll(n.disk("/etc/containerd/conf.d"), 0o755); err != nil {
+	// Where a node's programs look for it, and what asks for its version.
+	link := n.disk("/usr/local/bin/containerd")
+	if err := os.MkdirAll(filepath.Dir(link), 0o755); err != nil {
 		return err
 	}
-	return nil
+	return os.Symlink(filepath.Join(n.daemon.dir, "containerd"), link)
 }
 
 // Both address families; pods reach the node and each other, and nothing else.
@@ -89,7 +90,12 @@ func (n *Node) containerdConfig() string {
 		snapshotters += fmt.Sprintf("%q, ", "io.containerd.snapshotter.v1."+s)
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "version = %d\nimports = [\"/etc/containerd/conf.d/*.toml\"]\nroot = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n", n.daemon.format)
+	fmt.Fprintf(&b, "version = %d\n", n.daemon.format)
+	if n.daemon.format > 2 {
+		// As in the daemon's own default; Debian's imports nothing.
+		fmt.Fprintf(&b, "imports = [\"/etc/containerd/conf.d/*.toml\"]\n")
+	}
+	fmt.Fprintf(&b, "root = \"/var/lib/containerd\"\nstate = \"/run/containerd\"\n")
 	fmt.Fprintf(&b, "disabled_plugins = [%s\"io.containerd.nri.v1.nri\", \"io.containerd.tracing.processor.v1.otlp\", \"io.containerd.internal.v1.tracing\"]\n", snapshotters)
 	fmt.Fprintf(&b, "[grpc]\n  address = \"/run/containerd/containerd.sock\"\n")
 	fmt.Fprintf(&b, "[plugins.'%s'.registry]\n  config_path = \"/etc/containerd/certs.d\"\n%s", images, pin)
@@ -106,9 +112,7 @@ func (n *Node) containerdConfig() string {
 	fmt.Fprintf(&b, "[%s]\n  default_runtime_name = \"runc\"\n", table)
 	fmt.Fprintf(&b, "[%s.runtimes.runc]\n  runtime_type = \"io.containerd.runc.v2\"\n[%s.runtimes.runc.options]\n  BinaryName = \"/usr/sbin/runc\"\n  SystemdCgroup = false\n", table, table)
 	for _, h := range n.options.Handlers {
-		if !h.ClassOnly {
-			b.WriteString(h.toml(table, n.daemon.format))
-		}
+		b.WriteString(h.toml(table, n.daemon.format))
 	}
 	return b.String()
 }
@@ -124,6 +128,9 @@ func (h Handler) toml(table string, format int) string {
 		}
 		fmt.Fprintf(&b, "  pod_annotations = [%s]\n", strings.Join(quoted, ", "))
 	}
+	if h.Program != "" && format > 2 {
+		fmt.Fprintf(&b, "  runtime_path = %q\n", h.Program)
+	}
 	if h.Sandboxer != "" && format > 2 {
 		fmt.Fprintf(&b, "  sandboxer = %q\n", h.Sandboxer)
 	}
@@ -137,6 +144,8 @@ func (h Handler) toml(table string, format int) string {
 func (n *Node) kubeletConfig() string {
 	return fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
+# A test reads a log whole: the kubelet would begin another file at 10 MiB.
+containerLogMaxSize: 200Mi
 failCgroupV1: false
 cgroupDriver: cgroupfs
 cgroupRoot: /%[1]s

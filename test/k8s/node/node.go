@@ -71,6 +71,8 @@ type Options struct {
 	// Prepare is called in each boot before containerd is started, and may run
 	// commands inside. It may be nil.
 	Prepare func(ctx context.Context, n *Node) error
+	// Ready is called once, when pods of runc can be created. It may be nil.
+	Ready func(ctx context.Context, n *Node) error
 	// Logger gets a line for each step.
 	Logger *slog.Logger
 }
@@ -154,7 +156,13 @@ func (n *Node) start(ctx context.Context) error {
 	if err := n.boot(ctx); err != nil {
 		return err
 	}
-	return n.createClasses(ctx)
+	if err := n.createClasses(ctx); err != nil {
+		return err
+	}
+	if n.options.Ready == nil {
+		return nil
+	}
+	return n.options.Ready(ctx, n)
 }
 
 // boot starts the namespaces and everything in them.

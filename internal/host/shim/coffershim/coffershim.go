@@ -12,12 +12,14 @@ import (
 	"errors"
 	"fmt"
 	"sync/atomic"
+	"time"
 
 	sandboxv1 "github.com/containerd/containerd/api/runtime/sandbox/v1"
 	"github.com/containerd/ttrpc"
 
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/pod"
 	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	"github.com/coffer-project/coffer/internal/host/process"
@@ -67,7 +69,10 @@ type node struct {
 	config *runtimeconfig.Config
 	tasks  *task.Service
 	boxes  *sandboxapi.Service
-	// sandboxed says that the pod is the Sandbox service's.
+	// notices are what a person should know of pod, which is nil at first.
+	notices *notice.File
+	pod     atomic.Pointer[pod.Pod]
+	// sandboxed says that the pod is the Sandbox service's, and has been booted.
 	sandboxed atomic.Bool
 }
 
@@ -79,7 +84,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 	if err := d.State.Update(func(s *podstate.State) { s.Driver = config.Driver }); err != nil {
 		return nil, err
 	}
-	n := &node{d: d, config: config}
+	n := &node{d: d, config: config, notices: notice.New(d.State.Dir(), time.Now)}
 	n.tasks = task.New(task.Options{
 		NewPod: func(_ context.Context, b *cri.Bundle) (task.Pod, error) {
 			p, err := n.newPod(b.SandboxID)
@@ -88,14 +93,16 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			}
 			return task.Of(p), nil
 		},
-		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
+		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, Notice: n.refused, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
 		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {
-			n.sandboxed.Store(true)
 			return n.newPod(s.ID)
 		},
-		Booted: func(p sandboxapi.Pod) error { return n.adopt(p, n.tasks.Adopt) },
+		Booted: func(p sandboxapi.Pod) error {
+			n.sandboxed.Store(true)
+			return n.adopt(p, n.tasks.Adopt)
+		},
 		Closed: func(p sandboxapi.Pod) {
 			_ = n.adopt(p, func(t task.Pod) error { n.tasks.Release(t); return nil })
 		},
@@ -115,7 +122,12 @@ func (n *node) newPod(id string) (*pod.Pod, error) {
 	if id != n.d.ID {
 		return nil, fmt.Errorf("pod %s: this shim is the one of pod %s", id, n.d.ID)
 	}
-	return pod.New(pod.Options{ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note, Cgroup: enterCgroup}), nil
+	p := pod.New(pod.Options{
+		ID: id, Namespace: n.d.Namespace, Config: n.config, Logger: n.d.Logger, Note: n.note, Cgroup: enterCgroup,
+		Warn: func(r notice.Reason, message string) { n.tell(r, message) },
+	})
+	n.pod.Store(p)
+	return p, nil
 }
 
 // enterCgroup moves the shim into the pod's control group.
@@ -128,7 +140,8 @@ func enterCgroup(path string, note func([]string) error, warn func(string)) (pod
 }
 
 // shutdown is asked for when the last container is deleted. A sandbox outlives
-// its containers: containerd still asks how it ended, and then for its end.
+// its containers: containerd still asks how it ended, and then for its end. One
+// that could not be booted has nothing to tell.
 func (n *node) shutdown() {
 	if !n.sandboxed.Load() {
 		n.d.Shutdown()
@@ -146,5 +159,7 @@ func (n *node) adopt(p sandboxapi.Pod, f func(task.Pod) error) error {
 
 // close ends the pod, whoever made it.
 func (n *node) close(ctx context.Context) error {
-	return errors.Join(n.boxes.Close(ctx), n.tasks.Close(ctx))
+	err := errors.Join(n.boxes.Close(ctx), n.tasks.Close(ctx))
+	n.notices.Close() // the pod's directory goes next
+	return err
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"testing"
 
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	"github.com/coffer-project/coffer/internal/host/process"
 	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
@@ -262,6 +263,10 @@ func (w *world) testPod(t *testing.T) {
 	w.Ctr(w.member(w.id("c2"), annotated("container", "two"), "sh", "-c", "exit 7")...)
 	if shims := strings.Fields(w.Run("pgrep", "-f", "^"+filepath.Join(w.Dir, shimName))); len(shims) != 1 {
 		t.Errorf("shims: want one, got %q", shims)
+	}
+	notices := notice.Parse([]byte(w.Run("cat", "/run/coffer/test/"+w.id("pod")+"/"+notice.FileName)))
+	if len(notices) != 1 || notices[0].Reason != notice.Unsealed || notices[0].Pod != (notice.Pod{ID: w.id("pod"), UID: podUID}) {
+		t.Errorf("notices: %v", notices)
 	}
 	w.Until("the second container has ended", func() bool { return strings.Count(w.Ctr("-n", "test", "task", "ls"), "STOPPED") == 1 })
 	w.Ctr("-n", "test", "task", "rm", w.id("c2"))

@@ -165,11 +165,11 @@ func membership(t *testing.T, p podstate.Process) string {
 }
 
 // startShim starts the pod's shim as containerd 1.6 would, and returns its socket.
-func startShim(t *testing.T, dir, id, config string) string {
+func startShim(t *testing.T, dir, id, config string, env ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), hosttest.InstallShim(t, dir, shimName), "-namespace", "test", "-id", id, "-address", "/c", "start")
 	cmd.Dir = filepath.Join(dir, "pod")
-	cmd.Env = append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "sockets"))
+	cmd.Env = append(append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "sockets")), env...)
 	// runtimeoptions.v1.Options{config_path} in an Any.
 	options := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), config)
 	any := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "runtimeoptions.v1.Options")

@@ -1,0 +1,133 @@
+package podevents
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/coffer-project/coffer/internal/host/notice"
+)
+
+// settle is how long after a change the files are looked at: more often comes
+// with it.
+const settle = 100 * time.Millisecond
+
+// watcher tells when files of notices may have changed. Without inotify, of which
+// a node has a bounded number of instances, everything is only slower.
+type watcher struct {
+	notify  *fsnotify.Watcher // nil without
+	log     *slog.Logger
+	changed chan struct{} // holds one token
+	done    chan struct{}
+	full    bool // it was told that not everything can be watched
+}
+
+func newWatcher(log *slog.Logger) *watcher {
+	w := &watcher{log: log, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	n, err := fsnotify.NewWatcher()
+	if err != nil {
+		log.Warn("what shims say of their pods is looked at from time to time only (raise the node's sysctl fs.inotify.max_user_instances)", "error", err)
+		close(w.done)
+		return w
+	}
+	w.notify = n
+	go w.run()
+	return w
+}
+
+// close ends everything and waits for it.
+func (w *watcher) close() {
+	if w.notify != nil {
+		_ = w.notify.Close()
+	}
+	<-w.done
+}
+
+func (w *watcher) run() {
+	defer close(w.done)
+	for {
+		select {
+		case e, ok := <-w.notify.Events:
+			if !ok {
+				return
+			}
+			if !matters(e) {
+				continue
+			}
+		case _, ok := <-w.notify.Errors:
+			if !ok {
+				return
+			}
+			// Of what was lost, anything may have been.
+		}
+		select {
+		case w.changed <- struct{}{}:
+		default:
+		}
+	}
+}
+
+// matters tells a new file of notices, or a new directory, from what else shims
+// write. A file that is replaced is created.
+func matters(e fsnotify.Event) bool {
+	base := filepath.Base(e.Name)
+	return e.Has(fsnotify.Create) && base[0] != '.' && base != "state.json"
+}
+
+// watch watches all directories below state directories in which something may
+// come. Those that are gone are not watched any more by themselves.
+func (w *watcher) watch(stateDirs []string) {
+	if w.notify == nil {
+		return
+	}
+	for _, state := range stateDirs {
+		// What is made in a directory before it is watched is in the next list.
+		for dirs, last := notice.Dirs(state), []string(nil); !slices.Equal(dirs, last); dirs, last = notice.Dirs(state), dirs {
+			w.add(dirs)
+		}
+	}
+}
+
+func (w *watcher) add(dirs []string) {
+	for _, dir := range dirs {
+		if err := w.notify.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !w.full {
+			w.full = true
+			w.log.Warn("a directory cannot be watched; it is looked at from time to time", "directory", dir, "error", err)
+		}
+	}
+}
+
+// wait waits for a change, and every at most; after a failure it waits for pause
+// whatever changes. False: ctx has ended.
+func (w *watcher) wait(ctx context.Context, pause, every time.Duration) bool {
+	if pause > 0 {
+		return sleep(ctx, pause)
+	}
+	limit := time.NewTimer(every)
+	defer limit.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-limit.C:
+		return true
+	case <-w.changed:
+		return sleep(ctx, settle)
+	}
+}
+
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
