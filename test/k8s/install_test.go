@@ -70,7 +70,7 @@ func TestInstall(t *testing.T) {
 
 // TestInstallDaemonSet does the same by what deploy/ has for clusters.
 func TestInstallDaemonSet(t *testing.T) {
-	onNode(t, row{id: "install/daemonset", asserts: "the DaemonSet of deploy/manifests installs and labels, a pod runs in a machine, another pod of it changes nothing, and deleting it takes all away"}, the.containerd, []string{nodeImage()}, func(t *testing.T, c *cluster, images *node.Images) {
+	onNode(t, row{id: "install/daemonset", asserts: "the DaemonSet of deploy/manifests installs and labels, a pod runs in a machine, its event says that it is unsealed, another pod of it changes nothing, and deleting it takes all away"}, the.containerd, []string{nodeImage()}, func(t *testing.T, c *cluster, images *node.Images) {
 		c.own(t)
 		before := c.written(t)
 		image := c.nodeImage(t, images)
@@ -89,6 +89,7 @@ func TestInstallDaemonSet(t *testing.T) {
 		if out := c.logs(t, "machine", "a"); out != "hello from machine\n" {
 			t.Errorf("it printed %q", out)
 		}
+		c.event(t, "machine", "Unsealed", "unsealed: this pod has no initdata")
 		c.remove(t, "machine")
 		// Another pod of the DaemonSet, as with an upgrade: what is installed stays.
 		during := c.written(t)

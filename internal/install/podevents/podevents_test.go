@@ -94,11 +94,13 @@ func write(t *testing.T, state string, pod notice.Pod, r notice.Reason, message 
 // next round, which is an hour away.
 func TestRun(t *testing.T) {
 	t.Parallel()
-	state, s := t.TempDir(), newServer()
-	write(t, state, someone("first"), notice.Unsealed, "no policy")
+	run, s := t.TempDir(), newServer()
+	state := filepath.Join(run, "coffer")
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
-	running.Go(func() { poster(s, filepath.Join(state, "none"), state).Run(ctx) })
+	running.Go(func() { poster(s, filepath.Join(run, "none"), state, filepath.Join(run, "no/where")).Run(ctx) })
+	<-time.After(500 * time.Millisecond) // after a boot, none of it is there
+	write(t, state, someone("first"), notice.Unsealed, "no policy")
 	next := func(want string) kubeapi.Event {
 		t.Helper()
 		select {

@@ -25,11 +25,12 @@ type watcher struct {
 	log     *slog.Logger
 	changed chan struct{} // holds one token
 	done    chan struct{}
+	watched map[string]bool
 	full    bool // it was told that not everything can be watched
 }
 
 func newWatcher(log *slog.Logger) *watcher {
-	w := &watcher{log: log, changed: make(chan struct{}, 1), done: make(chan struct{})}
+	w := &watcher{log: log, changed: make(chan struct{}, 1), done: make(chan struct{}), watched: map[string]bool{}}
 	n, err := fsnotify.NewWatcher()
 	if err != nil {
 		log.Warn("what shims say of their pods is looked at from time to time only (raise the node's sysctl fs.inotify.max_user_instances)", "error", err)
@@ -80,22 +81,43 @@ func matters(e fsnotify.Event) bool {
 	return e.Has(fsnotify.Create) && base[0] != '.' && base != "state.json"
 }
 
-// watch watches all directories below state directories in which something may
-// come. Those that are gone are not watched any more by themselves.
+// watch watches all directories in which something may come, and no others.
 func (w *watcher) watch(stateDirs []string) {
 	if w.notify == nil {
 		return
 	}
-	for _, state := range stateDirs {
-		// What is made in a directory before it is watched is in the next list.
-		for dirs, last := notice.Dirs(state), []string(nil); !slices.Equal(dirs, last); dirs, last = notice.Dirs(state), dirs {
-			w.add(dirs)
+	// What is made in a directory before it is watched is in the next list.
+	var now []string
+	for dirs := places(stateDirs); !slices.Equal(dirs, now); dirs = places(stateDirs) {
+		w.add(dirs)
+		now = dirs
+	}
+	for dir := range w.watched {
+		if _, there := slices.BinarySearch(now, dir); !there {
+			delete(w.watched, dir)
+			_ = w.notify.Remove(dir) // where a state directory was to come; others are gone
 		}
 	}
 }
 
+// places are directories in which something may come: those below state
+// directories, and where a state directory is not there yet, the one it will be in.
+func places(stateDirs []string) []string {
+	var all []string
+	for _, state := range stateDirs {
+		dirs := notice.Dirs(state)
+		if len(dirs) == 0 {
+			dirs = []string{filepath.Dir(state)}
+		}
+		all = append(all, dirs...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all)
+}
+
 func (w *watcher) add(dirs []string) {
 	for _, dir := range dirs {
+		w.watched[dir] = true
 		if err := w.notify.Add(dir); err != nil && !errors.Is(err, fs.ErrNotExist) && !w.full {
 			w.full = true
 			w.log.Warn("a directory cannot be watched; it is looked at from time to time", "directory", dir, "error", err)
