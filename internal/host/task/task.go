@@ -51,6 +51,8 @@ type Options struct {
 	// It returns at once, and may be called more than once.
 	Shutdown func()
 	Logger   *slog.Logger
+	// Namespace is containerd's; programs that take output are told.
+	Namespace string
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
 	CgroupV1 bool
 

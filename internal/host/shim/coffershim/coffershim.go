@@ -87,7 +87,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			}
 			return task.Of(p), nil
 		},
-		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
+		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, Namespace: d.Namespace, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
 		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {
