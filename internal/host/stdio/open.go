@@ -31,12 +31,9 @@ func open(name, value string, read bool) (f *os.File, fifo bool, err error) {
 	}
 	switch scheme {
 	case "fifo", "file":
-	case "binary":
-		return nil, false, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf(
-			"%s: got %q: a program that takes the log (binary://) is not supported; use a FIFO or file:///PATH", name, value))
 	default:
 		return nil, false, errdefs.ErrNotImplemented.WithMessage(fmt.Sprintf(
-			"%s: expected a path, fifo:// or file://, got %q; for containerd's CRI plugin set io_type = \"fifo\"", name, value))
+			"%s: expected a path, fifo://, file:// or, for output, binary://, got %q; for containerd's CRI plugin set io_type = \"fifo\"", name, value))
 	}
 	u, err := url.Parse(value)
 	if err != nil || u.Host != "" || !filepath.IsAbs(u.Path) {

@@ -36,10 +36,14 @@ const chunk = 32 << 10
 
 // Paths say where the streams of a process go on the host: paths of FIFOs or
 // files, URIs with the scheme fifo or file, or empty for nowhere. A terminal
-// has no standard error.
+// has no standard error. Output may go to a program, binary:///PATH?NAME=VALUE,
+// which then takes both streams.
 type Paths struct {
 	Stdin, Stdout, Stderr string
 	Terminal              bool
+	// ID of the container or exec, and containerd's namespace: what a program that
+	// takes output is told.
+	ID, Namespace string
 }
 
 // Opener opens a stream of the process in the guest. Kind is STDIN, STDOUT or
@@ -59,6 +63,7 @@ type Streams struct {
 
 	stdin          *input // nil without
 	stdout, stderr *output
+	logger         *logger // nil without
 
 	moved atomic.Uint64 // bytes of output taken by the host's side
 	all   sync.WaitGroup
@@ -80,15 +85,34 @@ func Open(p Paths, log *slog.Logger) (*Streams, error) {
 			return nil, err
 		}
 	}
-	s.stdout, err = openOutput("stdout", p.Stdout)
-	if err == nil && !p.Terminal {
-		s.stderr, err = openOutput("stderr", p.Stderr)
-	}
-	if err != nil {
+	if err = s.openOutputs(p); err != nil {
 		s.Close()
 		return nil, err
 	}
 	return s, nil
+}
+
+func (s *Streams) openOutputs(p Paths) error {
+	program, err := loggerOf(p)
+	if err != nil {
+		return err
+	}
+	if program != nil {
+		if s.logger, err = startLogger(program, p); err != nil {
+			return err
+		}
+		s.stdout = &output{name: "stdout", file: s.logger.stdout}
+		if p.Terminal {
+			return s.logger.stderr.Close() // its end, from the beginning
+		}
+		s.stderr = &output{name: "stderr", file: s.logger.stderr}
+		return nil
+	}
+	s.stdout, err = openOutput("stdout", p.Stdout)
+	if err == nil && !p.Terminal {
+		s.stderr, err = openOutput("stderr", p.Stderr)
+	}
+	return err
 }
 
 // Connect opens the guest's side and begins to copy. The process must not have
@@ -232,6 +256,7 @@ func (s *Streams) Close() {
 			_ = f.Close()
 		}
 	}
+	s.logger.close()
 	done := make(chan struct{})
 	go func() { s.all.Wait(); close(done) }()
 	limit := time.NewTimer(closeTime)
@@ -240,6 +265,12 @@ func (s *Streams) Close() {
 	case <-done:
 	case <-limit.C:
 		s.log.Warn("the guest takes nothing any more; its streams end with its machine")
+		return
+	}
+	select {
+	case <-s.logger.ended():
+	case <-limit.C:
+		s.log.Warn("the program that takes a container's output has not ended with it; it will be told to", "after", flushTime)
 	}
 }
 

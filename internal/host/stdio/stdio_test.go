@@ -311,7 +311,6 @@ func TestRefused(t *testing.T) {
 		want  string
 		is    func(error) bool
 	}{
-		{Paths{Stdout: "binary:///bin/logger?id=1"}, "not supported", errdefs.IsNotImplemented},
 		{Paths{Stdin: "ttrpc+unix:///run/x?streaming_id=1"}, `io_type = "fifo"`, errdefs.IsNotImplemented},
 		{Paths{Stdout: dir + "/missing"}, "stdout: stat " + dir + "/missing", func(err error) bool { return errors.Is(err, os.ErrNotExist) }},
 		{Paths{Stderr: "log"}, "stderr: expected an absolute path", errdefs.IsInvalidArgument},

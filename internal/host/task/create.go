@@ -30,7 +30,9 @@ func (s *Service) Create(ctx context.Context, r *api.CreateTaskRequest) (*api.Cr
 	}
 	work, cancel := context.WithCancelCause(ctx)
 	c := &container{id: r.GetID(), bundle: r.GetBundle()}
-	c.init = newProcess(c.id, "", stdio.Paths{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()}, cancel)
+	c.init = newProcess(c.id, "", stdio.Paths{
+		Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(), ID: r.GetID(), Namespace: s.o.Namespace,
+	}, cancel)
 	if err := s.claim(ctx, c); err != nil {
 		cancel(err)
 		return nil, err

@@ -46,7 +46,9 @@ func (s *Service) Exec(ctx context.Context, r *api.ExecProcessRequest) error {
 	}
 	ctx, cancelCause := context.WithCancelCause(ctx)
 	defer cancelCause(nil)
-	p := newProcess(c.id, r.GetExecID(), stdio.Paths{Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal()}, cancelCause)
+	p := newProcess(c.id, r.GetExecID(), stdio.Paths{
+		Stdin: r.GetStdin(), Stdout: r.GetStdout(), Stderr: r.GetStderr(), Terminal: r.GetTerminal(), ID: r.GetExecID(), Namespace: s.o.Namespace,
+	}, cancelCause)
 	if err := c.addExec(p); err != nil {
 		return err
 	}

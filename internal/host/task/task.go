@@ -55,6 +55,8 @@ type Options struct {
 	// Notice, when not nil, is told what a person should know of the pod: what
 	// its policy has refused. It must not wait.
 	Notice func(reason notice.Reason, message string)
+	// Namespace is containerd's; programs that take output are told.
+	Namespace string
 	// CgroupV1 has Stats tell the metrics of cgroup v1, see [HostHasCgroupV1].
 	CgroupV1 bool
 

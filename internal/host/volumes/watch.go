@@ -34,7 +34,7 @@ func watchError(err error) error {
 	hint := ""
 	switch {
 	case errors.Is(err, unix.EMFILE):
-		hint = "; raise the node's sysctl fs.inotify.max_user_instances"
+		hint = "; raise the node's sysctl fs.inotify.max_user_instances, of which each pod takes one (coffer doctor says to what)"
 	case errors.Is(err, unix.ENOSPC):
 		hint = "; raise the node's sysctl fs.inotify.max_user_watches"
 	}

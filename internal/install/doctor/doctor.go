@@ -118,6 +118,7 @@ func Inspect(ctx context.Context, o Options) *Report {
 	r.network(o)
 	r.vsock(facts)
 	r.cgroups(o)
+	r.inotify(o)
 	return r
 }
 

@@ -93,7 +93,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			}
 			return task.Of(p), nil
 		},
-		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, Notice: n.refused, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
+		Publish: n.publish, Shutdown: n.shutdown, Logger: d.Logger, Notice: n.refused, Namespace: d.Namespace, CgroupV1: task.HostHasCgroupV1(cgroupRoot),
 	})
 	n.boxes = sandboxapi.New(sandboxapi.Options{
 		NewPod: func(s *cri.Sandbox) (sandboxapi.Pod, error) {

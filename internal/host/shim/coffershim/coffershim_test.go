@@ -155,6 +155,7 @@ func TestContainerd(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w := newWorld(t, programs)
 			t.Run("run", w.testRun)
+			t.Run("logs", w.testLogs)
 			t.Run("exec and restart", w.testRestart)
 			t.Run("killed shim", w.testKilledShim)
 			t.Run("killed agent", w.testKilledAgent)
@@ -194,6 +195,32 @@ func (w *world) testRun(t *testing.T) {
 	stop()
 	if got := strings.Join(hosttest.Topics(events.String(), w.id("one")), " "); got != want {
 		t.Errorf("events: want %q, got %q", want, got)
+	}
+}
+
+// testLogs has output go to a file and to a program (ctr run --log-uri).
+func (w *world) testLogs(t *testing.T) {
+	w = w.inner(t)
+	program := filepath.Join(w.Dir, "logger")
+	if err := os.WriteFile(program, []byte("#!/bin/sh\ncat <&3 >$2.out 5>&- & cat <&4 >$2.err 5>&- & echo $CONTAINER_NAMESPACE $CONTAINER_ID >$2.of; exec 3<&- 4<&- 5>&-; wait\n"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	read := func(name string) string {
+		b, _ := os.ReadFile(filepath.Join(w.Dir, name))
+		return string(b)
+	}
+	for uri, want := range map[string]map[string]string{
+		"file://" + filepath.Join(w.Dir, "file.log"):                {"file.log": "out\nerr\n"},
+		"binary://" + program + "?to=" + filepath.Join(w.Dir, "to"): {"to.out": "out\n", "to.err": "err\n", "to.of": "test " + w.id("two") + "\n"},
+	} {
+		w.Ctr(w.args(w.id("two"), []string{"-d", "--log-uri", uri}, "sh", "-c", "echo out; sleep 0.2; echo err >&2")...)
+		w.Until("the task is known to have ended", func() bool { return strings.Contains(w.Ctr("-n", "test", "task", "ls"), "STOPPED") })
+		for name, text := range want {
+			if got := read(name); got != text {
+				t.Errorf("%s: %s: want %q, got %q", uri, name, text, got)
+			}
+		}
+		w.remove(w.id("two"))
 	}
 }
 
