@@ -89,6 +89,8 @@ func TestInstallDaemonSet(t *testing.T) {
 		if out := c.logs(t, "machine", "a"); out != "hello from machine\n" {
 			t.Errorf("it printed %q", out)
 		}
+		// The agent posts what the pod's shim says of it.
+		c.event(t, "machine", "Unsealed", "no initdata")
 		c.remove(t, "machine")
 		// Another pod of the DaemonSet, as with an upgrade: what is installed stays.
 		during := c.written(t)
