@@ -1,6 +1,7 @@
 package k8s
 
 import (
+	"errors"
 	"fmt"
 	"strings"
 	"testing"
@@ -250,7 +251,16 @@ func limitRows() []row {
 			}
 		}},
 		{id: "k8s-pod-quota", on: onAll, asserts: "a quota of pods holds, overhead of the class included", run: func(t *testing.T, c *cluster) {
-			c.apply(t, "kind: ResourceQuota\nmetadata: {name: q}\nspec: {hard: {pods: \"1\"}}\n---\nkind: Pod\nmetadata: {name: one}\nspec: {containers: [{name: a}]}\n")
+			c.apply(t, "kind: ResourceQuota\nmetadata: {name: q}\nspec: {hard: {pods: \"1\"}}\n")
+			// Until its controller has counted, a quota holds nobody up.
+			c.eventually(t, "the quota's count", func() error {
+				q, err := c.n.Client().CoreV1().ResourceQuotas(c.ns).Get(t.Context(), "q", metav1.GetOptions{})
+				if err == nil && len(q.Status.Hard) == 0 {
+					err = errors.New("nothing is counted yet")
+				}
+				return err
+			})
+			c.apply(t, "kind: Pod\nmetadata: {name: one}\nspec: {containers: [{name: a}]}\n")
 			err := c.create(t.Context(), "kind: Pod\nmetadata: {name: two}\nspec: {containers: [{name: a}]}\n")
 			if err == nil || !strings.Contains(err.Error(), "exceeded quota") {
 				t.Errorf("a second pod: %v", err)

@@ -113,7 +113,7 @@ func policyRows() []row {
 	return []row{
 		{id: "k8s-policy-pod", core: true, on: onMachine, asserts: "what a host changes in a sealed pod is refused by its rule, or has no effect: image, command, arguments, variables, users, mounts, rights (also k8s-policy-job, -rc, -deployment, -deployment-sc)", run: policyPod},
 		{id: "k8s-policy-hard-coded", on: onMachine, not: "the rule that exec is refused is in k8s-policy-logs; AllowRequestsFailingPolicy is refused by the guest (pod-policy.md)", asserts: "exec is refused; AllowRequestsFailingPolicy"},
-		{id: "k8s-policy-logs", core: true, on: onMachine, asserts: "without permission logs are empty, exec, attach and port-forward are refused, and the container does not block on its output", run: policyStreams},
+		{id: "k8s-policy-logs", core: true, on: onMachine, asserts: "without permission logs are empty, exec, attach and port-forward are refused, the pod's notices say so, and the container does not block on its output", run: policyStreams},
 		{id: "k8s-policy-pod/config", on: onMachine, asserts: "another content of a pinned ConfigMap: the pod does not start, and the event names the file", run: func(t *testing.T, c *cluster) {
 			sealed := c.seal(t, "kind: ConfigMap\nmetadata: {name: pinned}\ndata: {color: blue}\n---\nkind: Pod\nmetadata: {name: conf}\nspec: {volumes: [{name: conf, configMap: {name: pinned}}], containers: [{name: a, volumeMounts: [{name: conf, mountPath: /conf}]}]}\n")
 			c.apply(t, strings.ReplaceAll(sealed, "color: blue", "color: red"))
@@ -180,12 +180,14 @@ spec:
 		}
 		return err
 	})
-	if out := c.logs(t, "quiet", "a"); out != "" {
+	if out := c.logs(t, "quiet", "a"); len(out) > 300 || !strings.Contains(out, "the pod's policy keeps this output in the guest (refused by rule stream.forbidden, allow.logs)") {
 		t.Errorf("the host reads %q", clip(out))
 	}
 	if out, code, err := c.attempt(t, "quiet", "a", "sh", "-c", "id"); err == nil && code == 0 {
 		t.Errorf("a command that is not allowed: %q", out)
 	}
+	c.noticed(t, "quiet", "StreamClosed", "kubectl logs and attach show nothing of it")
+	c.noticed(t, "quiet", "Refused", "exec.args", "list the command")
 	// What the guest drains stays silent for as long as somebody listens.
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
@@ -199,6 +201,7 @@ spec:
 	if out, err := ask(ctx, "http://"+address+"/"); err == nil || out != "" {
 		t.Errorf("a port that is not opened answers %q", out)
 	}
+	c.noticed(t, "quiet", "StreamClosed", "a port that kubectl port-forward asked for")
 	address = c.forward(t, "quiet", 8081)
 	if out, err := ask(t.Context(), "http://"+address+"/"); err != nil || out == "" {
 		t.Errorf("the port that is opened: %q, %v", out, err)

@@ -55,8 +55,9 @@ func (s *space) refusals(t *testing.T, pod string) map[string]string {
 
 func sealedRows() []row {
 	return []row{
-		{id: "unsealed", core: true, on: onMachine, asserts: "a pod with the runtime class only runs, the node's log says that it is unsealed, and it gets no secret", run: func(t *testing.T, c *cluster) {
+		{id: "unsealed", core: true, on: onMachine, asserts: "a pod with the runtime class only runs, the node's log and the pod's notices say that it is unsealed, and it gets no secret", run: func(t *testing.T, c *cluster) {
 			s := c.shared(t, "io")
+			s.noticed(t, "io", "Unsealed", "unsealed: this pod has no initdata")
 			out, err := os.ReadFile(filepath.Join(s.n.Dir(), "log/containerd.log"))
 			if err != nil || !strings.Contains(string(out), "unsealed: this pod has no initdata") {
 				t.Error("containerd's log, with that of the shims, does not say that a pod is unsealed")
@@ -121,6 +122,27 @@ func sealedRows() []row {
 		}},
 		{id: "spark", core: true, on: onMachine, asserts: "a job whose runtime class alone was changed, and prepared, reads a data set that is encrypted with its owner's key, which it gets after attestation", run: batch},
 	}
+}
+
+// noticed waits until a pod's shim has written down what a person should know.
+func (s *space) noticed(t *testing.T, pod string, words ...string) {
+	t.Helper()
+	s.eventually(t, fmt.Sprintf("a notice of pod %s with %q", pod, words), func() error {
+		out, err := s.n.Run(t.Context(), filepath.Join(the.bin, "coffer"), "doctor", "--pods")
+		if err != nil {
+			return err
+		}
+		var all []string
+		for line := range strings.Lines(out) {
+			if !strings.HasPrefix(line, s.ns+"/"+pod+" ") {
+				continue
+			}
+			if all = append(all, line); containsAll(line, words) {
+				return nil
+			}
+		}
+		return fmt.Errorf("there are %q", all)
+	})
 }
 
 // secretPod prints the digest of a secret in its environment.
