@@ -38,6 +38,9 @@ func (p *Plan) Apply(ctx context.Context, version string) (*Result, error) {
 }
 
 func (p *Plan) apply(ctx context.Context, version string, r *Result) error {
+	if p.settled(ctx, version, r) {
+		return nil
+	}
 	record, err := p.begin(version)
 	if err != nil {
 		return err

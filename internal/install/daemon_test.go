@@ -83,6 +83,11 @@ func TestRealContainerd(t *testing.T) {
 					t.Errorf("not checked: %q", r.Notes)
 				}
 				judge(t, o, c, text)
+				first := tree(t, o.Root)
+				if again := install(t, o); !again.Checked || again.Restart || len(again.Written) > 0 {
+					t.Errorf("installed again: %+v", again)
+				}
+				same(t, first, tree(t, o.Root))
 				uninstall(t, o)
 				same(t, before, tree(t, o.Root))
 			})
