@@ -10,7 +10,6 @@ import (
 
 	"github.com/coffer-project/coffer/internal/guestimage/cpio"
 	"github.com/coffer-project/coffer/internal/guestimage/debian"
-	"github.com/coffer-project/coffer/internal/guestimage/elfdeps"
 	"github.com/coffer-project/coffer/internal/guestimage/kmod"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 	"github.com/coffer-project/coffer/internal/guestimage/recipe"
@@ -148,84 +147,6 @@ func (b *builder) modules(ctx context.Context, modules *modules, in contents) er
 		}
 		if err := in.file(l.path, 0o644, modules.list(names)); err != nil {
 			return err
-		}
-	}
-	return nil
-}
-
-// programs adds the recipe's programs with the libraries they need.
-func (b *builder) programs(ctx context.Context, debs map[string]string, in contents) error {
-	all := func(string) bool { return true }
-	libs := map[string]debian.Tree{}
-	for _, name := range b.recipe.Libraries.Packages {
-		tree, err := debian.Unpack(ctx, debs[name], all)
-		if err != nil {
-			return err
-		}
-		libs[name] = tree
-	}
-	used := map[string]bool{}
-	found := map[string]debian.File{}
-	lookup := func(soname string) ([]byte, error) {
-		for _, pkg := range b.recipe.Libraries.Packages {
-			for _, dir := range b.recipe.Libraries.Dirs {
-				if _, f, err := libs[pkg].Resolve(path.Join(dir, soname)); err == nil {
-					used[pkg], found[soname] = true, f
-					return f.Data, nil
-				}
-			}
-		}
-		return nil, fmt.Errorf("no package of libraries.packages has %s in %q", soname, b.recipe.Libraries.Dirs)
-	}
-	for _, p := range b.recipe.Programs {
-		tree, err := debian.Unpack(ctx, debs[p.Package], all)
-		if err != nil {
-			return err
-		}
-		_, f, err := tree.Resolve(p.Path)
-		if err != nil {
-			return fmt.Errorf("package %s: %w", p.Package, err)
-		}
-		loader, _, err := elfdeps.Closure(f.Data, lookup)
-		if err != nil {
-			return fmt.Errorf("program %s: %w", p.Path, err)
-		}
-		if err := in.file(p.Dest, 0o755, f.Data); err != nil {
-			return err
-		}
-		if loader != "" {
-			if _, err := lookup(path.Base(loader)); err != nil {
-				return fmt.Errorf("program %s: loader: %w", p.Path, err)
-			}
-		}
-	}
-	for soname, f := range found {
-		// Under the name that programs ask for: no links to follow in the guest.
-		if err := in.file(path.Join(b.recipe.Libraries.Dest, soname), f.Mode, f.Data); err != nil {
-			return err
-		}
-	}
-	for _, name := range b.recipe.Libraries.Packages {
-		if !used[name] {
-			return fmt.Errorf("recipe: libraries.packages: nothing needs package %s", name)
-		}
-	}
-	return b.checkLoaders(in)
-}
-
-// checkLoaders makes sure that the kernel finds each program's loader under the
-// path the program names, through the image's own links.
-func (b *builder) checkLoaders(in contents) error {
-	for _, p := range b.recipe.Programs {
-		needs, err := elfdeps.Read(in[p.Dest].Data)
-		if err != nil {
-			return err
-		}
-		if needs.Loader == "" {
-			continue
-		}
-		if e, ok := in.resolve(needs.Loader); !ok || e.Mode&cpio.TypeMask != cpio.TypeRegular {
-			return fmt.Errorf("recipe: program %s asks for the loader %s, which the image does not have there (add a link)", p.Dest, needs.Loader)
 		}
 	}
 	return nil

@@ -402,6 +402,8 @@ func TestBuildRefuses(t *testing.T) {
 		{"no program", replace(`path = "usr/bin/run"`, `path = "usr/bin/go"`), "usr/bin/go is in none"},
 		{"library not found", replace(`dirs = ["lib", "usr/lib"]`, `dirs = ["usr/lib"]`), "has libc.so.6"},
 		{"useless package", replace(`packages = ["libc", "libx"]`, `packages = ["libc", "libx", "firmware"]`), "nothing needs package firmware"},
+		{"stub of what nothing imports", replace(`dest = "usr/lib"`, "dest = \"usr/lib\"\nstubs = [\"libx.so.1\"]"), "stub of libx.so.1: "},
+		{"stub with a path", replace(`dest = "usr/lib"`, "dest = \"usr/lib\"\nstubs = [\"/lib/libx.so.1\"]"), "libraries.stubs[0]"},
 		{"loader not where it is looked for", replace(`path = "lib64", target = "usr/lib64"`, `path = "lib64", target = "usr/lib"`), ""},
 		{"loader missing", replace(`path = "lib64", target = "usr/lib64"`, `path = "lib64", target = "dev"`), "the loader /lib64/ld.so"},
 		{"no directory", replace(`{ path = "m", mode = 0o700 }`, ``), "its directory has not been added"},

@@ -85,6 +85,9 @@ type Libraries struct {
 	Dirs []string `toml:"dirs"`
 	// Dest is where they go in the guest.
 	Dest string `toml:"dest"`
+	// Stubs are libraries, by the name that programs ask for, whose functions no
+	// program calls in the guest: ones that do nothing take their place.
+	Stubs []string `toml:"stubs"`
 }
 
 // Program is a program of a package, with the libraries it needs.
@@ -218,6 +221,11 @@ func (r *Recipe) validate() []error {
 	mode := func(field string, m uint32) {
 		if m == 0 || m > 0o7777 {
 			bad(field, "permission bits", fmt.Sprintf("%#o", m))
+		}
+	}
+	for i, name := range r.Libraries.Stubs {
+		if name == "" || path.Base(name) != name {
+			bad(fmt.Sprintf("libraries.stubs[%d]", i), "a library's name without a path", name)
 		}
 	}
 	for i, v := range r.Programs {
