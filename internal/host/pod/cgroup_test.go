@@ -4,6 +4,7 @@ import (
 	"errors"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
@@ -16,7 +17,9 @@ type fakeCgroup struct {
 	w           *world
 	limit       int64
 	killed, own bool
-	in, there   bool
+
+	mu        sync.Mutex
+	in, there bool
 }
 
 func (g *fakeCgroup) Containers() string        { return "/pod/containers" }
@@ -24,6 +27,8 @@ func (g *fakeCgroup) Limit() int64              { return g.limit }
 func (g *fakeCgroup) OutOfMemory() (bool, bool) { return g.killed, g.own }
 
 func (g *fakeCgroup) Leave() error {
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.in {
 		g.w.count("inside", -1)
 	}
@@ -33,6 +38,8 @@ func (g *fakeCgroup) Leave() error {
 
 func (g *fakeCgroup) Remove() error {
 	_ = g.Leave()
+	g.mu.Lock()
+	defer g.mu.Unlock()
 	if g.there {
 		g.w.count("cgroup", -1)
 	}

@@ -86,7 +86,7 @@ type Cgroup interface {
 	// memory, and whether the pod's own limit was the reason.
 	OutOfMemory() (killed, own bool)
 	// Leave moves this program back to where it was; Remove leaves, too, and removes
-	// the group. Both may be called again.
+	// the group. Both may be called again, and by several at once.
 	Leave() error
 	Remove() error
 }
