@@ -169,6 +169,11 @@ func (n *node) groups() []string {
 		}
 	}
 	look("/sys/fs/cgroup")
+	for _, mounted := range []string{"/sys/fs/cgroup/cgroup.controllers", "/sys/fs/cgroup/unified/cgroup.controllers"} {
+		if _, err := os.Stat(mounted); err == nil {
+			return found
+		}
+	}
 	if fd, err := unix.Fsopen("cgroup2", unix.FSOPEN_CLOEXEC); err == nil {
 		defer unix.Close(fd)
 		if unix.FsconfigCreate(fd) != nil {

@@ -47,6 +47,7 @@ type node struct {
 	net   *hosttest.Namespace
 	image string // reference of the image in the pod's registry
 	reg   *registry
+	peer  *hosttest.Namespace // the other end of the pod's interface
 
 	settings map[string]string // of the handler's configuration, in TOML
 	env      []string          // more for the shim
@@ -89,7 +90,7 @@ func newNode(t *testing.T) *node {
 		}
 	}
 	n.net.Address("lo", registryAddress+"/32")
-	n.reg = newRegistry(t, n.net)
+	n.reg = newRegistry(t, n.net, registryAddress)
 	n.image = n.reg.reference("test/busybox")
 	n.settings = map[string]string{
 		"driver": `"process"`, "development": "true", "tee": `"none"`, "agent": quoted(shared.agent),

@@ -58,7 +58,7 @@ func (n *node) hosts() string {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		n.t.Fatal(err)
 	}
-	text := "127.0.0.1\tlocalhost\n\n# Entries added by HostAliases.\n" + registryAddress + "\t" + registryName + "\n"
+	text := "127.0.0.1\tlocalhost\n\n# Entries added by HostAliases.\n" + n.reg.address + "\t" + registryName + "\n"
 	if err := os.WriteFile(filepath.Join(dir, "etc-hosts"), []byte(text), 0o644); err != nil {
 		n.t.Fatal(err)
 	}
@@ -302,15 +302,19 @@ func (n *node) begin(ctx context.Context, id string) error {
 // bare gives the pod an interface without addresses, and takes those of the
 // loopback device away, as a CNI plugin does that has none left.
 func (n *node) bare() {
-	peer := hosttest.NewNamespace(n.t)
-	n.net.Veth("eth0", peer, "host0", 1500)
+	n.peer = hosttest.NewNamespace(n.t)
+	n.net.Veth("eth0", n.peer, "host0", 1500)
 }
+
+// gateway is the node's address on the pod's network.
+const gateway = "192.0.2.1"
 
 // veth gives the pod an interface as CNI plugins do.
 func (n *node) veth() {
 	n.bare()
 	n.net.Address("eth0", "192.0.2.2/24")
-	n.net.Route("eth0", "0.0.0.0/0", "192.0.2.1")
+	n.net.Route("eth0", "0.0.0.0/0", gateway)
+	n.peer.Address("host0", gateway+"/24")
 }
 
 // wait is for what tells nobody of itself: other processes.

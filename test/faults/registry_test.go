@@ -8,6 +8,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	"github.com/coffer-project/coffer/internal/host/hosttest"
 	"github.com/coffer-project/coffer/oci/serve"
@@ -25,10 +26,15 @@ const registryName = "host.coffer.internal"
 // pulls, and be killed.
 type registry struct {
 	server *httptest.Server
-	port   string
+	// address and port are where it listens.
+	address, port string
 
 	// login: whoever pulls has to say who it is.
 	login atomic.Bool
+	// slow: blobs come in small parts, with pauses. Of those that take long are
+	// under way, and were not taken to their end:
+	slow          atomic.Bool
+	pulls, unread atomic.Int32
 
 	mu   sync.Mutex
 	hold chan struct{} // closed to let pulls go on; nil: they do
@@ -36,8 +42,8 @@ type registry struct {
 	once *sync.Once
 }
 
-func newRegistry(t *testing.T, ns *hosttest.Namespace) *registry {
-	r := &registry{}
+func newRegistry(t *testing.T, ns *hosttest.Namespace, address string) *registry {
+	r := &registry{address: address}
 	handler := serve.Handler(map[string]serve.Source{"test/busybox": shared.image})
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
 		if r.login.Load() {
@@ -47,12 +53,17 @@ func newRegistry(t *testing.T, ns *hosttest.Namespace) *registry {
 		}
 		if strings.Contains(req.URL.Path, "/blobs/") {
 			r.wait(req)
+			if r.slow.Load() {
+				slow := &slowWriter{ResponseWriter: w, r: r, req: req}
+				defer slow.end()
+				w = slow
+			}
 		}
 		handler.ServeHTTP(w, req)
 	}))
 	_ = r.server.Listener.Close()
 	if err := ns.Do(func() (err error) {
-		r.server.Listener, err = net.Listen("tcp", registryAddress+":0")
+		r.server.Listener, err = net.Listen("tcp", address+":0")
 		return err
 	}); err != nil {
 		t.Fatal(err)
@@ -61,6 +72,46 @@ func newRegistry(t *testing.T, ns *hosttest.Namespace) *registry {
 	_, r.port, _ = net.SplitHostPort(r.server.Listener.Addr().String())
 	t.Cleanup(r.kill)
 	return r
+}
+
+// slowWriter sends what it is given as a registry behind a slow line does.
+type slowWriter struct {
+	http.ResponseWriter
+	r    *registry
+	req  *http.Request
+	long bool
+}
+
+func (w *slowWriter) Write(p []byte) (int, error) {
+	const part, pause = 2 << 10, 50 * time.Millisecond
+	if !w.long && len(p) > part {
+		w.long = true
+		w.r.pulls.Add(1)
+	}
+	for n := 0; n < len(p); n += part {
+		if _, err := w.ResponseWriter.Write(p[n:min(n+part, len(p))]); err != nil {
+			return n, err
+		}
+		if f, ok := w.ResponseWriter.(http.Flusher); ok {
+			f.Flush()
+		}
+		select {
+		case <-time.After(pause):
+		case <-w.req.Context().Done():
+			return n, w.req.Context().Err()
+		}
+	}
+	return len(p), nil
+}
+
+func (w *slowWriter) end() {
+	if !w.long {
+		return
+	}
+	if w.req.Context().Err() != nil {
+		w.r.unread.Add(1)
+	}
+	w.r.pulls.Add(-1)
 }
 
 func (r *registry) reference(repository string) string {

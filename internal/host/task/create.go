@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"time"
 
 	"github.com/containerd/containerd/api/events"
@@ -129,6 +130,8 @@ func (s *Service) create(ctx context.Context, c *container, r *api.CreateTaskReq
 	case dead && !c.owner():
 		// Of a boot the error says at which stage; here the end says everything.
 		err = errdefs.ErrFailedPrecondition.WithMessage("the pod's machine has ended: " + explain(end).Error())
+	case cause != nil && ctx.Err() != nil && strings.HasPrefix(err.Error(), cause.Error()):
+		err = cause // it was said below
 	case cause != nil && ctx.Err() != nil:
 		err = fmt.Errorf("%w (%w)", cause, err)
 	}

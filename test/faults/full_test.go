@@ -1,0 +1,53 @@
+package faults
+
+import (
+	"errors"
+	"os"
+	"testing"
+
+	"github.com/opencontainers/runtime-spec/specs-go"
+)
+
+// TestDiskFillsUp: the disk of the node's state fills while a pod runs. The pod
+// goes on, its containers' ends are told, a new one can be made, and nothing is
+// left when it is deleted, or when its shim is killed.
+func TestDiskFillsUp(t *testing.T) {
+	need(t)
+	for name, end := range map[string]func(n *node){
+		"deleted":     (*node).conclude,
+		"shim killed": func(n *node) { n.kill(n.shim); n.abandon() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			n := newNode(t)
+			n.small("state", "size=256k")
+			running(n)
+			n.fill("state")
+			n.mustBeFull("state")
+			ctx, cancel := n.call()
+			defer cancel()
+			job := n.container(func(s *specs.Spec) {
+				s.Annotations["io.kubernetes.cri.container-name"] = "job"
+				s.Process.Args = []string{"/bin/sh", "-c", "exit 7"}
+			})
+			n.run(job)
+			if status, err := n.exitOf(ctx, job); err != nil || status != 7 {
+				t.Errorf("exit: want 7, got %d, %v", status, err)
+			}
+			end(n)
+			n.expectClean()
+		})
+	}
+}
+
+// mustBeFull checks that the test tests something.
+func (n *node) mustBeFull(dir string) {
+	n.t.Helper()
+	err := os.WriteFile(n.path(dir, "probe"), make([]byte, 8<<10), 0o600)
+	if err == nil {
+		n.t.Fatal("the disk is not full")
+	}
+	if err := os.Remove(n.path(dir, "probe")); err != nil && !errors.Is(err, os.ErrNotExist) {
+		n.t.Fatal(err)
+	}
+}
