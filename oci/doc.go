@@ -19,6 +19,10 @@ import (
 // not exist, as opposed to not being reachable.
 var ErrNotFound = errors.New("not found")
 
+// ErrUnauthorized is wrapped by a [Fetcher]'s errors when the registry wants
+// other credentials than it was given, or some.
+var ErrUnauthorized = errors.New("the registry wants credentials")
+
 // ErrLied is wrapped by the errors of a read whose content turned out to be
 // wrong, when the same [Fetcher] can get it from elsewhere: a cache or a mirror
 // has lied and is not asked again. The caller throws away what it has read and

@@ -22,7 +22,7 @@ func decideAdmit(p *Policy, s *state, q ContainerProposal) (ImageRef, *state, *R
 		return ImageRef{}, nil, refuse(RuleContainerUnknown, "name", "one of "+quoteList(containerNames(p)), quote(q.Name), "the host selects among the policy's containers; it cannot add one")
 	}
 	for _, check := range []func(*Policy, *state, *Container, ContainerProposal) *Refusal{
-		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm,
+		checkInstances, checkRestarts, checkOrder, checkStreams, checkForm, checkTarget,
 	} {
 		if r := check(p, s, c, q); r != nil {
 			return ImageRef{}, nil, r

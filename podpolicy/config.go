@@ -45,6 +45,9 @@ type ContainerConfig struct {
 	// Stdin: the process gets a standard input that the host writes.
 	Stdin    bool
 	SharePID bool
+	// Target is the id of the running container whose PID namespace it joins;
+	// empty: it has its own, or the pod's.
+	Target string
 	// Unmasked leaves the kernel's files as they are; RLimits are by name. Only
 	// unsealed pods have them.
 	Unmasked bool

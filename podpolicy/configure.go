@@ -30,6 +30,9 @@ func decideConfigure(p *Policy, s *state, id string, admission uint64, img Image
 		Unmasked: c.unmasked, RLimits: maps.Clone(c.rlimits), TerminationPath: orDefault(q.TerminationPath, c.TerminationMessagePath),
 	}
 	var r *Refusal
+	if config.Target, r = resolveTarget(p, s, c); r != nil {
+		return nil, nil, r
+	}
 	if !c.ExpandArgs {
 		if config.Args, r = resolveArgs(c, img, q); r != nil {
 			return nil, nil, r

@@ -41,6 +41,9 @@ func (n *notes) role(c *Container) {
 		RoleEphemeral: "An ephemeral container: the host may start it once, at any time, or not at all.",
 	}[orDefault(c.Role, RoleApp)]
 	n.add(FactFixed, "role", "%s", text)
+	if c.Target != "" {
+		n.add(FactFixed, "target", "It sees the processes of container %s and is among them; with equal users it may signal and trace them, and sees their files and variables.", c.Target)
+	}
 	switch orDefault(c.Allow.Restarts, RestartNever) {
 	case RestartAlways:
 		n.add(FactAllowed, "allow.restarts", "The host may start it again whenever it has ended.")
@@ -128,7 +131,7 @@ func (n *notes) rights(c *Container) {
 		n.add(FactWarning, "noNewPrivileges", "Set-uid programs in it gain their owner's rights.")
 	}
 	if c.ReadOnlyRoot {
-		n.add(FactFixed, "readOnlyRoot", "Its root file system is read-only.")
+		n.add(FactFixed, "readOnlyRoot", "Its root file system is read-only, but for the volumes that its image declares.")
 	}
 }
 

@@ -133,6 +133,10 @@ func (g *Guard) Admit(q ContainerProposal) (*Admission, error) {
 	return decide(g,
 		func(p *Policy) (*Policy, *Refusal) { return deriveContainer(p, g.state, q) },
 		func(p *Policy, s *state) (*Admission, *state, *Refusal) {
+			if g.decider != nil && q.JoinPIDs {
+				// It would not be asked about a container that gets more than it says.
+				return nil, nil, refuse(RuleContainerTarget, "joinPIDs", "false: the policy has no word for the processes of another container", "true", "leave --target out")
+			}
 			if g.unsealed {
 				q = leaveToDerived(q)
 			}

@@ -171,6 +171,7 @@ func everythingPolicy(t testing.TB) *podpolicy.Policy {
 	p.Pod.SharePID = true
 	w := web(p)
 	w.ExpandArgs = true
+	w.TerminationMessagePath = "/var/words"
 	w.Args = append(w.Args, "--db=$(DSN)")
 	w.Env["DSN"] = podpolicy.EnvValue{Expand: "db://user:$(DB_PASSWORD)@$(POD_IP)/$$"}
 	w.Env["FAR"] = podpolicy.EnvValue{Resource: "kbs://far-away/shop/db/key"}
@@ -178,7 +179,7 @@ func everythingPolicy(t testing.TB) *podpolicy.Policy {
 	w.Mounts = append(w.Mounts, podpolicy.Mount{Path: "/db", Volume: "db", SubPath: "a/b"}, podpolicy.Mount{Path: "/secrets", Volume: "secrets", ReadOnly: true})
 	w.Allow.Copy = podpolicy.Copy{From: []string{"/data", "/var/log"}, To: []string{"/data"}}
 	p.Containers = append(p.Containers, podpolicy.Container{
-		Name: "debug", Role: podpolicy.RoleEphemeral, Image: podpolicy.Image{Digest: otherDigest, From: []string{"registry.example/debug"}}, Args: []string{"/bin/sh"},
+		Name: "debug", Role: podpolicy.RoleEphemeral, Target: "web", Image: podpolicy.Image{Digest: otherDigest, From: []string{"registry.example/debug"}}, Args: []string{"/bin/sh"},
 		Terminal: true, Seccomp: podpolicy.SeccompUnconfined, NoNewPrivileges: podpolicy.OnUnlessOff{Off: true}, Capabilities: []string{"CAP_SYS_PTRACE"},
 	})
 	p.Volumes["raw"] = podpolicy.Volume{Kind: podpolicy.VolumeBlock, Key: "kbs:///shop/raw/key"}

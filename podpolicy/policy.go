@@ -47,9 +47,12 @@ type Pod struct {
 
 // Container is one container of the pod.
 type Container struct {
-	Name  string `json:"name"`
-	Role  Role   `json:"role,omitempty"`
-	Image Image  `json:"image"`
+	Name string `json:"name"`
+	Role Role   `json:"role,omitempty"`
+	// Target names the container among whose processes an ephemeral container
+	// is; empty: it has its own.
+	Target string `json:"target,omitempty"`
+	Image  Image  `json:"image"`
 	// Args is the whole command line; nil takes the image's entrypoint and
 	// command.
 	Args []string `json:"args,omitempty"`

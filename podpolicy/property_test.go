@@ -88,6 +88,7 @@ func containerChanges() map[string]map[string]func(*podpolicy.ContainerProposal)
 		"TerminationPath": {
 			"terminationMessagePath": func(p q) { p.TerminationPath = "/etc/" + marker },
 		},
+		"JoinPIDs": {"joinPIDs": func(p q) { p.JoinPIDs = true }},
 		"Slots": {
 			"slots.ip":        func(p q) { p.Slots["ip"] = marker },
 			"slots." + marker: func(p q) { p.Slots[marker] = marker },

@@ -88,6 +88,8 @@ type ContainerProposal struct {
 	// TerminationPath is where the container leaves its last words; empty:
 	// nowhere.
 	TerminationPath string
+	// JoinPIDs asks for the processes of another container, without a name.
+	JoinPIDs bool
 }
 
 // Resources are limits; a zero field leaves the limit to the policy, or in an

@@ -64,6 +64,7 @@ const (
 	RuleContainerUnmasked        = "container.unmasked"
 	RuleContainerVolumes         = "container.volumes"
 	RuleContainerTermination     = "container.terminationMessage"
+	RuleContainerTarget          = "container.target"
 
 	RuleImageConfig   = "image.config"
 	RuleVolumeUnknown = "volume.unknown"
@@ -93,7 +94,7 @@ func Rules() []string {
 		RuleContainerUnknown, RuleContainerID, RuleContainerInstances, RuleContainerRestarts, RuleContainerOrder, RuleContainerState,
 		RuleContainerImage, RuleContainerArgs, RuleContainerEnv, RuleContainerUser, RuleContainerCwd, RuleContainerMounts,
 		RuleContainerTerminal, RuleContainerStdin, RuleContainerResources, RuleContainerCapabilities, RuleContainerNoNewPrivileges, RuleContainerReadOnlyRoot,
-		RuleContainerSeccomp, RuleContainerUnmasked, RuleContainerVolumes, RuleContainerTermination, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
+		RuleContainerSeccomp, RuleContainerUnmasked, RuleContainerVolumes, RuleContainerTermination, RuleContainerTarget, RuleImageConfig, RuleVolumeUnknown, RuleVolumeAttach, RuleVolumeEmpty,
 		RuleExecArgs, RuleExecEnv, RuleExecCwd, RuleExecTerminal, RuleExecStdin, RuleExecCount, RuleSignal,
 		RuleFilesVolume, RuleFilesVersion, RuleFilesName, RuleFilesSize, RuleFilesDigest, RuleFilesMissing,
 	}

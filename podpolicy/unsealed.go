@@ -46,6 +46,12 @@ func deriveContainer(p *Policy, s *state, q ContainerProposal) (*Policy, *Refusa
 	if r != nil {
 		return nil, r
 	}
+	if c.Target, r = deriveTarget(p, s, q); r != nil {
+		return nil, r
+	}
+	if c.Target != "" {
+		c.Role, c.Allow.Restarts = RoleEphemeral, RestartNever
+	}
 	d := *p
 	d.Volumes = maps.Clone(p.Volumes)
 	if r := checkClaims(q); r != nil {

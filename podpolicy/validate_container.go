@@ -14,6 +14,7 @@ func (v *validator) container(at string, c *Container) {
 		v.bad(at+".name", "expected a DNS label of at most 63 characters, got %s", quote(c.Name))
 	}
 	oneOf(v, at+".role", c.Role, "", RoleApp, RoleInit, RoleSidecar, RoleEphemeral)
+	v.target(at+".target", c)
 	v.image(at+".image", c.Image)
 	v.args(at+".args", c.Args)
 	if c.ExpandArgs && c.Args == nil {

@@ -1275,8 +1275,13 @@ type CreateContainerRequest struct {
 	// Path in the container where it leaves its last words; empty: none.
 	TerminationMessagePath string    `protobuf:"bytes,15,opt,name=termination_message_path,json=terminationMessagePath,proto3" json:"termination_message_path,omitempty"`
 	Devices                []*Device `protobuf:"bytes,16,rep,name=devices,proto3" json:"devices,omitempty"`
-	unknownFields          protoimpl.UnknownFields
-	sizeCache              protoimpl.SizeCache
+	// The container is to be among the processes of another one, and to see them
+	// (kubectl debug --target). Of which, the host does not know: a sealed pod's
+	// policy says it, and in an unsealed one it is the only other container that
+	// runs and has processes of its own.
+	JoinPids      bool `protobuf:"varint,17,opt,name=join_pids,json=joinPids,proto3" json:"join_pids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateContainerRequest) Reset() {
@@ -1419,6 +1424,13 @@ func (x *CreateContainerRequest) GetDevices() []*Device {
 		return x.Devices
 	}
 	return nil
+}
+
+func (x *CreateContainerRequest) GetJoinPids() bool {
+	if x != nil {
+		return x.JoinPids
+	}
+	return false
 }
 
 // Security is what a container may do beyond its user.
@@ -3397,11 +3409,13 @@ func (x *StreamHeader) GetPort() uint32 {
 	return 0
 }
 
-// StreamReply is the guest's answer to a StreamHeader. A stream that the
-// policy forbids is accepted and drained: the reply does not tell.
+// StreamReply is the guest's answer to a StreamHeader.
 type StreamReply struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Error         string                 `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Error string                 `protobuf:"bytes,1,opt,name=error,proto3" json:"error,omitempty"`
+	// A stream that the policy forbids is accepted and drained, and this says by
+	// which rule.
+	Refusal       *Refusal `protobuf:"bytes,2,opt,name=refusal,proto3" json:"refusal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3441,6 +3455,13 @@ func (x *StreamReply) GetError() string {
 		return x.Error
 	}
 	return ""
+}
+
+func (x *StreamReply) GetRefusal() *Refusal {
+	if x != nil {
+		return x.Refusal
+	}
+	return nil
 }
 
 // BlobRequest is the guest's side of a BLOBS stream. Nothing that comes back
@@ -4176,7 +4197,7 @@ const file_agent_proto_rawDesc = "" +
 	"\x15UpdateNetworkResponse\"$\n" +
 	"\n" +
 	"StringList\x12\x16\n" +
-	"\x06values\x18\x01 \x03(\tR\x06values\"\x86\x06\n" +
+	"\x06values\x18\x01 \x03(\tR\x06values\"\xa3\x06\n" +
 	"\x16CreateContainerRequest\x12!\n" +
 	"\fcontainer_id\x18\x01 \x01(\tR\vcontainerId\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
@@ -4194,7 +4215,8 @@ const file_agent_proto_rawDesc = "" +
 	"\bsecurity\x18\r \x01(\v2\x19.coffer.agent.v1.SecurityR\bsecurity\x121\n" +
 	"\avolumes\x18\x0e \x03(\v2\x17.coffer.agent.v1.VolumeR\avolumes\x128\n" +
 	"\x18termination_message_path\x18\x0f \x01(\tR\x16terminationMessagePath\x121\n" +
-	"\adevices\x18\x10 \x03(\v2\x17.coffer.agent.v1.DeviceR\adevices\x1a8\n" +
+	"\adevices\x18\x10 \x03(\v2\x17.coffer.agent.v1.DeviceR\adevices\x12\x1b\n" +
+	"\tjoin_pids\x18\x11 \x01(\bR\bjoinPids\x1a8\n" +
 	"\n" +
 	"SlotsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
@@ -4352,9 +4374,10 @@ const file_agent_proto_rawDesc = "" +
 	"\x06EVENTS\x10\x05\x12\t\n" +
 	"\x05FILES\x10\x06\x12\t\n" +
 	"\x05BLOBS\x10\a\x12\x10\n" +
-	"\fPORT_FORWARD\x10\b\"#\n" +
+	"\fPORT_FORWARD\x10\b\"W\n" +
 	"\vStreamReply\x12\x14\n" +
-	"\x05error\x18\x01 \x01(\tR\x05error\"\xb9\x01\n" +
+	"\x05error\x18\x01 \x01(\tR\x05error\x122\n" +
+	"\arefusal\x18\x02 \x01(\v2\x18.coffer.agent.v1.RefusalR\arefusal\"\xb9\x01\n" +
 	"\vBlobRequest\x12D\n" +
 	"\toperation\x18\x01 \x01(\x0e2&.coffer.agent.v1.BlobRequest.OperationR\toperation\x12\x16\n" +
 	"\x06digest\x18\x02 \x01(\tR\x06digest\x12\x12\n" +
@@ -4533,53 +4556,54 @@ var file_agent_proto_depIdxs = []int32{
 	18, // 22: coffer.agent.v1.ExecRequest.env:type_name -> coffer.agent.v1.StringList
 	26, // 23: coffer.agent.v1.UpdateRequest.resources:type_name -> coffer.agent.v1.Resources
 	1,  // 24: coffer.agent.v1.StreamHeader.kind:type_name -> coffer.agent.v1.StreamHeader.Kind
-	2,  // 25: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
-	59, // 26: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
-	60, // 27: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
-	61, // 28: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
-	62, // 29: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
-	63, // 30: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
-	64, // 31: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
-	21, // 32: coffer.agent.v1.Security.RlimitsEntry.value:type_name -> coffer.agent.v1.Rlimit
-	3,  // 33: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
-	6,  // 34: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
-	16, // 35: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
-	19, // 36: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
-	28, // 37: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
-	30, // 38: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
-	32, // 39: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
-	34, // 40: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
-	36, // 41: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
-	38, // 42: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
-	40, // 43: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
-	42, // 44: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
-	44, // 45: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
-	46, // 46: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
-	48, // 47: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
-	50, // 48: coffer.agent.v1.Agent.TerminationMessage:input_type -> coffer.agent.v1.TerminationMessageRequest
-	52, // 49: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
-	4,  // 50: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
-	9,  // 51: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
-	17, // 52: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
-	27, // 53: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
-	29, // 54: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
-	31, // 55: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
-	33, // 56: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
-	35, // 57: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
-	37, // 58: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
-	39, // 59: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
-	41, // 60: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
-	43, // 61: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
-	45, // 62: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
-	47, // 63: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
-	49, // 64: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
-	51, // 65: coffer.agent.v1.Agent.TerminationMessage:output_type -> coffer.agent.v1.TerminationMessageResponse
-	53, // 66: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
-	50, // [50:67] is the sub-list for method output_type
-	33, // [33:50] is the sub-list for method input_type
-	33, // [33:33] is the sub-list for extension type_name
-	33, // [33:33] is the sub-list for extension extendee
-	0,  // [0:33] is the sub-list for field type_name
+	62, // 25: coffer.agent.v1.StreamReply.refusal:type_name -> coffer.agent.v1.Refusal
+	2,  // 26: coffer.agent.v1.BlobRequest.operation:type_name -> coffer.agent.v1.BlobRequest.Operation
+	59, // 27: coffer.agent.v1.Event.exit:type_name -> coffer.agent.v1.Exit
+	60, // 28: coffer.agent.v1.Event.oom:type_name -> coffer.agent.v1.OOM
+	61, // 29: coffer.agent.v1.Event.pull:type_name -> coffer.agent.v1.PullProgress
+	62, // 30: coffer.agent.v1.Event.refusal:type_name -> coffer.agent.v1.Refusal
+	63, // 31: coffer.agent.v1.Event.attested:type_name -> coffer.agent.v1.Attested
+	64, // 32: coffer.agent.v1.Event.blob_cache:type_name -> coffer.agent.v1.BlobCache
+	21, // 33: coffer.agent.v1.Security.RlimitsEntry.value:type_name -> coffer.agent.v1.Rlimit
+	3,  // 34: coffer.agent.v1.Agent.Hello:input_type -> coffer.agent.v1.HelloRequest
+	6,  // 35: coffer.agent.v1.Agent.CreateSandbox:input_type -> coffer.agent.v1.CreateSandboxRequest
+	16, // 36: coffer.agent.v1.Agent.UpdateNetwork:input_type -> coffer.agent.v1.UpdateNetworkRequest
+	19, // 37: coffer.agent.v1.Agent.CreateContainer:input_type -> coffer.agent.v1.CreateContainerRequest
+	28, // 38: coffer.agent.v1.Agent.Start:input_type -> coffer.agent.v1.StartRequest
+	30, // 39: coffer.agent.v1.Agent.Exec:input_type -> coffer.agent.v1.ExecRequest
+	32, // 40: coffer.agent.v1.Agent.Signal:input_type -> coffer.agent.v1.SignalRequest
+	34, // 41: coffer.agent.v1.Agent.Resize:input_type -> coffer.agent.v1.ResizeRequest
+	36, // 42: coffer.agent.v1.Agent.CloseStdin:input_type -> coffer.agent.v1.CloseStdinRequest
+	38, // 43: coffer.agent.v1.Agent.Wait:input_type -> coffer.agent.v1.WaitRequest
+	40, // 44: coffer.agent.v1.Agent.Update:input_type -> coffer.agent.v1.UpdateRequest
+	42, // 45: coffer.agent.v1.Agent.Stats:input_type -> coffer.agent.v1.StatsRequest
+	44, // 46: coffer.agent.v1.Agent.Delete:input_type -> coffer.agent.v1.DeleteRequest
+	46, // 47: coffer.agent.v1.Agent.PutFiles:input_type -> coffer.agent.v1.PutFilesRequest
+	48, // 48: coffer.agent.v1.Agent.AttachVolume:input_type -> coffer.agent.v1.AttachVolumeRequest
+	50, // 49: coffer.agent.v1.Agent.TerminationMessage:input_type -> coffer.agent.v1.TerminationMessageRequest
+	52, // 50: coffer.agent.v1.Agent.Shutdown:input_type -> coffer.agent.v1.ShutdownRequest
+	4,  // 51: coffer.agent.v1.Agent.Hello:output_type -> coffer.agent.v1.HelloResponse
+	9,  // 52: coffer.agent.v1.Agent.CreateSandbox:output_type -> coffer.agent.v1.CreateSandboxResponse
+	17, // 53: coffer.agent.v1.Agent.UpdateNetwork:output_type -> coffer.agent.v1.UpdateNetworkResponse
+	27, // 54: coffer.agent.v1.Agent.CreateContainer:output_type -> coffer.agent.v1.CreateContainerResponse
+	29, // 55: coffer.agent.v1.Agent.Start:output_type -> coffer.agent.v1.StartResponse
+	31, // 56: coffer.agent.v1.Agent.Exec:output_type -> coffer.agent.v1.ExecResponse
+	33, // 57: coffer.agent.v1.Agent.Signal:output_type -> coffer.agent.v1.SignalResponse
+	35, // 58: coffer.agent.v1.Agent.Resize:output_type -> coffer.agent.v1.ResizeResponse
+	37, // 59: coffer.agent.v1.Agent.CloseStdin:output_type -> coffer.agent.v1.CloseStdinResponse
+	39, // 60: coffer.agent.v1.Agent.Wait:output_type -> coffer.agent.v1.WaitResponse
+	41, // 61: coffer.agent.v1.Agent.Update:output_type -> coffer.agent.v1.UpdateResponse
+	43, // 62: coffer.agent.v1.Agent.Stats:output_type -> coffer.agent.v1.StatsResponse
+	45, // 63: coffer.agent.v1.Agent.Delete:output_type -> coffer.agent.v1.DeleteResponse
+	47, // 64: coffer.agent.v1.Agent.PutFiles:output_type -> coffer.agent.v1.PutFilesResponse
+	49, // 65: coffer.agent.v1.Agent.AttachVolume:output_type -> coffer.agent.v1.AttachVolumeResponse
+	51, // 66: coffer.agent.v1.Agent.TerminationMessage:output_type -> coffer.agent.v1.TerminationMessageResponse
+	53, // 67: coffer.agent.v1.Agent.Shutdown:output_type -> coffer.agent.v1.ShutdownResponse
+	51, // [51:68] is the sub-list for method output_type
+	34, // [34:51] is the sub-list for method input_type
+	34, // [34:34] is the sub-list for extension type_name
+	34, // [34:34] is the sub-list for extension extendee
+	0,  // [0:34] is the sub-list for field type_name
 }
 
 func init() { file_agent_proto_init() }

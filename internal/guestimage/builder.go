@@ -19,7 +19,7 @@ import (
 
 // revision is part of an image's inputs: raise it with every change to this package
 // that makes other bytes from the same recipe.
-const revision = "coffer guest image builder 2"
+const revision = "coffer guest image builder 3"
 
 // Names of the image's files in the output directory.
 const (

@@ -125,7 +125,10 @@ func (b *builder) modules(ctx context.Context, modules *modules, in contents) er
 	for _, l := range []struct {
 		path  string
 		names []string
-	}{{m.BaseList, m.Base}, {m.TEEList, m.TEE}, {m.DiskList, m.Disk}} {
+	}{{m.BaseList, m.Base}, {m.TEEList, m.TEE}, {m.DiskList, m.Disk}, {m.MemoryList, m.Memory}} {
+		if l.path == "" {
+			continue // the recipe has no such list
+		}
 		names, err := kmod.Order(l.names, modules.depends(ctx))
 		if err != nil {
 			return err

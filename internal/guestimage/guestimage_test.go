@@ -49,6 +49,8 @@ tee_list = "m/tee"
 tee = ["sev-guest"]
 disk_list = "m/disk"
 disk = ["virtio_blk"]
+memory_list = "m/memory"
+memory = ["virtio_balloon"]
 [libraries]
 packages = ["libc", "libx"]
 dirs = ["lib", "usr/lib"]
@@ -75,6 +77,7 @@ func newWorld(t *testing.T) *world {
 		modules + "net_failover.ko.xz":                xz(t, elftest.Module("net_failover", release)),
 		modules + "sev-guest.ko.xz":                   xz(t, elftest.Module("sev_guest", release, "tsm", "net_failover")),
 		modules + "virtio_blk.ko.xz":                  xz(t, elftest.Module("virtio_blk", release, "tsm", "net_failover")),
+		modules + "virtio_balloon.ko.xz":              xz(t, elftest.Module("virtio_balloon", release)),
 		modules + "tsm.ko.xz":                         xz(t, elftest.Module("tsm", release)),
 		modules + "alien.ko.xz":                       xz(t, elftest.Module("alien", "5.10.0")),
 	}, nil)
@@ -200,7 +203,7 @@ func TestBuild(t *testing.T) {
 	}
 	want := []string{
 		"0040755 /dev ", "0020600 /dev/console ", "0040755 /etc ", "0100640 /etc/group ", "0100755 /init ", "0120777 /lib64 usr/lib64",
-		"0040700 /m ", "0100644 /m/base ", "0100644 /m/disk ", "0100644 /m/net_failover.ko ", "0100644 /m/sev-guest.ko ", "0100644 /m/tee ", "0100644 /m/tsm.ko ", "0100644 /m/virtio_blk.ko ", "0100644 /m/virtio_net.ko ",
+		"0040700 /m ", "0100644 /m/base ", "0100644 /m/disk ", "0100644 /m/memory ", "0100644 /m/net_failover.ko ", "0100644 /m/sev-guest.ko ", "0100644 /m/tee ", "0100644 /m/tsm.ko ", "0100644 /m/virtio_balloon.ko ", "0100644 /m/virtio_blk.ko ", "0100644 /m/virtio_net.ko ",
 		"0040755 /usr ", "0040755 /usr/bin ", "0100755 /usr/bin/run ", "0040755 /usr/lib ",
 		"0100644 /usr/lib/ld.so ", "0100644 /usr/lib/libc.so.6 ", "0100644 /usr/lib/libx.so.1 ", "0040755 /usr/lib64 ", "0120777 /usr/lib64/ld.so ../lib/ld.so",
 	}

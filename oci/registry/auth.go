@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/base64"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -14,6 +13,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/coffer-project/coffer/oci"
 	"github.com/coffer-project/coffer/secret"
 )
 
@@ -45,9 +45,6 @@ type tokenEntry struct {
 	// another.
 	refresh secret.Bytes
 }
-
-// errUnauthorized says that the registry wants other credentials, or some.
-var errUnauthorized = errors.New("the registry wants credentials")
 
 // scope is what is asked for: of this repository, and no more, whatever the
 // registry's challenge says.
@@ -93,7 +90,7 @@ func (c *Client) entry(k tokenKey) *tokenEntry {
 
 func (e *endpoint) basic() (string, error) {
 	if e.login == nil || e.login.user == "" {
-		return "", errUnauthorized
+		return "", oci.ErrUnauthorized
 	}
 	plain := e.login.user + ":" + string(e.login.password.Expose())
 	return "Basic " + base64.StdEncoding.EncodeToString([]byte(plain)), nil
@@ -111,7 +108,7 @@ func (e *endpoint) challenged(resp *http.Response, used, actions string) error {
 	e.mu.Unlock()
 	if ch.scheme == "basic" {
 		if used != "" {
-			return errUnauthorized
+			return oci.ErrUnauthorized
 		}
 		return nil
 	}
@@ -141,7 +138,7 @@ func (e *endpoint) choose(headers []string) (*challenge, error) {
 		}
 	}
 	if basic == nil {
-		return nil, fmt.Errorf("WWW-Authenticate: expected a Basic or Bearer challenge, got none that is understood: %w", errUnauthorized)
+		return nil, fmt.Errorf("WWW-Authenticate: expected a Basic or Bearer challenge, got none that is understood: %w", oci.ErrUnauthorized)
 	}
 	return basic, nil
 }
@@ -180,7 +177,7 @@ func (e *endpoint) token(ctx context.Context, ch *challenge, scope string, entry
 	defer clear(body)
 	switch {
 	case resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden || resp.StatusCode == http.StatusBadRequest && e.login != nil:
-		return fmt.Errorf("token server %s: HTTP status %d: %w", host, resp.StatusCode, errUnauthorized)
+		return fmt.Errorf("token server %s: HTTP status %d: %w", host, resp.StatusCode, oci.ErrUnauthorized)
 	case resp.StatusCode != http.StatusOK:
 		return &statusError{what: "token server " + host, code: resp.StatusCode, wait: retryAfter(resp, e.client.options.Now())}
 	case err != nil:

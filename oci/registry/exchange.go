@@ -128,7 +128,7 @@ func (e *endpoint) retry(ctx context.Context, r request, n int, err error) (time
 		}
 		return 0, false
 	}
-	if errors.Is(err, ErrRefused) || errors.Is(err, errUnauthorized) || errors.Is(err, errStalled) || errors.Is(err, errSlow) {
+	if errors.Is(err, ErrRefused) || errors.Is(err, oci.ErrUnauthorized) || errors.Is(err, errStalled) || errors.Is(err, errSlow) {
 		return 0, false
 	}
 	if _, ok := errors.AsType[errTLS](err); ok {
@@ -171,18 +171,18 @@ func (e *endpoint) once(ctx context.Context, r request) (*response, error) {
 		status.codes = errorCodes(resp.body)
 	}
 	if resp.StatusCode == http.StatusUnauthorized || resp.StatusCode == http.StatusForbidden {
-		return nil, e.unauthorized(fmt.Errorf("%w: %w", errUnauthorized, status))
+		return nil, e.unauthorized(fmt.Errorf("%w: %w", oci.ErrUnauthorized, status))
 	}
 	return nil, status
 }
 
 // unauthorized says which credentials were used, and which are needed.
 func (e *endpoint) unauthorized(err error) error {
-	if !errors.Is(err, errUnauthorized) {
+	if !errors.Is(err, oci.ErrUnauthorized) {
 		return err
 	}
 	if e.login == nil {
-		return fmt.Errorf("%w; there are none for %s: add them to the auth.json of authenticated_registry_credentials_uri (coffer run --credentials), unless the name of the repository is wrong", err, e.ref.Name())
+		return fmt.Errorf("%w; there are none for %s: add them to the auth.json of authenticated_registry_credentials_uri (coffer run --credentials; for pods without initdata, unsealed_registries.auth of the node), unless the name of the repository is wrong", err, e.ref.Name())
 	}
 	return fmt.Errorf("%w; those for %q in the auth.json were not accepted for repository %s", err, e.login.key, e.ref.Repository)
 }

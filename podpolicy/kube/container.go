@@ -31,8 +31,13 @@ func (g *generator) containers() {
 			g.bad(field, "remove it, or give --ephemeral", "an ephemeral container is a way into a running pod")
 			continue
 		}
-		c := corev1.Container(g.spec.EphemeralContainers[i].EphemeralContainerCommon)
+		e := &g.spec.EphemeralContainers[i]
+		c := corev1.Container(e.EphemeralContainerCommon)
+		before := len(g.policy.Containers)
 		g.container(field, &c, podpolicy.RoleEphemeral)
+		if len(g.policy.Containers) > before && !g.policy.Pod.SharePID {
+			g.policy.Containers[before].Target = e.TargetContainerName
+		}
 	}
 	if len(g.spec.Containers) == 0 {
 		g.bad("containers", "", "the pod has no container")

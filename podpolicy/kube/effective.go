@@ -22,6 +22,7 @@ func (h *host) compare(c, own *podpolicy.Container) {
 		}
 	}
 	differ("role", own.Role, c.Role)
+	differ("target", own.Target, c.Target)
 	refused := slices.ContainsFunc(h.findings, func(f Finding) bool { return f.Rule == podpolicy.RuleContainerUser && f.Container == c.Name })
 	if own.User != nil && c.User != nil && !refused {
 		differ("user", compact(own.User), compact(c.User))

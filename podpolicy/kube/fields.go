@@ -113,7 +113,7 @@ func containerFields() []Field {
 		{Path: "containers[].args[]", Decision: Pinned, How: "`args`, in place of the image's command; $(NAME) is expanded as the kubelet does"},
 		{Path: "containers[].workingDir", Decision: Pinned, How: "`cwd`"},
 		{Path: "containers[].ports", Decision: Ignored, How: "informative; the network is the host's. Forwarding through the agent needs `allow.portForward`"},
-		{Path: "containers[].targetContainerName", Decision: Ignored, How: "namespaces are as shareProcessNamespace says"},
+		{Path: "containers[].targetContainerName", Decision: Pinned, How: "`target`, of an ephemeral container; not needed with shareProcessNamespace"},
 		{Path: "containers[].resources.limits{}", Decision: Pinned, How: "cpu and memory: `limits`; ephemeral-storage is the kubelet's matter; others are refused"},
 		{Path: "containers[].resources.requests{}", Decision: Ignored, How: "for scheduling; the values in resourceFieldRef are those written here"},
 		{Path: "containers[].resources.claims", Decision: Refused, How: "devices by dynamic allocation are the host's", Remedy: "remove it"},

@@ -39,7 +39,7 @@ func (g *generator) origin(path string) string {
 		_, rest, _ := strings.Cut(path, "].")
 		for _, same := range []struct{ policy, spec string }{
 			{"image", "image"}, {"args", "args"}, {"cwd", "workingDir"}, {"name", "name"}, {"user", "securityContext"}, {"capabilities", "securityContext.capabilities"},
-			{"limits", "resources.limits"}, {"env", "env"}, {"mounts", "volumeMounts"}, {"devices", "volumeDevices"},
+			{"limits", "resources.limits"}, {"env", "env"}, {"mounts", "volumeMounts"}, {"devices", "volumeDevices"}, {"target", "targetContainerName"},
 			{"terminationMessagePath", "terminationMessagePath"},
 		} {
 			if strings.HasPrefix(rest, same.policy) {

@@ -4,7 +4,6 @@ import (
 	"context"
 	"encoding/base64"
 	"os"
-	"path/filepath"
 	"strings"
 	"testing"
 
@@ -71,14 +70,29 @@ func machine(more ...func(*node)) func(*node) {
 	}
 }
 
-// fullState makes the state directory one of a file system that is full.
-func fullState(n *node) {
-	at := n.path("state")
-	if err := unix.Mount("tmpfs", at, "tmpfs", 0, "size=64k"); err != nil {
+// small makes a directory of the node a file system of its own.
+func (n *node) small(dir, options string) {
+	n.t.Helper()
+	at := n.path(dir)
+	if err := unix.Mount("tmpfs", at, "tmpfs", 0, options); err != nil {
 		n.t.Fatal(err)
 	}
+	n.own = append(n.own, at)
 	n.cuts = append(n.cuts, func() { _ = unix.Unmount(at, unix.MNT_DETACH) })
-	_ = os.WriteFile(filepath.Join(at, ownFile), make([]byte, 1<<20), 0o600)
+}
+
+// fill takes all room of such a directory.
+func (n *node) fill(dir string) {
+	_ = os.WriteFile(n.path(dir, ownFile), make([]byte, 8<<20), 0o600)
+}
+
+func smallDir(dir, options string) func(*node) { return func(n *node) { n.small(dir, options) } }
+
+func full(dir string) func(*node) {
+	return func(n *node) {
+		n.small(dir, "size=64k")
+		n.fill(dir)
+	}
 }
 
 func gzipped(text string) string {
@@ -129,8 +143,8 @@ var inputs = []input{
 	{name: "CNI without addresses", set: machine(func(n *node) { n.bare() }), want: "no interface has an address: there is eth0 (the CNI plugin has set up nothing; see its configuration in /etc/cni/net.d, whether its daemon runs on this node, whether its address pool is exhausted, and the log of containerd)"},
 	// What a machine is made of.
 	{name: "guest image missing", set: machine(func(n *node) { n.veth() }), want: "create container \"ID\": sandbox ID: no guest image in DIR/none: open DIR/none/manifest.json: no such file or directory (make one with: coffer guest build)"},
-	{name: "agent missing", set: setting("agent", `"DIR/none"`), want: "create container \"ID\": process ID: start DIR/none: fork/exec DIR/none: no such file or directory"},
-	{name: "agent is no program", set: func(n *node) { n.write("agent", "no program"); n.settings["agent"] = quoted(n.path("agent")) }, want: "create container \"ID\": process ID: start DIR/agent: fork/exec DIR/agent: permission denied"},
+	{name: "agent missing", set: setting("agent", `"DIR/none"`), want: "create container \"ID\": process ID: start DIR/none: fork/exec DIR/none: no such file or directory (agent of the runtime configuration has to name the program coffer-agent)"},
+	{name: "agent is no program", set: func(n *node) { n.write("agent", "no program"); n.settings["agent"] = quoted(n.path("agent")) }, want: "create container \"ID\": process ID: start DIR/agent: fork/exec DIR/agent: permission denied (agent of the runtime configuration has to name the program coffer-agent)"},
 	{name: "agent dies", set: func(n *node) { n.settings["agent"] = quoted(n.liar("dies")) }, want: "create container \"ID\": process ID: agent process ID: it failed (exit status 3); last lines of its console:"},
 	{name: "agent says nothing", set: func(n *node) {
 		n.settings["agent"], n.settings["boot_timeout"] = quoted(n.liar("deaf")), `"1s"`
@@ -138,18 +152,25 @@ var inputs = []input{
 	// The image.
 	{name: "image not found", app: func(n *node, s *specs.Spec) {
 		s.Annotations["io.kubernetes.cri.image-name"] = registryName + ":" + n.reg.port + "/test/other:1"
-	}, want: "create container \"APP\": the guest: image host.coffer.internal:PORT/test/other:1: registry host.coffer.internal:PORT, repository test/other: HEAD /v2/test/other/manifests/1: HTTP status 404 Not Found"},
+	}, want: "create container \"APP\": the guest: image host.coffer.internal:PORT/test/other:1: registry host.coffer.internal:PORT, repository test/other: HEAD /v2/test/other/manifests/1: HTTP status 404 Not Found; check the image's registry, repository, tag and digest, and that it was pushed there"},
 	{name: "tag not found", app: func(n *node, s *specs.Spec) {
 		s.Annotations["io.kubernetes.cri.image-name"] = registryName + ":" + n.reg.port + "/test/busybox:none"
-	}, want: "create container \"APP\": the guest: image host.coffer.internal:PORT/test/busybox:none: registry host.coffer.internal:PORT, repository test/busybox: HEAD /v2/test/busybox/manifests/none: HTTP status 404 Not Found"},
-	{name: "registry unreachable", app: annotate("io.kubernetes.cri.image-name", registryName+":1/test/busybox:1"), want: "create container \"APP\": the guest: image host.coffer.internal:1/test/busybox:1: registry host.coffer.internal:1, repository test/busybox: dial tcp 198.51.100.1:1: connect: connection refused (after 5 attempts)"},
+	}, want: "create container \"APP\": the guest: image host.coffer.internal:PORT/test/busybox:none: registry host.coffer.internal:PORT, repository test/busybox: HEAD /v2/test/busybox/manifests/none: HTTP status 404 Not Found; check the image's registry, repository, tag and digest, and that it was pushed there"},
+	{name: "registry wants credentials", set: func(n *node) { n.reg.login.Store(true) }, want: "the registry wants credentials; there are none for host.coffer.internal:PORT/test/busybox: add them to the auth.json of authenticated_registry_credentials_uri (coffer run --credentials; for pods without initdata, unsealed_registries.auth of the node), unless the name of the repository is wrong"},
+	{name: "registry unreachable", app: annotate("io.kubernetes.cri.image-name", registryName+":1/test/busybox:1"), want: "create container \"APP\": the guest: image host.coffer.internal:1/test/busybox:1: registry host.coffer.internal:1, repository test/busybox: dial tcp 198.51.100.1:1: connect: connection refused (after 5 attempts); check that the server runs, and that the pod's network lets it be reached"},
 	{name: "registry unknown", app: annotate("io.kubernetes.cri.image-name", "nowhere.invalid/test/busybox:1"), want: "create container \"APP\": the guest: image nowhere.invalid/test/busybox:1: registry nowhere.invalid, repository test/busybox: dial tcp: lookup nowhere.invalid"},
+	{name: "registry unknown, what to do", app: annotate("io.kubernetes.cri.image-name", "nowhere.invalid/test/busybox:1"), want: "; check the name and the pod's DNS"},
 	{name: "not a reference", app: annotate("io.kubernetes.cri.image-name", "A B"), want: "create container \"APP\": the guest: refused (rule container.image): image: expected an image reference, got \"A B\" (expected an image reference [REGISTRY/]REPOSITORY[:TAG][@sha256:…], got \"A B\")"},
 	{name: "image by id", app: annotate("io.kubernetes.cri.image-name", "sha256:"+strings.Repeat("0", 64)), want: "create container \"APP\": image sha256:0000000000000000000000000000000000000000000000000000000000000000: the container runtime knows it by its id only, by which the guest cannot pull it: write the image's registry, repository and tag"},
-	{name: "program not found", app: func(_ *node, s *specs.Spec) { s.Process.Args = []string{"/bin/none"} }, want: "create container \"APP\": the guest: container APP: crun create: exit status 1: executable file `/bin/none` not found in $PATH: No such file or directory"},
+	{name: "program not found", app: func(_ *node, s *specs.Spec) { s.Process.Args = []string{"/bin/none"} }, want: "create container \"APP\": the guest: container APP: crun create: exit status 1: executable file `/bin/none` not found in $PATH: No such file or directory; check the container's command, and that its image has this program"},
 	// Disks.
-	{name: "state directory full", set: fullState, want: "io.containerd.coffer.v2: pod state: write DIR/state/k8s.io/ID/.state.json: no space left on device"},
-	{name: "scratch directory missing", set: machine(func(n *node) { n.veth() }, setting("scratch", "33554432"), setting("scratch_directory", `"DIR/none"`)), want: "scratch: "},
+	{name: "state directory full", set: full("state"), want: "io.containerd.coffer.v2: pod state: write DIR/state/k8s.io/ID/.state.json: no space left on device; the node's directory DIR/state/k8s.io/ID is full: free space or inodes there (df DIR/state/k8s.io/ID, df -i DIR/state/k8s.io/ID)"},
+	// A page is the bundle's config.json. What containerd reads of the shim's log
+	// is in a pipe beside it.
+	{name: "bundle's directory full", set: smallDir("b", "size=4k"), want: "no space left on device; the node's directory DIR/b/ID is full: free space or inodes there (df DIR/b/ID, df -i DIR/b/ID)"},
+	{name: "socket directory full", set: smallDir("s", "nr_inodes=1"), want: ": bind: no space left on device; the node's directory DIR/s is full: free space or inodes there (df DIR/s, df -i DIR/s)"},
+	{name: "scratch directory full", set: machine(func(n *node) { n.veth() }, full("scratch"), setting("scratch", "33554432")), want: "create container \"ID\": scratch: the node's scratch_directory DIR/scratch is full, 0 bytes are free: free space there (df DIR/scratch), or name another in the runtime configuration"},
+	{name: "scratch directory missing", set: machine(func(n *node) { n.veth() }, setting("scratch", "33554432"), setting("scratch_directory", `"DIR/none"`)), want: "no such file or directory (make the directory, or name another in scratch_directory of the runtime configuration)"},
 	// The handler's configuration.
 	{name: "unknown key", set: setting("colour", `"red"`), want: "io.containerd.coffer.v2: runtime configuration DIR/runtime.toml: colour: unknown key (the comments of the file that coffer install writes list all)"},
 	{name: "not TOML", set: setting("colour", `[`), want: "io.containerd.coffer.v2: runtime configuration DIR/runtime.toml: line 3: expected value but found \"debug\" instead"},

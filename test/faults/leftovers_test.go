@@ -136,7 +136,7 @@ func (n *node) mounts() []string {
 		}
 		seen[ns] = true
 		for line := range strings.Lines(proc(pid, "mountinfo")) {
-			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !strings.Contains(line, n.path("state")+" "+"rw") {
+			if slices.ContainsFunc(n.marks(), func(m string) bool { return strings.Contains(line, m) }) && !slices.ContainsFunc(n.own, func(at string) bool { return strings.Contains(line, " "+at+" rw") }) {
 				found = append(found, "mount: "+strings.TrimSpace(line))
 			}
 		}

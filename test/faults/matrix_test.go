@@ -189,7 +189,7 @@ var faults = []fault{
 		}
 		if l.pending != nil {
 			err := n.answer(l, 2*patience)
-			n.says(err, "the guest: pull "+n.image, "connection refused")
+			n.says(err, "the guest: pull "+n.image, "connection refused", "; check that the server runs, and that the pod's network lets it be reached")
 		}
 		if l.running {
 			// It does not need the registry any more.
@@ -331,8 +331,10 @@ func (n *node) says(err error, words ...string) {
 	}
 	text := err.Error()
 	n.t.Logf("event: %s", text)
-	if len(text) > 8<<10 {
-		n.t.Errorf("an error of %d bytes", len(text))
+	// The console's last lines come behind what happened and what to do.
+	const most = 1 << 10
+	if first, console, _ := strings.Cut(text, "last lines of its console:"); len(first) > most+100 || len(console) > 8*most {
+		n.t.Errorf("an error of %d bytes, %d of them of the console", len(text), len(console))
 	}
 	for _, r := range text {
 		if r < ' ' && r != '\n' || r == 0x7f {

@@ -53,6 +53,7 @@ type node struct {
 	execEnv  []string          // of an exec
 	stdin    bool              // tasks have standard input
 
+	own         []string // file systems of the test's
 	api         api
 	annotations map[string]string // of a pod made by the Sandbox API
 	described   bool              // by CreateSandbox

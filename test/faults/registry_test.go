@@ -6,6 +6,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/coffer-project/coffer/internal/host/hosttest"
@@ -26,6 +27,9 @@ type registry struct {
 	server *httptest.Server
 	port   string
 
+	// login: whoever pulls has to say who it is.
+	login atomic.Bool
+
 	mu   sync.Mutex
 	hold chan struct{} // closed to let pulls go on; nil: they do
 	held chan struct{} // closed when a pull is held
@@ -36,6 +40,11 @@ func newRegistry(t *testing.T, ns *hosttest.Namespace) *registry {
 	r := &registry{}
 	handler := serve.Handler(map[string]serve.Source{"test/busybox": shared.image})
 	r.server = httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, req *http.Request) {
+		if r.login.Load() {
+			w.Header().Set("WWW-Authenticate", `Basic realm="registry"`)
+			w.WriteHeader(http.StatusUnauthorized)
+			return
+		}
 		if strings.Contains(req.URL.Path, "/blobs/") {
 			r.wait(req)
 		}

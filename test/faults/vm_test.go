@@ -50,13 +50,13 @@ func TestMachineParts(t *testing.T) {
 		name, want string
 		set        func(t *testing.T, n *node)
 	}{
-		{"no QEMU", "QEMU", func(_ *testing.T, n *node) { n.settings["qemu"] = quoted(n.path("no-qemu")) }},
+		{"no QEMU", "no-qemu: no such file or directory (install it, on Debian: apt-get install qemu-system-x86; or correct its path where it is configured)", func(_ *testing.T, n *node) { n.settings["qemu"] = quoted(n.path("no-qemu")) }},
 		{"QEMU refuses", "qemu says no", func(_ *testing.T, n *node) {
 			n.script("qemu", "case \"$*\" in *version*) echo 'QEMU emulator version 9.2.0'; exit 0;; esac\necho 'qemu says no' >&2; exit 1\n")
 			n.settings["qemu"] = quoted(n.path("qemu"))
 		}},
-		{"image altered", "initrd.img", func(t *testing.T, n *node) { n.altered(t, "initrd.img") }},
-		{"kernel missing", "vmlinuz", func(t *testing.T, n *node) {
+		{"image altered", "guest image file initrd.img: the manifest says sha256 ", func(t *testing.T, n *node) { n.altered(t, "initrd.img") }},
+		{"kernel missing", "vmlinuz: no such file or directory (the image is not whole: install it again, or make one with: coffer guest build)", func(t *testing.T, n *node) {
 			n.altered(t, "vmlinuz")
 			if err := os.Remove(n.path("guest", "vmlinuz")); err != nil {
 				t.Fatal(err)

@@ -36,7 +36,7 @@ const hello = "kind: Pod\nmetadata: {name: %[1]s}\nspec: {runtimeClassName: %[2]
 // again: then the node's disk is as it was, byte for byte.
 func TestInstall(t *testing.T) {
 	for _, version := range node.Daemons() {
-		onNode(t, row{id: "install/" + version, asserts: "coffer install, a pod, coffer uninstall: refused under the pod, and then the node is as it was"}, version, func(t *testing.T, c *cluster, _ *node.Images) {
+		onNode(t, row{id: "install/" + version, asserts: "coffer install, a pod, coffer uninstall: refused under the pod, and then the node is as it was"}, version, nil, func(t *testing.T, c *cluster, _ *node.Images) {
 			n := c.n
 			before := c.written(t)
 			product := the.coffer()
@@ -70,7 +70,7 @@ func TestInstall(t *testing.T) {
 
 // TestInstallDaemonSet does the same by what deploy/ has for clusters.
 func TestInstallDaemonSet(t *testing.T) {
-	onNode(t, row{id: "install/daemonset", asserts: "the DaemonSet of deploy/manifests installs and labels, a pod runs in a machine, its event says that it is unsealed, another pod of it changes nothing, and deleting it takes all away"}, the.containerd, func(t *testing.T, c *cluster, images *node.Images) {
+	onNode(t, row{id: "install/daemonset", asserts: "the DaemonSet of deploy/manifests installs and labels, a pod runs in a machine, its event says that it is unsealed, another pod of it changes nothing, and deleting it takes all away"}, the.containerd, []string{nodeImage()}, func(t *testing.T, c *cluster, images *node.Images) {
 		c.own(t)
 		before := c.written(t)
 		image := c.nodeImage(t, images)
@@ -81,9 +81,10 @@ func TestInstallDaemonSet(t *testing.T) {
 		}
 		c.kubectl(t, "-n", system, "apply", "-f", manifests)
 		c.rolledOut(t)
-		c.agentIsBounded(t)
-		c.restartDaemon(t)
+		// A pod that comes before the restart waits for it.
 		c.apply(t, fmt.Sprintf(hello, "machine", node.HandlerSoft))
+		c.event(t, "machine", fmt.Sprintf("no runtime for %q is configured", node.HandlerSoft))
+		c.restartDaemon(t)
 		c.succeeded(t, "machine")
 		if out := c.logs(t, "machine", "a"); out != "hello from machine\n" {
 			t.Errorf("it printed %q", out)
@@ -105,7 +106,7 @@ func TestInstallDaemonSet(t *testing.T) {
 		c.kubectl(t, "-n", system, "delete", "-f", manifests, "--ignore-not-found")
 		c.restored(t, before)
 	})
-	onNode(t, row{id: "install/helm", asserts: "the same by the chart, with settings for handlers; its hook waits until the nodes are as they were"}, the.containerd, func(t *testing.T, c *cluster, images *node.Images) {
+	onNode(t, row{id: "install/helm", asserts: "the same by the chart, with settings for handlers; its hook waits until the nodes are as they were"}, the.containerd, []string{nodeImage(), helm()}, func(t *testing.T, c *cluster, images *node.Images) {
 		c.own(t)
 		before := c.written(t)
 		repository, tag, _ := strings.Cut(strings.TrimPrefix(c.nodeImage(t, images), node.Registry), ":")
@@ -123,8 +124,9 @@ func TestInstallDaemonSet(t *testing.T) {
 	})
 }
 
-// onNode runs a test on a node of its own, to which nothing is installed.
-func onNode(t *testing.T, r row, version string, run func(*testing.T, *cluster, *node.Images)) {
+// onNode runs a test, which needs files, on a node of its own, to which nothing is
+// installed.
+func onNode(t *testing.T, r row, version string, needs []string, run func(*testing.T, *cluster, *node.Images)) {
 	t.Helper()
 	t.Run(strings.TrimPrefix(r.id, "install/"), func(t *testing.T) {
 		if the.core {
@@ -134,6 +136,7 @@ func onNode(t *testing.T, r row, version string, run func(*testing.T, *cluster, 
 			t.Skip("COFFER_K8S_HANDLERS has not " + node.HandlerSoft)
 		}
 		needHandler(t, node.HandlerSoft)
+		needFiles(t, needs)
 		o := node.Options{Programs: the.programs, Containerd: version, Logger: slog.New(slog.NewTextHandler(t.Output(), nil))}
 		the.coffer().AddSettings(&o)
 		n, err := the.startWith(o)

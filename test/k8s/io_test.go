@@ -245,11 +245,14 @@ func (s *space) kubectlUntil(ctx context.Context, args ...string) (string, error
 	return out.String(), nil
 }
 
-// podStats looks for a container in the kubelet's summary.
+// podStats looks for a container in the kubelet's summary, and for what its pod
+// uses, which the kubelet reads in the pod's cgroup.
 func podStats(summary []byte, namespace, pod, container string) error {
 	var s struct {
 		Pods []struct {
 			PodRef     struct{ Name, Namespace string }
+			CPU        struct{ UsageCoreNanoSeconds uint64 }
+			Memory     struct{ WorkingSetBytes uint64 }
 			Containers []struct {
 				Name   string
 				CPU    struct{ UsageCoreNanoSeconds uint64 }
@@ -263,6 +266,9 @@ func podStats(summary []byte, namespace, pod, container string) error {
 	for _, p := range s.Pods {
 		if p.PodRef.Name != pod || p.PodRef.Namespace != namespace {
 			continue
+		}
+		if p.CPU.UsageCoreNanoSeconds == 0 || p.Memory.WorkingSetBytes == 0 {
+			return fmt.Errorf("the pod uses %+v, %+v", p.CPU, p.Memory)
 		}
 		for _, c := range p.Containers {
 			if c.Name == container && c.CPU.UsageCoreNanoSeconds > 0 && c.Memory.WorkingSetBytes > 0 {

@@ -1,7 +1,12 @@
 package k8s
 
 import (
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -9,6 +14,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/types"
+
+	"github.com/coffer-project/coffer/test/k8s/node"
 )
 
 func podRows() []row {
@@ -242,7 +249,7 @@ func limitRows() []row {
 			c.want(t, "lim", "a", "cat /sys/fs/cgroup/memory.max 2>/dev/null || cat /sys/fs/cgroup/memory/memory.limit_in_bytes", "75497472")
 		}},
 		{id: "k8s-qos-pods", on: onAll, asserts: "Guaranteed, Burstable and BestEffort pods run", run: func(t *testing.T, c *cluster) {
-			c.apply(t, "kind: Pod\nmetadata: {name: g}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"], resources: {limits: {cpu: 100m, memory: 64Mi}}}]}\n---\nkind: Pod\nmetadata: {name: b}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"], resources: {requests: {cpu: 50m}}}]}\n---\nkind: Pod\nmetadata: {name: e}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"]}]}\n")
+			c.apply(t, "kind: Pod\nmetadata: {name: g}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"], resources: {limits: {cpu: 500m, memory: 64Mi}}}]}\n---\nkind: Pod\nmetadata: {name: b}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"], resources: {requests: {cpu: 50m}}}]}\n---\nkind: Pod\nmetadata: {name: e}\nspec: {restartPolicy: Never, containers: [{name: a, command: [\"true\"]}]}\n")
 			for name, class := range map[string]corev1.PodQOSClass{"g": corev1.PodQOSGuaranteed, "b": corev1.PodQOSBurstable, "e": corev1.PodQOSBestEffort} {
 				if p := c.succeeded(t, name); p.Status.QOSClass != class {
 					t.Errorf("pod %s is %s, expected %s", name, p.Status.QOSClass, class)
@@ -250,14 +257,25 @@ func limitRows() []row {
 			}
 		}},
 		{id: "k8s-pod-quota", on: onAll, asserts: "a quota of pods holds, overhead of the class included", run: func(t *testing.T, c *cluster) {
-			c.apply(t, "kind: ResourceQuota\nmetadata: {name: q}\nspec: {hard: {pods: \"1\"}}\n---\nkind: Pod\nmetadata: {name: one}\nspec: {containers: [{name: a}]}\n")
+			c.apply(t, "kind: ResourceQuota\nmetadata: {name: q}\nspec: {hard: {pods: \"1\"}}\n")
+			// Until its controller has counted, a quota holds nobody up.
+			c.eventually(t, "the quota's count", func() error {
+				q, err := c.n.Client().CoreV1().ResourceQuotas(c.ns).Get(t.Context(), "q", metav1.GetOptions{})
+				if err == nil && len(q.Status.Hard) == 0 {
+					err = errors.New("nothing is counted yet")
+				}
+				return err
+			})
+			c.apply(t, "kind: Pod\nmetadata: {name: one}\nspec: {containers: [{name: a}]}\n")
 			err := c.create(t.Context(), "kind: Pod\nmetadata: {name: two}\nspec: {containers: [{name: a}]}\n")
 			if err == nil || !strings.Contains(err.Error(), "exceeded quota") {
 				t.Errorf("a second pod: %v", err)
 			}
 		}},
 		{id: "k8s-sandbox-cgroup", on: onAll, asserts: "the overhead of the RuntimeClass is in the pod and in its cgroup", run: overhead},
-		{id: "stats", on: onRunc | onMachine, asserts: "the kubelet's statistics have the container's memory and processor time", run: func(t *testing.T, c *cluster) {
+		{id: "k8s-sandbox-cgroup/processes", core: true, on: onCoffer, asserts: "shim and machine are in the pod's cgroup, which goes with the pod", run: inCgroup},
+		{id: "k8s-sandbox-cgroup/full", on: onMachine, asserts: "a pod that uses the memory of its limit is not killed by it", run: fullMemory},
+		{id: "stats", on: onRunc | onMachine, asserts: "the kubelet's statistics have the container's and the pod's memory and processor time", run: func(t *testing.T, c *cluster) {
 			s := c.shared(t, "volumes")
 			s.eventually(t, "statistics of the pod", func() error {
 				b, err := s.n.Client().CoreV1().RESTClient().Get().AbsPath("/api/v1/nodes/coffer-node/proxy/stats/summary").DoRaw(t.Context())
@@ -279,8 +297,95 @@ func overhead(t *testing.T, c *cluster) {
 		t.Fatal("the pod has no overhead")
 	}
 	want := fmt.Sprint(64<<20 + extra.Value())
-	out, err := c.n.Run(t.Context(), "sh", "-c", "cat /sys/fs/cgroup/memory/coffer-node-*/kubepods/*/pod"+string(p.UID)+"/memory.limit_in_bytes /sys/fs/cgroup/memory/coffer-node-*/kubepods/pod"+string(p.UID)+"/memory.limit_in_bytes 2>/dev/null || true")
-	if err != nil || strings.TrimSpace(out) != want {
-		t.Errorf("the pod's cgroup is limited to %q, expected %s: %v", out, want, err)
+	if got := c.counter(t, p, "memory.limit_in_bytes"); got != want {
+		t.Errorf("the pod's cgroup is limited to %q, expected %s", got, want)
 	}
+}
+
+// counter reads a file of the pod's cgroup of memory.
+func (c *cluster) counter(t *testing.T, p *corev1.Pod, file string) string {
+	t.Helper()
+	dirs, err := filepath.Glob("/sys/fs/cgroup/memory/coffer-node-*/kubepods/*/pod" + string(p.UID))
+	guaranteed, _ := filepath.Glob("/sys/fs/cgroup/memory/coffer-node-*/kubepods/pod" + string(p.UID))
+	if dirs = append(dirs, guaranteed...); err != nil || len(dirs) != 1 {
+		t.Fatalf("the pod's cgroup: expected one, got %q, %v", dirs, err)
+	}
+	text, err := os.ReadFile(filepath.Join(dirs[0], file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// groupsOf lists the programs in a pod's cgroup of a controller.
+func (c *cluster) groupsOf(t *testing.T, p *corev1.Pod, controller string) []string {
+	t.Helper()
+	list, err := c.n.Processes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var names []string
+	for _, process := range list {
+		text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", process.PID))
+		if err != nil {
+			continue // it has ended
+		}
+		for line := range strings.Lines(string(text)) {
+			if strings.Contains(line, ":"+controller+":") && strings.Contains(line, "/pod"+string(p.UID)+"/") {
+				names = append(names, process.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+func inCgroup(t *testing.T, c *cluster) {
+	c.own(t)
+	before, err := c.n.Inventory()
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.apply(t, "kind: Pod\nmetadata: {name: inside}\nspec: {terminationGracePeriodSeconds: 1, containers: [{name: a, command: [sleep, \"1000\"], resources: {limits: {memory: 64Mi}}}]}\n")
+	p := c.ready(t, "inside")
+	want := map[kind][]string{
+		onMachine: {"containerd-shim-coffer-v2", "qemu-system-x86_64"},
+		onProcess: {"coffer-agent", "containerd-shim-coffer-v2", "sleep"},
+	}[kindOf(c.h.name)]
+	for _, controller := range []string{"memory", "cpu", "pids"} {
+		if got := c.groupsOf(t, p, controller); !slices.Equal(got, want) {
+			t.Errorf("in the pod's cgroup of %s there are %q, expected %q", controller, got, want)
+		}
+	}
+	// What the kubelet tells of the pod is what its machine uses.
+	if used, err := strconv.Atoi(c.counter(t, p, "memory.usage_in_bytes")); err != nil || used < 8<<20 {
+		t.Errorf("the pod uses %d bytes, %v", used, err)
+	}
+	c.remove(t, "inside")
+	// Others come and go beside this row.
+	c.eventually(t, "the pod's cgroups are gone", func() error {
+		now, err := c.n.Inventory()
+		if err != nil {
+			return err
+		}
+		left := slices.DeleteFunc(now.Since(before), func(line string) bool { return !strings.Contains(line, string(p.UID)) })
+		if len(left) > 0 {
+			return &node.LeftoverError{Left: left}
+		}
+		return nil
+	})
+}
+
+// fullMemory has one container use its limit, and the guest's cache of another's
+// files that one's.
+func fullMemory(t *testing.T, c *cluster) {
+	c.apply(t, "kind: Pod\nmetadata: {name: full}\nspec: {restartPolicy: Never, terminationGracePeriodSeconds: 1, containers: [{name: a, command: [/app, eat, \"116\"], resources: {limits: {memory: 128Mi}}}, {name: b, command: [sleep, \"1000\"], resources: {limits: {memory: 160Mi}}}]}\n")
+	c.printed(t, "full", "a", "has 116 MiB")
+	c.sh(t, "full", "b", "dd if=/dev/zero of=/tmp/file bs=1M count=300 2>/dev/null; dd if=/tmp/file of=/dev/null bs=1M 2>/dev/null; echo done")
+	p, err := c.n.Client().CoreV1().Pods(c.ns).Get(t.Context(), "full", metav1.GetOptions{})
+	if err != nil || container(p, "a").State.Running == nil {
+		t.Fatalf("%v: %s", err, status(p))
+	}
+	t.Logf("of %s bytes the pod used %s, and asked %s times for more; %s", c.counter(t, p, "memory.limit_in_bytes"), c.counter(t, p, "memory.max_usage_in_bytes"),
+		c.counter(t, p, "memory.failcnt"), strings.ReplaceAll(c.counter(t, p, "memory.stat"), "\n", ", "))
 }

@@ -12,8 +12,10 @@
 // COFFER_K8S is core for the rows that matter most, or full (the default).
 // COFFER_K8S_HANDLERS and COFFER_K8S_CONTAINERD choose among handlers and versions
 // of containerd. COFFER_K8S_PROGRAMS, COFFER_BIN and COFFER_GUEST_IMAGE say where
-// programs are (../../build/k8s, ../../bin, ../../build/guest). Where they are
-// absent the tests are skipped, or fail if COFFER_REQUIRE_K8S is set.
+// programs are (../../build/k8s, ../../bin, ../../build/guest); COFFER_NODE_IMAGE and
+// COFFER_HELM are for the tests of the installation by Kubernetes
+// (../../build/node-image, ../../build/tools/helm). Where they are absent the tests
+// are skipped, or fail if COFFER_REQUIRE_K8S is set.
 package k8s
 
 import (

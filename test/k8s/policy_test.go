@@ -180,7 +180,7 @@ spec:
 		}
 		return err
 	})
-	if out := c.logs(t, "quiet", "a"); out != "" {
+	if out := c.logs(t, "quiet", "a"); len(out) > 300 || !strings.Contains(out, "the pod's policy keeps this output in the guest (refused by rule stream.forbidden, allow.logs)") {
 		t.Errorf("the host reads %q", clip(out))
 	}
 	if out, code, err := c.attempt(t, "quiet", "a", "sh", "-c", "id"); err == nil && code == 0 {

@@ -111,6 +111,12 @@ func needHandler(t *testing.T, handler string) {
 	case onMachine:
 		files = []string{filepath.Join(the.bin, "containerd-shim-coffer-v2"), filepath.Join(the.bin, "coffer"), filepath.Join(the.guest, "manifest.json")}
 	}
+	needFiles(t, files)
+}
+
+// needFiles skips where one is absent.
+func needFiles(t *testing.T, files []string) {
+	t.Helper()
 	for _, f := range files {
 		if _, err := os.Stat(f); errors.Is(err, fs.ErrNotExist) {
 			if os.Getenv("COFFER_REQUIRE_K8S") != "" {

@@ -150,6 +150,7 @@ func (s *Session) Open(ctx context.Context, header *agentapi.StreamHeader) (net.
 		_ = conn.Close()
 		return nil, fmt.Errorf("agent channel: open %s stream: %w", header.GetKind(), err)
 	}
+	conn.refusal = reply.GetRefusal()
 	return conn, nil
 }
 
@@ -176,6 +177,18 @@ type stream struct {
 	*yamux.Stream
 	count  *atomic.Int32
 	closed atomic.Bool
+	// refusal is the guest's, of a stream that the host opened.
+	refusal *agentapi.Refusal
+}
+
+// Refusal says by which rule the guest's policy lets nothing through a stream
+// that the host opened; nil: it lets it through, or conn is no such stream. It is
+// the guest's word.
+func Refusal(conn net.Conn) *agentapi.Refusal {
+	if s, ok := conn.(*stream); ok {
+		return s.refusal
+	}
+	return nil
 }
 
 func (s *stream) Write(p []byte) (int, error) {
@@ -216,4 +229,10 @@ func WriteReply(conn net.Conn, refused error) error {
 		reply.Error = refused.Error()
 	}
 	return WriteMessage(conn, &reply)
+}
+
+// WriteRefusal answers the header of a stream that is accepted and drained,
+// because the policy forbids it.
+func WriteRefusal(conn net.Conn, r *agentapi.Refusal) error {
+	return WriteMessage(conn, &agentapi.StreamReply{Refusal: r})
 }

@@ -262,6 +262,9 @@ func TestForbiddenStreamsAreDrained(t *testing.T) {
 	if got := readAll(t, out) + readAll(t, errs); got != "" {
 		t.Errorf("%d bytes of forbidden output came out", len(got))
 	}
+	if r := channel.Refusal(out); r.GetRule() != agent.RuleStream || r.GetPath() != "allow.logs" {
+		t.Errorf("the reply's refusal: %v", r)
+	}
 	// Each of them is told of, by its rule.
 	events := h.open(&agentapi.StreamHeader{Kind: agentapi.StreamHeader_EVENTS})
 	told := map[string]int{}

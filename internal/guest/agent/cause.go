@@ -16,11 +16,35 @@ import (
 	"github.com/coffer-project/coffer/oci/layer"
 )
 
+// kind is the kind of a failure, and what to do about it.
+type kind struct {
+	what, do string
+	// said: such an error says itself what to do, with more than can be said here.
+	said bool
+}
+
+func (k kind) String() string { return k.what + "; " + k.do }
+
+var (
+	overloaded  = kind{what: "the trustee is overloaded or failing", do: "look at the trustee; the kubelet tries again"}
+	untrusted   = kind{what: "a server's certificate is not trusted", do: "give the guest its authority (coffer prepare --registry-ca, or unsealed_registries of the runtime configuration)", said: true}
+	altered     = kind{what: "content is not what its digest says", do: "the registry, a mirror or a proxy alters it: push the image again, or pull from another one"}
+	unresolved  = kind{what: "a name was not resolved", do: "check the name and the pod's DNS"}
+	absent      = kind{what: "the registry does not have it", do: "check the image's registry, repository, tag and digest, and that it was pushed there"}
+	unwelcome   = kind{what: "the registry wants credentials", do: "add them to the pod's auth.json (image.authenticated_registry_credentials_uri of its initdata, or unsealed_registries of the runtime configuration), unless the repository's name is wrong", said: true}
+	forged      = kind{what: "an encrypted layer is not what was encrypted", do: "encrypt and push the image again"}
+	excessive   = kind{what: "the image is beyond the guest's limits", do: "make the image smaller"}
+	full        = kind{what: "no space is left", do: "give the machine more memory (resources.limits.memory) or a larger scratch disk", said: true}
+	closed      = kind{what: "a connection was refused", do: "check that the server runs, and that the pod's network lets it be reached"}
+	unreachable = kind{what: "the network cannot be reached", do: "check the pod's network, its routes and its NetworkPolicy"}
+	slow        = kind{what: "it took too long", do: "check that the server is well, and that the pod's network lets it be reached"}
+)
+
 // cause names the kind of a failure, for the operator of a guest that does not
 // tell its host more. Every kind is something that the host does or sees
 // itself: it carries the network and serves what is pulled. The texts are fixed,
-// so that nothing of the workload is in them. Empty: none of these kinds.
-func cause(err error) string {
+// so that nothing of the workload is in them. Nil: none of these kinds.
+func cause(err error) *kind {
 	is := func(targets ...error) bool {
 		for _, t := range targets {
 			if errors.Is(err, t) {
@@ -30,38 +54,40 @@ func cause(err error) string {
 		return false
 	}
 	if status, ok := errors.AsType[*kbs.StatusError](err); ok && (status.Status >= 500 || status.Status == 429) {
-		return "the trustee is overloaded or failing"
+		return &overloaded
 	}
 	if _, ok := errors.AsType[*tls.CertificateVerificationError](err); ok {
-		return "a server's certificate is not trusted"
+		return &untrusted
 	}
 	if _, ok := errors.AsType[x509.UnknownAuthorityError](err); ok {
-		return "a server's certificate is not trusted"
+		return &untrusted
 	}
 	if _, ok := errors.AsType[*oci.MismatchError](err); ok {
-		return "content is not what its digest says"
+		return &altered
 	}
 	if dns, ok := errors.AsType[*net.DNSError](err); ok && !dns.Timeout() {
-		return "a name was not resolved"
+		return &unresolved
 	}
 	switch {
 	case is(oci.ErrNotFound):
-		return "the registry does not have it"
+		return &absent
+	case is(oci.ErrUnauthorized):
+		return &unwelcome
 	case is(crypt.ErrMAC):
-		return "an encrypted layer is not what was encrypted"
+		return &forged
 	case is(layer.ErrLimit):
-		return "the image is beyond the guest's limits"
+		return &excessive
 	case is(unix.ENOSPC, unix.ENOMEM):
-		return "no space is left: give the machine more memory"
+		return &full
 	case is(unix.ECONNREFUSED, unix.ECONNRESET):
-		return "a connection was refused"
+		return &closed
 	case is(unix.ENETUNREACH, unix.EHOSTUNREACH):
-		return "the network cannot be reached"
+		return &unreachable
 	case is(context.DeadlineExceeded, os.ErrDeadlineExceeded):
-		return "it took too long"
+		return &slow
 	}
 	if timeout, ok := errors.AsType[net.Error](err); ok && timeout.Timeout() {
-		return "it took too long"
+		return &slow
 	}
-	return ""
+	return nil
 }

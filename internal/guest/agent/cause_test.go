@@ -28,28 +28,40 @@ func TestCauseOfAFailure(t *testing.T) {
 	dial := func(err error) error {
 		return &net.OpError{Op: "dial", Net: "tcp", Err: os.NewSyscallError("connect", err)}
 	}
-	for want, errs := range map[string][]error{
-		"a connection was refused":                       {dial(unix.ECONNREFUSED)},
-		"the network cannot be reached":                  {dial(unix.ENETUNREACH), dial(unix.EHOSTUNREACH)},
-		"a name was not resolved":                        {&net.DNSError{Name: hidden, IsNotFound: true}},
-		"it took too long":                               {dial(unix.ETIMEDOUT), os.ErrDeadlineExceeded, &net.DNSError{Name: hidden, IsTimeout: true}},
-		"a server's certificate is not trusted":          {x509.UnknownAuthorityError{}},
-		"the registry does not have it":                  {fmt.Errorf("%w: %s", oci.ErrNotFound, hidden)},
-		"content is not what its digest says":            {&oci.MismatchError{}},
-		"an encrypted layer is not what was encrypted":   {crypt.ErrMAC},
-		"the image is beyond the guest's limits":         {fmt.Errorf("%w: %s", layer.ErrLimit, hidden)},
-		"no space is left: give the machine more memory": {&os.PathError{Op: "write", Path: hidden, Err: unix.ENOSPC}},
-		"the trustee is overloaded or failing":           {&kbs.StatusError{Status: 503}, &kbs.StatusError{Status: 429}},
+	for want, errs := range map[*kind][]error{
+		&closed:      {dial(unix.ECONNREFUSED)},
+		&unreachable: {dial(unix.ENETUNREACH), dial(unix.EHOSTUNREACH)},
+		&unresolved:  {&net.DNSError{Name: hidden, IsNotFound: true}},
+		&slow:        {dial(unix.ETIMEDOUT), os.ErrDeadlineExceeded, &net.DNSError{Name: hidden, IsTimeout: true}},
+		&untrusted:   {x509.UnknownAuthorityError{}},
+		&unwelcome:   {fmt.Errorf("%s: %w", hidden, oci.ErrUnauthorized)},
+		&absent:      {fmt.Errorf("%w: %s", oci.ErrNotFound, hidden)},
+		&altered:     {&oci.MismatchError{}},
+		&forged:      {crypt.ErrMAC},
+		&excessive:   {fmt.Errorf("%w: %s", layer.ErrLimit, hidden)},
+		&full:        {&os.PathError{Op: "write", Path: hidden, Err: unix.ENOSPC}},
+		&overloaded:  {&kbs.StatusError{Status: 503}, &kbs.StatusError{Status: 429}},
 	} {
 		for _, e := range errs {
 			a := &Agent{o: Options{Attestation: factsSource(t, false)}, log: slog.New(slog.DiscardHandler), events: newEventLog(time.Now)}
 			st, _ := status.FromError(a.fail(t.Context(), "CreateContainer", failed("image", fmt.Errorf("%s: %w", hidden, e))))
-			if !strings.Contains(st.Message(), "image: "+want) || strings.Contains(st.Message(), hidden) {
-				t.Errorf("%v: told %q, want it to name %q only", e, st.Message(), want)
+			if !strings.Contains(st.Message(), "image: "+want.what+"; "+want.do) || strings.Contains(st.Message(), hidden) {
+				t.Errorf("%v: told %q, want it to name %q only", e, st.Message(), want.what)
 			}
 		}
 	}
-	if got := cause(errors.New(hidden)); got != "" {
+	if got := cause(errors.New(hidden)); got != nil {
 		t.Errorf("another failure has the cause %q", got)
+	}
+	// A simulated guest tells everything, and what to do unless that is said.
+	for err, want := range map[error]string{
+		fmt.Errorf("image: %w", oci.ErrNotFound):   "image: not found; " + absent.do,
+		fmt.Errorf("image: %w; help", unix.ENOSPC): "image: no space left on device; help",
+		errors.New("something else"):               "something else",
+	} {
+		a := &Agent{o: Options{Attestation: factsSource(t, true)}}
+		if got := a.told(t.Context(), "CreateContainer", err); got != want {
+			t.Errorf("told %q, want %q", got, want)
+		}
 	}
 }

@@ -327,12 +327,22 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 			c.lastWords.close()
 		}
 	}()
+	declared, err := imageVolumes(root, img.Config.Config.Volumes, p)
+	if err != nil {
+		return failed("image", fmt.Errorf("image %s: %w", img.Digest, err))
+	}
+	v.mounts = append(v.mounts, declared...)
+	pids, err := a.pidNamespace(sb, p)
+	defer pids.close() // the container is in it by then
+	if err != nil {
+		return err
+	}
 	c.config = container.Config{
 		Rootfs: root, Args: arguments(p, env), Env: env, Cwd: p.Cwd, UID: p.User.UID, GID: p.User.GID, Groups: p.User.Groups,
 		Capabilities: p.Capabilities, NoNewPrivileges: p.NoNewPrivileges, ReadOnlyRoot: p.ReadOnlyRoot,
 		Unconfined: p.Seccomp == podpolicy.SeccompUnconfined, Unmasked: p.Unmasked, Privileged: privileged(p), RLimits: a.rlimits(p.RLimits),
 		Terminal: p.Terminal, Mounts: v.mounts, Devices: v.devices,
-		Limits: container.Limits(p.Limits), PIDNamespace: sb.pidNamespace, WithoutDeviceRules: a.o.WithoutDeviceRules,
+		Limits: container.Limits(p.Limits), PIDNamespace: pids.path, WithoutDeviceRules: a.o.WithoutDeviceRules,
 	}
 	if c.config.Privileged && a.o.Nodes != nil {
 		if c.config.Nodes, err = a.o.Nodes(); err != nil {

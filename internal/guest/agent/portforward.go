@@ -32,14 +32,14 @@ func (a *Agent) servePort(ctx context.Context, conn net.Conn, h *agentapi.Stream
 	// The guest's own interface gives secrets to whoever is on the pod's loopback:
 	// it is no port of a container, whatever a policy lists.
 	if port == sb.restPort || !sb.guard.PodPort(uint16(port)) {
-		if err := channel.WriteReply(conn, nil); err != nil {
-			return err
-		}
-		a.refusedStream(ctx, &podpolicy.Refusal{
+		err := channel.WriteRefusal(conn, a.refusedStream(ctx, &podpolicy.Refusal{
 			Rule: RuleStream, Path: "allow.portForward", Expected: "a port of a container that the policy lists", Got: strconv.Itoa(int(port)),
 			Help: "the stream is accepted and drained inside the guest; nothing of it is sent",
-		})
-		_, err := io.Copy(io.Discard, conn)
+		}))
+		if err != nil {
+			return err
+		}
+		_, err = io.Copy(io.Discard, conn)
 		return err
 	}
 	to, err := dialPod(ctx, port)

@@ -187,8 +187,8 @@ func (a *Agent) serveEvents(ctx context.Context, conn net.Conn) error {
 	}
 }
 
-// forbidden tells log and event stream that a stream carries nothing, and why.
-func (a *Agent) forbidden(ctx context.Context, h *agentapi.StreamHeader, kind podpolicy.StreamKind) {
+// forbidden tells the host that a stream carries nothing, and why.
+func (a *Agent) forbidden(ctx context.Context, conn net.Conn, h *agentapi.StreamHeader, kind podpolicy.StreamKind) error {
 	path := "allow.logs"
 	switch {
 	case h.GetExecId() != "":
@@ -196,31 +196,37 @@ func (a *Agent) forbidden(ctx context.Context, h *agentapi.StreamHeader, kind po
 	case kind == podpolicy.Stdin:
 		path = "allow.stdin"
 	}
-	a.refusedStream(ctx, &podpolicy.Refusal{
+	return channel.WriteRefusal(conn, a.refusedStream(ctx, &podpolicy.Refusal{
 		Rule: RuleStream, Path: path, Expected: "a stream that the policy allows", Got: h.GetKind().String() + " of " + clip(h.GetContainerId()),
 		Help: "the stream is accepted and drained inside the guest; nothing of it is sent",
-	})
+	}))
 }
 
-func (a *Agent) refusedStream(ctx context.Context, r *podpolicy.Refusal) {
+// refusedStream tells log and event stream of a stream that the policy forbids,
+// and returns what the host may know of it.
+func (a *Agent) refusedStream(ctx context.Context, r *podpolicy.Refusal) *agentapi.Refusal {
+	public := a.public(ctx, r)
 	a.log.WarnContext(ctx, "stream forbidden", "rule", r.Rule, "path", r.Path)
-	a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: a.public(ctx, r)}})
+	a.events.add(&agentapi.Event{Body: &agentapi.Event_Refusal{Refusal: public}})
+	return public
 }
 
-// serveStdio joins a host's stream to a process. One that the policy forbids
-// looks the same from outside: it is taken, what comes is thrown away, nothing
-// is sent, and it ends when the process does.
+// serveStdio joins a host's stream to a process. One that the policy forbids is
+// taken, what comes is thrown away, nothing is sent but by which rule, and it
+// ends when the process does.
 func (a *Agent) serveStdio(ctx context.Context, s *channel.Session, conn net.Conn, h *agentapi.StreamHeader, kind podpolicy.StreamKind) error {
 	p, guard, err := a.process(h.GetContainerId(), h.GetExecId())
 	if err != nil {
 		return channel.WriteReply(conn, err)
 	}
 	allowed := guard.Stream(h.GetContainerId(), h.GetExecId(), kind)
-	if err := channel.WriteReply(conn, nil); err != nil {
-		return err
+	if allowed {
+		err = channel.WriteReply(conn, nil)
+	} else {
+		err = a.forbidden(ctx, conn, h, kind)
 	}
-	if !allowed {
-		a.forbidden(ctx, h, kind)
+	if err != nil {
+		return err
 	}
 	alive := func() bool {
 		select {

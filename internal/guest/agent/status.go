@@ -96,8 +96,13 @@ func (a *Agent) told(ctx context.Context, call string, err error) string {
 	case "Hello", "CreateSandbox", "UpdateNetwork", "Shutdown":
 		return strings.ToValidUTF8(err.Error(), "\uFFFD")
 	}
+	k := cause(err)
 	if a.simulated(ctx) {
-		return strings.ToValidUTF8(err.Error(), "\uFFFD")
+		text := strings.ToValidUTF8(err.Error(), "\uFFFD")
+		if k != nil && !k.said {
+			text += "; " + k.do
+		}
+		return text
 	}
 	what := call
 	if c, ok := errors.AsType[*coded](err); ok {
@@ -106,8 +111,8 @@ func (a *Agent) told(ctx context.Context, call string, err error) string {
 		}
 		what += ": " + c.what
 	}
-	if kind := cause(err); kind != "" {
-		return what + ": " + kind
+	if k != nil {
+		return what + ": " + k.String()
 	}
 	return what + ": failed; a guest of a hardware TEE does not tell its host why (with coffer.debug on the measured command line its log does)"
 }

@@ -52,7 +52,7 @@ func containerProposal(r *agentapi.CreateContainerRequest) podpolicy.ContainerPr
 	for _, d := range r.GetDevices() {
 		q.Devices = append(q.Devices, podpolicy.Device{Path: d.GetPath(), Volume: d.GetVolume(), ReadOnly: d.GetReadOnly()})
 	}
-	q.Security, q.TerminationPath = security(r.GetSecurity()), r.GetTerminationMessagePath()
+	q.Security, q.TerminationPath, q.JoinPIDs = security(r.GetSecurity()), r.GetTerminationMessagePath(), r.GetJoinPids()
 	return q
 }
 

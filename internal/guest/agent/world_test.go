@@ -220,13 +220,7 @@ func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *wo
 	if w.layout, err = layout.Create(t.TempDir()); err != nil {
 		t.Fatal(err)
 	}
-	w.image, err = build.Build(t.Context(), w.layout, build.Options{
-		Layers: []build.Tree{{Dir: guesttest.Rootfs(t)}},
-		Config: oci.ImageConfig{Config: oci.ContainerConfig{Entrypoint: []string{"/bin/sh"}, Env: []string{"PATH=/bin", "FROM=image"}}},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
+	w.image = w.build(guesttest.Rootfs(t), oci.ContainerConfig{})
 	w.fetches = &gate{Fetcher: w.layout, tried: make(chan struct{}, 16)}
 	cmdline := boot.Cmdline{TEE: boot.TEESoft}
 	if hostData == nil {
@@ -236,7 +230,7 @@ func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *wo
 	log := slog.New(slog.NewTextHandler(&testLog{t: t}, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	crun, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/" + filepath.Base(dir), Reaper: env.Reaper, WithoutMissing: true,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: guesttest.Cgroup(t), Reaper: env.Reaper, WithoutMissing: true,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -297,6 +291,17 @@ func newWorld(t *testing.T, hostData []byte, change ...func(*agent.Options)) *wo
 		return client
 	}
 	return w
+}
+
+// build makes an image of a directory.
+func (w *world) build(dir string, config oci.ContainerConfig) oci.Descriptor {
+	w.t.Helper()
+	config.Entrypoint, config.Env = []string{"/bin/sh"}, []string{"PATH=/bin", "FROM=image"}
+	d, err := build.Build(w.t.Context(), w.layout, build.Options{Layers: []build.Tree{{Dir: dir}}, Config: oci.ImageConfig{Config: config}})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	return d
 }
 
 // testLog writes to the test's log until the test has ended.

@@ -24,7 +24,9 @@ const (
 	TEEModuleList = "/usr/lib/coffer/modules.tee.list"
 	// DiskModuleList is what disks need: virtio-blk, device-mapper, quota.
 	DiskModuleList = "/usr/lib/coffer/modules.disk.list"
-	ModuleDir      = "/usr/lib/coffer/modules"
+	// MemoryModuleList is what gives unused memory back to the host.
+	MemoryModuleList = "/usr/lib/coffer/modules.memory.list"
+	ModuleDir        = "/usr/lib/coffer/modules"
 )
 
 // parseModules reads a module list. Names carry no directory; the suffix .ko
@@ -65,6 +67,16 @@ func LoadDiskModules(ctx context.Context) error {
 		return errors.New("this guest image has no drivers for disks")
 	}
 	return loadModules(ctx, DiskModuleList)
+}
+
+// LoadMemoryModules loads the driver that gives free memory back to the host. It
+// is not for guests of hardware TEEs, whose memory is not the host's to take; on a
+// machine without the device it does nothing.
+func LoadMemoryModules(ctx context.Context) error {
+	if _, err := os.Stat(MemoryModuleList); errors.Is(err, fs.ErrNotExist) {
+		return nil // a guest image that keeps its memory
+	}
+	return loadModules(ctx, MemoryModuleList, unix.ENODEV)
 }
 
 // loadModules loads every module of a list. One that is loaded already, or built

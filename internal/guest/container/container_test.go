@@ -30,7 +30,7 @@ func newCrun(t *testing.T) *container.Crun {
 	dir := guesttest.ShortDir(t)
 	c, err := container.NewCrun(container.Options{
 		Path: guesttest.Crun, StateDir: filepath.Join(dir, "s"), BundleDir: filepath.Join(dir, "b"),
-		CgroupRoot: "/sys/fs/cgroup", CgroupParent: "/coffer-test", Reaper: env.Reaper,
+		CgroupRoot: "/sys/fs/cgroup", CgroupParent: guesttest.Cgroup(t), Reaper: env.Reaper,
 	})
 	if err != nil {
 		t.Fatal(err)

@@ -318,7 +318,11 @@ func (c *Crun) run(ctx context.Context, bundle string, args []string, files []*o
 	if rerr != nil && !errors.Is(rerr, io.EOF) {
 		n = 0
 	}
-	return fmt.Errorf("crun %s: exit status %d: %s", args[0], status.Code, bytes.TrimSpace(msg[:n]))
+	said, help := bytes.TrimSpace(msg[:n]), ""
+	if bytes.Contains(said, []byte("executable file `")) { // crun 1.8, libcrun/container.c
+		help = "; check the container's command, and that its image has this program"
+	}
+	return fmt.Errorf("crun %s: exit status %d: %s%s", args[0], status.Code, said, help)
 }
 
 func closeAll(files []*os.File) {

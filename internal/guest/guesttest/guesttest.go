@@ -3,9 +3,11 @@
 package guesttest
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -173,4 +175,66 @@ func Tmpfs(t *testing.T) string {
 	}
 	t.Cleanup(func() { _ = unix.Unmount(dir, unix.MNT_DETACH) })
 	return dir
+}
+
+// Cgroup is the name of a control group below /sys/fs/cgroup for the containers of a
+// test. With the test it ends, and so does what runs in it: the hierarchy is the
+// machine's, whoever else has it mounted.
+func Cgroup(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("/sys/fs/cgroup", "coffer-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := removeCgroup(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	return "/" + filepath.Base(dir)
+}
+
+// removeCgroup kills what is in a group and removes it. The kernel takes processes
+// out of their groups a little after they were killed, and tells (cgroups(7),
+// cgroup.events).
+func removeCgroup(dir string) error {
+	events, err := os.Open(filepath.Join(dir, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	if err := os.WriteFile(filepath.Join(dir, "cgroup.kill"), []byte("1"), 0); err != nil {
+		return err
+	}
+	deadline := time.Now().Add(10 * time.Second)
+	for {
+		buf := make([]byte, 256)
+		n, err := events.ReadAt(buf, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		left := time.Until(deadline)
+		if bytes.Contains(buf[:n], []byte("populated 0")) || left <= 0 {
+			return removeGroups(dir)
+		}
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && !errors.Is(err, unix.EINTR) {
+			return err
+		}
+	}
+}
+
+func removeGroups(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if err != nil {
+		return err
+	}
+	for _, e := range entries {
+		if e.IsDir() {
+			if err := removeGroups(filepath.Join(dir, e.Name())); err != nil {
+				return err
+			}
+		}
+	}
+	return unix.Rmdir(dir)
 }

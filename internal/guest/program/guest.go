@@ -107,6 +107,17 @@ func (g *guest) loadTEE(ctx context.Context) error {
 	return g.teeErr
 }
 
+// shareMemory has the kernel give free memory back to the host, where it is the
+// host's anyway. The pod does not depend on it.
+func (g *guest) shareMemory(ctx context.Context) {
+	if g.boot.Cmdline.TEE.Hardware() {
+		return
+	}
+	if err := boot.LoadMemoryModules(ctx); err != nil {
+		g.log.WarnContext(ctx, "free memory is not given back to the host", "error", err)
+	}
+}
+
 func (g *guest) run(ctx context.Context) error {
 	ctx, end := context.WithCancelCause(ctx)
 	defer end(nil)
@@ -150,7 +161,9 @@ func (g *guest) run(ctx context.Context) error {
 	go func() {
 		if err := g.loadDrivers(ctx); err != nil {
 			end(err)
+			return
 		}
+		g.shareMemory(ctx)
 	}()
 	err = a.Serve(ctx, transport)
 	if cause := context.Cause(ctx); cause != nil {

@@ -75,6 +75,18 @@ func (p *Process) Signal(sig unix.Signal) error {
 	return nil
 }
 
+// PIDNamespace opens the namespace that the process is in. As with Signal, it is
+// never another process's: it returns [ErrExited] once the status has been
+// collected.
+func (p *Process) PIDNamespace() (*os.File, error) {
+	p.r.mu.Lock()
+	defer p.r.mu.Unlock()
+	if p.r.watched[p.PID] != p {
+		return nil, ErrExited
+	}
+	return os.Open(fmt.Sprintf("/proc/%d/ns/pid", p.PID))
+}
+
 // Reaper is the one collector of a program. Make it with [New] and let one
 // goroutine call [Reaper.Run].
 type Reaper struct {

@@ -144,6 +144,9 @@ func (m *Manifest) Encode() ([]byte, error) {
 	return append(data, '\n'), nil
 }
 
+// anew is what to do about an image that is not whole.
+const anew = "the image is not whole: install it again, or make one with: coffer guest build"
+
 // Load reads the manifest of an image directory. It does not read the image's
 // files; see [Manifest.Check] and [Manifest.Read].
 func Load(dir string) (*Manifest, error) {
@@ -209,7 +212,7 @@ func (f File) Open(dir string) (*os.File, error) {
 func (f File) Content(r io.Reader) ([]byte, error) {
 	data, err := bounded(r, f.Name, f.Size)
 	if err != nil {
-		return nil, fmt.Errorf("guest image file: %w", err)
+		return nil, fmt.Errorf("guest image file: %w (%s)", err, anew)
 	}
 	sum := sha256.Sum256(data)
 	if err := f.compare(int64(len(data)), sum[:]); err != nil {
@@ -221,7 +224,7 @@ func (f File) Content(r io.Reader) ([]byte, error) {
 func (f File) check(dir string) error {
 	file, err := os.Open(filepath.Join(dir, f.Name))
 	if err != nil {
-		return fmt.Errorf("guest image file: %w", err)
+		return fmt.Errorf("guest image file: %w (%s)", err, anew)
 	}
 	defer func() { _ = file.Close() }()
 	sum := sha256.New()
@@ -235,11 +238,11 @@ func (f File) check(dir string) error {
 func (f File) compare(size int64, sum []byte) error {
 	switch {
 	case size != f.Size:
-		return fmt.Errorf("guest image file %s: the manifest says %d bytes, the file has %s (build the image again)",
-			f.Name, f.Size, countBeyond(size, f.Size))
+		return fmt.Errorf("guest image file %s: the manifest says %d bytes, the file has %s (%s)",
+			f.Name, f.Size, countBeyond(size, f.Size), anew)
 	case hex.EncodeToString(sum) != f.SHA256:
-		return fmt.Errorf("guest image file %s: the manifest says sha256 %s, the file has %x (build the image again)",
-			f.Name, f.SHA256, sum)
+		return fmt.Errorf("guest image file %s: the manifest says sha256 %s, the file has %x (%s)",
+			f.Name, f.SHA256, sum, anew)
 	}
 	return nil
 }

@@ -69,6 +69,10 @@ type Modules struct {
 	// DiskList and Disk: loaded when a disk is used.
 	DiskList string   `toml:"disk_list"`
 	Disk     []string `toml:"disk"`
+	// MemoryList and Memory: loaded where free memory is given back to the host.
+	// Both may be absent.
+	MemoryList string   `toml:"memory_list"`
+	Memory     []string `toml:"memory"`
 	// StripSignatures takes the modules' signatures off.
 	StripSignatures bool `toml:"strip_signatures"`
 }
@@ -191,6 +195,9 @@ func (r *Recipe) validate() []error {
 	required("modules.base_list", r.Modules.BaseList)
 	required("modules.tee_list", r.Modules.TEEList)
 	required("modules.disk_list", r.Modules.DiskList)
+	if len(r.Modules.Memory) > 0 {
+		required("modules.memory_list", r.Modules.MemoryList)
+	}
 	if r.Firmware != nil {
 		required("firmware.package", r.Firmware.Package)
 		required("firmware.path", r.Firmware.Path)

@@ -17,9 +17,6 @@ import (
 	"github.com/coffer-project/coffer/internal/host/volumes"
 )
 
-// scratchSerial is the serial number of the scratch disk.
-const scratchSerial = "scratch"
-
 // Boot starts the machine with its network and disks, and tells the guest which
 // pod it is. It works once; after an error nothing is left and the pod is of no
 // use. The error says what happened at which stage, with the console's last
@@ -97,7 +94,8 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 		// of them makes the sandbox.
 		return nil
 	}
-	return p.createSandbox(ctx, s.SharePID)
+	_, err = p.createSandbox(ctx, s.SharePID)
+	return err
 }
 
 // plan describes the machine, without what has to be set up for it.
@@ -159,7 +157,7 @@ func (p *Pod) setUp(ctx context.Context, s *cri.Sandbox, plan *Plan) error {
 		}
 	}
 	if c.Scratch > 0 && plan.Driver == runtimeconfig.DriverQEMU {
-		f, err := vmm.Unlinked(c.ScratchDirectory, c.Scratch)
+		f, err := scratchDisk(c)
 		if err != nil {
 			return fmt.Errorf("scratch: %w", err)
 		}

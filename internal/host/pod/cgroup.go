@@ -37,8 +37,24 @@ func (p *Pod) enterCgroup(ctx context.Context, s *cri.Sandbox, plan *Plan) error
 	p.cgroup = g
 	p.mu.Unlock()
 	plan.Cgroup = g.Containers()
-	machine := int64(plan.Sandbox.MemoryMiB)
-	if limit := g.Limit(); plan.Driver == runtimeconfig.DriverQEMU && limit != 0 && limit < machine*mib {
+	if plan.Driver != runtimeconfig.DriverQEMU {
+		return nil
+	}
+	return p.checkLimit(ctx, s, g.Limit(), int64(plan.Sandbox.MemoryMiB))
+}
+
+// leastShare is what QEMU and the shim take at the least, in MiB, besides the
+// machine's memory.
+const leastShare = 64
+
+// checkLimit compares the pod's limit in bytes, 0 for none, with the machine's
+// memory in MiB.
+func (p *Pod) checkLimit(ctx context.Context, s *cri.Sandbox, limit, machine int64) error {
+	switch {
+	case limit == 0 || limit >= (machine+leastShare)*mib:
+	case limit >= machine*mib:
+		p.warn(ctx, notice.Degraded, "the pod's control group has at most %d MiB, of which its machine has %d MiB: what is left is too little for the emulator and the shim, so the kernel may kill them (raise overhead.podFixed.memory of the RuntimeClass)", limit/mib, machine)
+	default:
 		return fmt.Errorf("memory: the pod's control group has at most %d MiB, and its machine has %d MiB: "+
 			"raise overhead.podFixed.memory of the RuntimeClass above overhead_memory of the handler (%d MiB)%s",
 			limit/mib, machine, p.o.Config.OverheadMemory, annotated(s))

@@ -58,7 +58,7 @@ func (g *fakeCgroup) enter(path string, note func([]string) error, _ func(string
 // before anybody is told that the pod has ended.
 func TestCgroup(t *testing.T) {
 	w, c := newWorld(), config(t)
-	g := &fakeCgroup{w: w, limit: 1024 << 20}
+	g := &fakeCgroup{w: w, limit: 1087 << 20}
 	o := w.options(c)
 	o.Cgroup = g.enter
 	p := New(o)
@@ -69,6 +69,9 @@ func TestCgroup(t *testing.T) {
 	}
 	if got := w.left(); !slices.Equal(got, []string{"cgroup", "forward", "inside", "machine", "network", "volumes"}) {
 		t.Errorf("there is %q", got)
+	}
+	if !slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "at most 1087 MiB") }) {
+		t.Errorf("a limit that is hardly enough: warnings %q", w.warnings)
 	}
 	last := w.traces[len(w.traces)-1]
 	if w.plan.Cgroup != "/pod/containers" || len(w.traces) != 3 || w.traces[0].NetNS != "" || !slices.Equal(last.Cgroups, []string{"/pod/box"}) || last.NetNS == "" || last.PID == 0 {
@@ -139,7 +142,7 @@ func TestKilledForMemory(t *testing.T) {
 		killed, own bool
 		want        string
 	}{
-		"limit":         {"signal: killed", true, true, "out of memory of the pod's control group (1024 MiB for the guest, the emulator and the shim); raise overhead.podFixed.memory"},
+		"limit":         {"signal: killed", true, true, "out of memory of the pod's control group (1088 MiB for the guest, the emulator and the shim); raise overhead.podFixed.memory"},
 		"node":          {"signal: killed", true, false, "the node, or a control group above the pod's, was out of memory"},
 		"by hand":       {"signal: killed", false, true, "virtual machine pod-1: "},
 		"another end":   {"exit status 1", true, true, "virtual machine pod-1: "},
@@ -148,7 +151,7 @@ func TestKilledForMemory(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, c := newWorld(), config(t)
 			o := w.options(c)
-			o.Cgroup = (&fakeCgroup{w: w, limit: 1024 << 20, killed: tt.killed, own: tt.own}).enter
+			o.Cgroup = (&fakeCgroup{w: w, limit: 1088 << 20, killed: tt.killed, own: tt.own}).enter
 			s := aSandbox()
 			s.Cgroup = "/pod/box"
 			if name == "the annotated" {
@@ -157,6 +160,9 @@ func TestKilledForMemory(t *testing.T) {
 			p := New(o)
 			if err := p.Boot(t.Context(), s); err != nil {
 				t.Fatal(err)
+			}
+			if slices.ContainsFunc(w.warnings, func(s string) bool { return strings.Contains(s, "control group") }) {
+				t.Errorf("warnings %q", w.warnings)
 			}
 			end := &vmm.End{Name: "pod-1", Cause: vmm.Failed, Detail: tt.detail, Console: []string{"its last words"}}
 			w.machine.die(end)

@@ -37,10 +37,12 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	for _, w := range c.Warnings {
 		p.warn(ctx, notice.NoEffect, "container %s: %s", c.Name, w)
 	}
-	if err := p.createSandbox(ctx, c.SharePID); err != nil {
+	joins, err := p.createSandbox(ctx, c.SharePID)
+	if err != nil {
 		return err
 	}
 	req := c.Proposal()
+	req.JoinPids = joins
 	if err := p.leaveToPolicy(req, c); err != nil {
 		return err
 	}
@@ -94,35 +96,35 @@ func volumesOf(c *cri.Container) volumes.Container {
 }
 
 // createSandbox tells the guest which pod it is, once. A call that comes later is
-// told by the guest's answer to the first.
-func (p *Pod) createSandbox(ctx context.Context, sharePID bool) error {
+// told by the guest's answer to the first; a container that is to see processes of
+// others in a pod that does not share them joins those of another container
+// (kubectl debug --target). Of which, containerd says by the id of a process, and
+// that is the machine's for all of them.
+func (p *Pod) createSandbox(ctx context.Context, sharePID bool) (joins bool, err error) {
 	select {
 	case <-p.turn:
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return false, context.Cause(ctx)
 	}
 	defer func() { p.turn <- struct{}{} }()
 	if p.exists {
-		if sharePID && !p.shares {
-			p.warn(ctx, notice.NoEffect, "a container asks for the processes of another one (kubectl debug --target): each container of this pod has its own")
-		}
-		return nil
+		return sharePID && !p.shares, nil
 	}
 	p.mu.Lock()
 	m, s := p.machine, p.sandbox
 	p.mu.Unlock()
 	req := p.sandboxRequest(m, s, sharePID)
-	_, err := m.Agent().CreateSandbox(ctx, req)
+	_, err = m.Agent().CreateSandbox(ctx, req)
 	if r := refusal(err); r != nil && r.GetRule() == podpolicy.RulePodSharePID && !s.SharePIDKnown {
 		// The pod's bundle does not tell, but its policy does.
 		req.SharePid = !req.SharePid
 		_, err = m.Agent().CreateSandbox(ctx, req)
 	}
 	if err != nil {
-		return fmt.Errorf("the guest did not take the pod: %w", err)
+		return false, fmt.Errorf("the guest did not take the pod: %w", err)
 	}
 	p.exists, p.shares = true, req.SharePid
-	return nil
+	return false, nil
 }
 
 // sandboxRequest is the pod as the guest is told of it.

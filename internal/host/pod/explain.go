@@ -12,6 +12,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/sandbox"
+	"github.com/coffer-project/coffer/internal/host/space"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
 
@@ -29,8 +30,9 @@ func (e *Refused) Error() string { return e.message }
 // Unwrap makes it an error that containerd knows: permission denied.
 func (e *Refused) Unwrap() error { return errdefs.ErrPermissionDenied }
 
-// maxMessage bounds what a guest can put into an event, in bytes.
-const maxMessage = 4 << 10
+// maxMessage bounds what a guest can put into an event, in bytes: with what the
+// host adds it is about a KiB, which is what is kept of an event.
+const maxMessage = 900
 
 // explain turns what the guest answered into what a person reads. The guest is
 // not trusted: its text is bounded and made safe.
@@ -46,7 +48,7 @@ func (p *Pod) explain(err error) error {
 	}
 	st, text := answer(err)
 	if st == nil {
-		return err
+		return space.Explain(err)
 	}
 	// What is wrapped around it says at what.
 	what, _, _ := strings.Cut(err.Error(), text)
@@ -57,6 +59,9 @@ func (p *Pod) explain(err error) error {
 		for _, change := range sandbox.Explain(info.Launched, info.Expected) {
 			fmt.Fprintf(&b, "; the launch differs from the guest image's manifest: %s", change)
 		}
+	}
+	if full := p.scratchFull(); full != "" {
+		b.WriteString("; " + full)
 	}
 	if r := refusal(err); r != nil {
 		return &Refused{Rule: printable(r.GetRule()), Path: printable(r.GetPath()), message: b.String()}
@@ -111,8 +116,9 @@ func gone(err error) bool {
 
 // printable makes a guest's text one bounded line that is safe to print.
 func printable(s string) string {
-	if len(s) > maxMessage {
-		s = s[:maxMessage] + "…"
+	if len(s) > maxMessage { // what to do is at the end
+		const end = maxMessage / 3
+		s = s[:maxMessage-end] + " … " + s[len(s)-end:]
 	}
 	return strings.Map(func(r rune) rune {
 		switch {

@@ -92,6 +92,9 @@ func TestLife(t *testing.T) {
 	if n := agent.networks; len(n) != 1 || n[0].GetNetwork().GetHosts()[0].GetNames()[0] != "db" || n[0].GetNetwork().GetDns() == nil {
 		t.Errorf("hosts: %v", n)
 	}
+	if agent.containers[0].GetJoinPids() || agent.containers[1].GetJoinPids() {
+		t.Error("a container is to join the processes of another one where all share theirs")
+	}
 	if q := agent.containers[0]; q.GetContainerId() != "c-1" || q.GetMounts()[0].GetVolume() != "data" || q.GetTerminationMessagePath() != "/dev/termination-log" {
 		t.Errorf("container request %v", q)
 	}
@@ -327,6 +330,33 @@ func TestCreateEnds(t *testing.T) {
 			t.Errorf("close: %v, left %q", err, w.left())
 		}
 	})
+}
+
+// TestJoinPIDs: in a pod whose containers have processes of their own, one that is
+// to see those of others joins another container's.
+func TestJoinPIDs(t *testing.T) {
+	w, c := newWorld(), config(t)
+	c.TEE = "soft"
+	p := New(w.options(c))
+	defer func() { _ = p.Close(context.WithoutCancel(t.Context())) }()
+	if err := p.Boot(t.Context(), aSandbox()); err != nil {
+		t.Fatal(err)
+	}
+	debug := aContainer("c-2")
+	debug.SharePID = true
+	for _, c := range []*cri.Container{aContainer("c-1"), debug, aContainer("c-3")} {
+		if err := p.Create(t.Context(), c); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if w.machine.agent.sandboxes[0].GetSharePid() {
+		t.Error("the pod shares its processes")
+	}
+	for i, want := range []bool{false, true, false} {
+		if q := w.machine.agent.containers[i]; q.GetJoinPids() != want {
+			t.Errorf("%s: joins %t", q.GetContainerId(), q.GetJoinPids())
+		}
+	}
 }
 
 // TestDeath: the machine's death is told at once, with its last words.

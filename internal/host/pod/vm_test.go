@@ -93,7 +93,8 @@ func busybox(t *testing.T) string {
 }
 
 // TestRealMachine: a bundle as `ctr run` makes it becomes a virtual machine with
-// the software TEE, a scratch disk, and a container that runs in it.
+// the software TEE, a scratch disk, and a container that runs in it. The guest gives
+// free memory back.
 func TestRealMachine(t *testing.T) {
 	image := guestImage(t)
 	dir := t.TempDir()
@@ -108,7 +109,8 @@ func TestRealMachine(t *testing.T) {
 	}})
 	b := bundle(t, "ctr", "vm-1", func(s *specs.Spec) {
 		s.Annotations["coffer-project.io/image"] = busybox(t)
-		s.Process.Args = []string{"/bin/busybox", "sh", "-c", "busybox id -u; busybox grep -c . /proc/partitions"}
+		s.Process.Args = []string{"/bin/busybox", "sh", "-c", `busybox id -u; busybox grep -c . /proc/partitions
+			i=0; until busybox grep -q '^virtio_balloon ' /proc/modules; do i=$((i+1)); [ $i -lt 60 ] || exit 3; busybox sleep 1; done`}
 		s.Process.User, s.Process.Cwd = specs.User{UID: 7}, "/"
 	})
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)

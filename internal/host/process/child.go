@@ -64,7 +64,7 @@ func start(ctx context.Context, c Config, log io.Writer) (*child, net.Conn, erro
 	p := &child{done: make(chan struct{})}
 	if err := p.run(cmd, netns); err != nil {
 		_ = ours.Close()
-		return nil, nil, fmt.Errorf("start %s: %w", c.Agent, err)
+		return nil, nil, fmt.Errorf("start %s: %w (agent of the runtime configuration has to name the program coffer-agent)", c.Agent, err)
 	}
 	return p, ours, nil
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	"github.com/coffer-project/coffer/internal/host/process"
 	"github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/vmm"
@@ -164,6 +165,44 @@ func TestContainersRunAndNothingIsLeft(t *testing.T) {
 	}
 	if err := m.Close(); err != nil {
 		t.Errorf("second Close: %v", err)
+	}
+}
+
+// TestNamedGroup: containers are in the group that the caller names, in which it
+// removes them after a crash, too.
+func TestNamedGroup(t *testing.T) {
+	root := podcgroup.DefaultRoot
+	if _, err := os.Stat(root + "/cgroup.controllers"); err != nil {
+		root += "/unified"
+	}
+	n := hosttest.NewNet(t)
+	image := n.Image(t)
+	if _, err := os.Stat(root + "/cgroup.controllers"); err != nil {
+		t.Skipf("control groups of version 2 are not mounted: %v", err)
+	}
+	pod := "/coffer-process-test-" + itoa(os.Getpid())
+	made := []string{pod + "/box", pod}
+	c := n.Config(t, "named")
+	c.Cgroup = pod + "/box/containers"
+	t.Cleanup(func() {
+		if err := podcgroup.Remove(root, made); err != nil {
+			t.Error(err)
+		}
+		if _, err := os.Stat(root + pod); err == nil {
+			t.Error("the group is left")
+		}
+	})
+	m := hosttest.Launch(t, c)
+	sandboxOf(t, m, n)
+	run(t, m, image, "web", "true")
+	if _, err := os.Stat(root + pod + "/box/containers/web"); err != nil {
+		t.Error(err)
+	}
+	if others := groupsOf(t, "named"); len(others) > 0 {
+		t.Errorf("there are groups %s", others)
+	}
+	if err := m.Close(); err != nil {
+		t.Error(err)
 	}
 }
 

@@ -28,6 +28,8 @@ const (
 	leaveTime = time.Second
 	// lookTime is between two looks at it.
 	lookTime = 10 * time.Millisecond
+	// lostLooks are how many of them find a state missing that nobody writes.
+	lostLooks = 20
 	// termTime is for one that was asked to.
 	termTime = 1500 * time.Millisecond
 	// cleanTime bounds the rest.
@@ -53,7 +55,11 @@ func (p Program) delete(ctx context.Context, proc Process, f flags) error {
 		return err
 	}
 	if dir != "" {
-		d := deletion{cleaner: podstate.Cleaner{Release: p.Release, Logger: log}, dir: dir, id: f.id}
+		sockets := proc.SocketDir
+		if address, err := os.ReadFile(filepath.Join(bundle, addressFile)); err == nil && len(address) > len(unixScheme) {
+			sockets = filepath.Dir(strings.TrimPrefix(string(address), unixScheme))
+		}
+		d := deletion{cleaner: podstate.Cleaner{Release: p.Release, Lost: lostSocket(sockets, f.address), Logger: log}, dir: dir, id: f.id}
 		if err := d.run(ctx, &exit); err != nil {
 			return err
 		}
@@ -81,6 +87,21 @@ func stateOf(bundle, id string) (string, error) {
 	return readStateFile(filepath.Join(filepath.Dir(bundle), pod))
 }
 
+// lostSocket removes the socket of a pod whose state is lost, unless somebody
+// listens on it.
+func lostSocket(dir, containerd string) func(ctx context.Context, namespace, id string) error {
+	return func(ctx context.Context, namespace, id string) error {
+		path, err := socketPath(dir, containerd, namespace, id)
+		if err != nil || reachable(ctx, path) {
+			return err
+		}
+		if err := os.Remove(path); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return err
+		}
+		return nil
+	}
+}
+
 func readStateFile(bundle string) (string, error) {
 	path := filepath.Join(bundle, stateFile)
 	data, err := os.ReadFile(path)
@@ -91,6 +112,9 @@ func readStateFile(bundle string) (string, error) {
 		return "", fmt.Errorf("bundle: %w", err)
 	}
 	dir := string(data)
+	if dir == "" {
+		return "", nil // lost with the node's power
+	}
 	if len(dir) > pathFileLimit || !filepath.IsAbs(dir) || filepath.Clean(dir) != dir || strings.Count(dir, "/") < 3 {
 		return "", fmt.Errorf("bundle: %s: expected the path of a pod's directory, got %.80q", path, dir)
 	}
@@ -105,7 +129,7 @@ type deletion struct {
 
 func (d deletion) run(ctx context.Context, exit *podstate.Exit) error {
 	state, err := podstate.Read(d.dir)
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) && !d.lost(ctx) {
 		return nil // the daemon has removed it
 	}
 	if err != nil {
@@ -125,6 +149,20 @@ func (d deletion) run(ctx context.Context, exit *podstate.Exit) error {
 		return nil
 	}
 	return d.clean(ctx)
+}
+
+// lost tells a pod's directory that has no state from one whose daemon is just
+// making, or removing, it.
+func (d deletion) lost(ctx context.Context) bool {
+	for range lostLooks {
+		if _, err := os.Lstat(d.dir); err != nil || !pause(ctx, lookTime) {
+			return false
+		}
+		if _, err := podstate.Read(d.dir); !errors.Is(err, fs.ErrNotExist) {
+			return false
+		}
+	}
+	return true
 }
 
 // leave gives the daemon time to end by itself, then a reason. It tells

@@ -27,13 +27,13 @@ type fifoLog struct {
 // missing is made.
 func openLog(path string) (*fifoLog, error) {
 	if err := unix.Mkfifo(path, 0o600); err != nil && !errors.Is(err, fs.ErrExist) {
-		return nil, fmt.Errorf("log %s: %w", path, err)
+		return nil, fmt.Errorf("log: %w", &fs.PathError{Op: "mkfifo", Path: path, Err: err})
 	}
 	// Read and write: a pipe that its writer could read never breaks, and
 	// opening it waits for nobody (fifo(7)).
 	fd, err := unix.Open(path, unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC|unix.O_NOFOLLOW, 0)
 	if err != nil {
-		return nil, fmt.Errorf("log %s: %w", path, err)
+		return nil, fmt.Errorf("log: %w", &fs.PathError{Op: "open", Path: path, Err: err})
 	}
 	var stat unix.Stat_t
 	if err := unix.Fstat(fd, &stat); err != nil || stat.Mode&unix.S_IFMT != unix.S_IFIFO {

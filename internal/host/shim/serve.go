@@ -19,6 +19,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/host/shim/events"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
+	"github.com/coffer-project/coffer/internal/host/space"
 )
 
 // The times of a daemon's end, in their order.
@@ -57,7 +58,9 @@ func (p Program) serve(ctx context.Context, proc Process, f flags) (err error) {
 	}
 	pipe = nil
 	log.InfoContext(ctx, "the shim serves", "pid", os.Getpid(), "version", p.Version, "socket", s.socket)
-	s.background.Go(func() { p.sweep(s.ctx, log, settings.StateDir) })
+	s.background.Go(func() {
+		p.sweep(s.ctx, podstate.Cleaner{Release: p.Release, Lost: lostSocket(filepath.Dir(s.socket), f.address), Logger: log}, settings.StateDir)
+	})
 	s.wait(proc.LonelyTime)
 	return s.end(ctx)
 }
@@ -239,9 +242,9 @@ func within(ctx context.Context, limit time.Duration, f func(context.Context) er
 }
 
 // sweep removes what pods left that nobody will ask to remove.
-func (p Program) sweep(ctx context.Context, log *slog.Logger, root string) {
-	if err := (podstate.Cleaner{Release: p.Release, Logger: log}).Sweep(ctx, root); err != nil {
-		log.WarnContext(ctx, "not all that dead shims left could be removed", "error", err)
+func (p Program) sweep(ctx context.Context, c podstate.Cleaner, root string) {
+	if err := c.Sweep(ctx, root); err != nil {
+		c.Logger.WarnContext(ctx, "not all that dead shims left could be removed", "error", err)
 	}
 }
 
@@ -261,7 +264,7 @@ func tell(pipe *os.File, err error) error {
 	}
 	word := ready
 	if err != nil {
-		word = err.Error()
+		word = space.Explain(err).Error()
 	}
 	_, werr := pipe.WriteString(word)
 	return errors.Join(err, werr, pipe.Close())

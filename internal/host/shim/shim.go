@@ -26,6 +26,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/host/shim/events"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
+	"github.com/coffer-project/coffer/internal/host/space"
 )
 
 // Program is a shim: what is the same for every shim is in this package, what
@@ -135,7 +136,7 @@ func (p Process) getenv(name string) string {
 // program writes to standard error, which is one line.
 func (p Program) Main(ctx context.Context, proc Process) int {
 	if err := p.run(ctx, proc); err != nil {
-		_, _ = fmt.Fprintf(proc.Stderr, "%s: %v\n", p.Name, err)
+		_, _ = fmt.Fprintf(proc.Stderr, "%s: %v\n", p.Name, space.Explain(err))
 		return 1
 	}
 	return 0

@@ -22,11 +22,13 @@ import (
 	"log/slog"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/agentapi/channel"
 )
 
 // chunk is how much is copied at once, in bytes: a frame of the guest's channel.
@@ -111,6 +113,12 @@ func (s *Streams) Connect(ctx context.Context, open Opener) error {
 		}
 		err := s.connect(ctx, open, kind, func(conn net.Conn) {
 			s.outputs++
+			if r := channel.Refusal(conn); r != nil {
+				out.withheld = true
+				if kind == agentapi.StreamHeader_STDERR || s.stderr.closer() == nil {
+					out.notice = notice(r, s.stderr == nil)
+				}
+			}
 			s.all.Go(func() {
 				defer s.outputEnded()
 				out.copy(conn, &s.moved, s.log)
@@ -239,6 +247,30 @@ func (s *Streams) Close() {
 type output struct {
 	name string
 	file *os.File
+	// withheld: the guest's policy lets nothing of it through; notice says so.
+	withheld bool
+	notice   string
+}
+
+// notice is what stands in place of output that the guest's policy keeps, so that
+// whoever reads the log, or the output of a command, learns of it. The guest's
+// words are bounded and made safe.
+func notice(r *agentapi.Refusal, terminal bool) string {
+	const most = 64
+	word := func(s string) string {
+		return strings.Map(func(r rune) rune {
+			if r > ' ' && r < 0x7f {
+				return r
+			}
+			return '?'
+		}, s[:min(len(s), most)])
+	}
+	end := "\n"
+	if terminal {
+		end = "\r\n"
+	}
+	return "coffer: the pod's policy keeps this output in the guest (refused by rule " + word(r.GetRule()) + ", " + word(r.GetPath()) +
+		"): to read it, allow it there and prepare the pod again" + end
 }
 
 func (o *output) closer() io.Closer {
@@ -254,6 +286,12 @@ func (o *output) copy(conn net.Conn, moved *atomic.Uint64, log *slog.Logger) {
 	defer conn.Close() //nolint:errcheck // read to its end, or given up
 	buf := make([]byte, chunk)
 	lost := o.file == nil
+	if o.withheld && !lost {
+		// Nothing more comes: who reads, or attaches later, is told of the end.
+		_, _ = o.file.WriteString(o.notice)
+		_ = o.file.Close()
+		lost = true
+	}
 	for {
 		n, err := conn.Read(buf)
 		if n > 0 && !lost {

@@ -18,6 +18,9 @@ import (
 const (
 	maxField   = 512
 	maxMessage = 8 << 10
+	// maxAnswer bounds a guest's answer; what to do is at its end, which is kept.
+	// With what is said of it on the host it is about a KiB.
+	maxAnswer = 900
 )
 
 // statusError is an error that came over ttrpc.
@@ -60,7 +63,7 @@ func told(st *status.Status) string {
 			return refusal(r)
 		}
 	}
-	return "the guest: " + line(st.Message(), maxMessage/2)
+	return "the guest: " + middle(line(st.Message(), maxMessage))
 }
 
 func refusal(r *agentapi.Refusal) string {
@@ -78,7 +81,16 @@ func refusal(r *agentapi.Refusal) string {
 	if r.GetHelp() != "" {
 		b.WriteString("; " + line(r.GetHelp(), maxField))
 	}
-	return b.String()
+	return middle(b.String())
+}
+
+// middle takes out of the middle what is too long for an answer.
+func middle(s string) string {
+	const end = maxAnswer / 3
+	if len(s) <= maxAnswer {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxAnswer-end], "") + " … " + strings.ToValidUTF8(s[len(s)-end:], "")
 }
 
 // classOf maps the code of a guest's answer.

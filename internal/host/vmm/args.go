@@ -83,6 +83,7 @@ func (m *Machine) plan() (*plan, error) {
 	m.addNetwork(p)
 	m.addCards(p)
 	m.addDisks(p)
+	m.addBalloon(p)
 	m.addSlots(p)
 	p.add("-bios", p.path(m.Firmware))
 	p.add("-kernel", p.path(m.Kernel))
@@ -118,7 +119,7 @@ func (m *Machine) accelerator() string {
 		// One thread for all virtual CPUs. With one each, a Linux guest that
 		// patches its own code (text_poke) now and then dies of it on a busy
 		// host; a boot takes as long either way.
-		return "tcg,thread=single"
+		return options("tcg", "thread", "single", "tb-size", strconv.Itoa(TranslationMiB))
 	}
 	return string(m.Accelerator)
 }

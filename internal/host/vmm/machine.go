@@ -2,15 +2,16 @@
 //
 // A [Machine] describes one in typed terms and renders itself to a command
 // line; [Start] runs it. Everything between the host program and the emulator
-// (monitor, console, virtio-serial ports, and kernel and initrd where their
-// bytes must be those that were checked) travels over inherited file
+// (monitor, console, virtio-serial ports, and the open files of kernel and initrd
+// that were checked) travels over inherited file
 // descriptors, so a machine leaves no socket and no file behind however it
 // ends. It ends with the context it was started in, with [VM.Close], and with
 // the process that started it.
 //
 // Network cards are on taps of the host, which come by descriptor as well.
 // Disks may be attached and detached while the machine runs
-// ([VM.AttachDisk]): spare PCI Express ports take them.
+// ([VM.AttachDisk]): spare PCI Express ports take them. A guest that hardware does
+// not protect gives memory that it does not use back to the host.
 //
 // The emulator is confined by its own seccomp filter: it starts no program
 // and gains no privilege.
@@ -41,6 +42,11 @@ const (
 	MaxPorts = 16
 	// MaxDisks bounds the disks of a machine: each is a PCI device.
 	MaxDisks = 16
+	// TranslationMiB bounds what the translator (TCG) keeps of the guest's code that
+	// it has translated; when it is full it begins anew. Left to itself QEMU takes up
+	// to 1 GiB (since 5.0, an eighth of the host's memory if that is less:
+	// accel/tcg/translate-all.c, later tcg/region.c), which no pod is accounted for.
+	TranslationMiB = 128
 	// MaxCards bounds its network cards. With every limit reached all devices
 	// still find a place on the one bus of the board.
 	MaxCards = 8

@@ -39,7 +39,7 @@ func FindQEMU(ctx context.Context, binary string) (QEMU, error) {
 	}
 	path, err := exec.LookPath(binary)
 	if err != nil {
-		return QEMU{}, fmt.Errorf("QEMU: %w (on Debian: apt-get install qemu-system-x86)", err)
+		return QEMU{}, fmt.Errorf("QEMU: %w (install it, on Debian: apt-get install qemu-system-x86; or correct its path where it is configured)", err)
 	}
 	ctx, cancel := context.WithTimeout(ctx, versionTimeout)
 	defer cancel()

@@ -60,30 +60,23 @@ func (b *bench) bareMachine(ctx context.Context, want []string) (f footprint, er
 	if err != nil {
 		return f, err
 	}
-	for _, in := range []struct {
-		name string
-		to   *vmm.Input
-		data func() ([]byte, error)
-	}{
-		{"firmware", &m.Firmware, func() ([]byte, error) { return image.Firmware.Read(b.guest) }},
-		{"kernel", &m.Kernel, func() ([]byte, error) { return image.Kernel.Read(b.guest) }},
-		{"initrd", &m.Initrd, func() ([]byte, error) { return initrd, nil }},
-	} {
-		data, err := in.data()
-		if err != nil {
-			return f, err
-		}
-		file, err := vmm.Sealed(in.name, data)
-		if err != nil {
-			return f, err
-		}
-		defer file.Close() //nolint:errcheck // anonymous memory
-		in.to.File = file
+	if m.Initrd.File, err = vmm.Sealed("initrd", initrd); err != nil {
+		return f, err
 	}
-	return runBare(ctx, m, want)
+	defer m.Initrd.File.Close() //nolint:errcheck // anonymous memory
+	// As a pod's machine has them: from the image's files.
+	if m.Firmware.File, err = image.Firmware.Open(b.guest); err != nil {
+		return f, err
+	}
+	defer m.Firmware.File.Close() //nolint:errcheck // only read
+	if m.Kernel.File, err = image.Kernel.Open(b.guest); err != nil {
+		return f, err
+	}
+	defer m.Kernel.File.Close() //nolint:errcheck // only read
+	return b.runBare(ctx, m, want)
 }
 
-func runBare(ctx context.Context, m *vmm.Machine, want []string) (f footprint, err error) {
+func (b *bench) runBare(ctx context.Context, m *vmm.Machine, want []string) (f footprint, err error) {
 	qemu, err := vmm.FindQEMU(ctx, "")
 	if err != nil {
 		return f, err
@@ -115,7 +108,7 @@ func runBare(ctx context.Context, m *vmm.Machine, want []string) (f footprint, e
 	if err := pause(ctx, settle); err != nil {
 		return f, err
 	}
-	return memoryOf(uint32(vm.PID()))
+	return memoryOf(uint32(vm.PID()), b.guest)
 }
 
 var individual = regexp.MustCompile(`mac=[0-9a-f:]+|guest=[^,]+`)

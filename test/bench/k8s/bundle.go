@@ -27,6 +27,9 @@ func load(name string) (*specs.Spec, error) {
 	return s, json.Unmarshal(data, s)
 }
 
+// groupOf is the control group of a pod or container.
+func groupOf(id string) string { return "/coffer-bench/" + id }
+
 // common makes a recorded bundle one of this machine: ids and paths are the
 // pod's, resources are gone (limits, whose controllers may belong to the other
 // version of cgroups here, and device rules, which crun cannot set everywhere), and
@@ -37,7 +40,7 @@ func (p podSpec) common(s *specs.Spec, kind, id string) {
 	s.Process.User = specs.User{}
 	s.Process.Cwd = "/"
 	s.Process.OOMScoreAdj = nil
-	s.Linux.CgroupsPath = "/coffer-bench/" + id
+	s.Linux.CgroupsPath = groupOf(id)
 	s.Linux.Sysctl = nil
 	s.Linux.Resources = nil
 	s.Annotations = map[string]string{

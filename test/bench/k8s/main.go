@@ -28,7 +28,7 @@ import (
 type config struct {
 	shim, agent, containerd, guest string
 	out, only                      string
-	rounds, pods                   int
+	rounds, pods, idle             int
 }
 
 type bench struct {
@@ -95,9 +95,10 @@ func (b *bench) parse() error {
 	flag.StringVar(&b.only, "only", "", "some of "+strings.Join(stepNames(), ", ")+", with commas between; empty: all")
 	flag.IntVar(&b.rounds, "rounds", 100, "containers of each shim whose calls are timed")
 	flag.IntVar(&b.pods, "pods", 8, "the most pods that are started at once")
+	flag.IntVar(&b.idle, "idle", 4, "machines that are idle at the same time, of which the memory of each is told")
 	flag.Parse()
-	if b.rounds < 5 || b.pods < 2 {
-		return errors.New("rounds: expected at least 5; pods: at least 2")
+	if b.rounds < 5 || b.pods < 2 || b.idle < 2 {
+		return errors.New("rounds: expected at least 5; pods, idle: at least 2")
 	}
 	if os.Geteuid() != 0 {
 		return errors.New("root is needed, for namespaces, mounts and containers")

@@ -13,8 +13,8 @@ const (
 	mostShim, mostMachine = 10, 25
 	// mostAgent is what the agent may have resident.
 	mostAgent = 25
-	// settle is how long a pod is idle before it is looked at.
-	settle = 15 * time.Second
+	// settle is how long pods are idle before they are looked at.
+	settle = 30 * time.Second
 	// machineMemory is that of the machines, in MiB.
 	machineMemory = 1024
 )
@@ -25,93 +25,139 @@ func (b *bench) memory(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	machine, err := b.world.machineConfig(b.guest, machineMemory)
-	if err != nil {
-		return err
-	}
-	var runc, ours, virtual footprint
-	if err := b.idlePod(ctx, b.runc(), func(s *shim) (err error) {
-		runc, err = memoryOf(s.pid)
+	var runc, ours footprint
+	if err := b.idlePods(ctx, b.runc(), 1, func(s []*shim) (err error) {
+		runc, err = memoryOf(s[0].pid, b.guest)
 		return err
 	}); err != nil {
 		return err
 	}
-	if err := b.idlePod(ctx, b.coffer(process), func(s *shim) (err error) {
-		if ours, err = memoryOf(s.pid); err != nil {
+	if err := b.idlePods(ctx, b.coffer(process), 1, func(s []*shim) (err error) {
+		if ours, err = memoryOf(s[0].pid, b.guest); err != nil {
 			return err
 		}
-		agent, err := memoryOf(s.sandbox)
+		agent, err := memoryOf(s[0].sandbox, b.guest)
 		b.report.AtMost("memory/agent-process/resident", agent.resident, "MiB", mostAgent, "")
 		return err
 	}); err != nil {
-		return err
-	}
-	var pod footprint
-	var arguments []string
-	if err := b.idlePod(ctx, b.coffer(machine), func(s *shim) (err error) {
-		if virtual, err = memoryOf(s.pid); err != nil {
-			return err
-		}
-		if arguments, err = argumentsOf(s.sandbox); err != nil {
-			return err
-		}
-		pod, err = memoryOf(s.sandbox)
-		return err
-	}); err != nil {
-		return err
-	}
-	bare, err := b.bareMachine(ctx, arguments)
-	if err != nil {
 		return err
 	}
 	const peer = "containerd-shim-runc-v2 2.2"
 	b.report.Add("memory/shim/runc", runc.total(), "MiB", "")
 	b.report.Add("memory/shim/process-driver", ours.total(), "MiB", "")
 	b.report.AtMost("memory/shim/process-driver/over-runc", ours.total()-runc.total(), "MiB", mostShim, peer)
-	b.report.Add("memory/shim/machine", virtual.total(), "MiB", "")
-	b.report.AtMost("memory/shim/machine/over-runc", virtual.total()-runc.total(), "MiB", mostShim, peer)
-	b.reportMachines(pod, bare)
+	alone, err := b.machines(ctx, 1)
+	if err != nil {
+		return err
+	}
+	b.report.Add("memory/shim/machine", alone.shim.total(), "MiB", "")
+	b.report.AtMost("memory/shim/machine/over-runc", alone.shim.total()-runc.total(), "MiB", mostShim, peer)
+	several, err := b.machines(ctx, b.idle)
+	if err != nil {
+		return err
+	}
+	bare, err := b.bareMachine(ctx, alone.arguments)
+	if err != nil {
+		return err
+	}
+	b.report.Add("memory/machine/bare", bare.total(), "MiB", "")
+	b.reportMachine("memory/machine", alone.machine, bare)
+	b.reportMachine(fmt.Sprintf("memory/machine/of-%d", b.idle), several.machine, bare)
 	return nil
 }
 
-// reportMachines says what the difference between two machines is made of. The
-// translator's code is not held against the pod: the guest executes more, but in
-// hardware.
-func (b *bench) reportMachines(pod, bare footprint) {
-	b.report.Add("memory/machine/pod", pod.total(), "MiB", "")
-	b.report.Add("memory/machine/bare", bare.total(), "MiB", "")
-	b.report.Add("memory/machine/over-bare/all", pod.total()-bare.total(), "MiB", "")
-	b.report.Add("memory/machine/over-bare/translator", pod.translator-bare.translator, "MiB", "")
-	b.report.AtMost("memory/machine/over-bare", pod.total()-pod.translator-bare.total()+bare.translator, "MiB", mostMachine, "the same kernel and machine, an init that waits")
-	b.report.Add("memory/machine/over-bare/guest-memory", pod.guest-bare.guest, "MiB", "")
+// reportMachine says what the difference between a pod's machine and a bare one
+// is made of. The emulator's program is the same, and divided by as many as run it.
+// The translator's code is not held against the pod: the guest executes more, but
+// in hardware.
+func (b *bench) reportMachine(name string, pod, bare footprint) {
+	b.report.Add(name+"/pod", pod.total(), "MiB", "")
+	b.report.Add(name+"/over-bare/all", pod.total()-bare.total(), "MiB", "")
+	b.report.Add(name+"/over-bare/translator", pod.translator-bare.translator, "MiB", "")
+	b.report.AtMost(name+"/over-bare", pod.own()-bare.own(), "MiB", mostMachine, "the same kernel and machine, an init that waits")
+	b.report.Add(name+"/over-bare/guest-memory", pod.guest-bare.guest, "MiB", "")
+	b.report.Add(name+"/over-bare/image-files", pod.image-bare.image, "MiB", "")
+	b.report.Add(name+"/over-bare/emulator", pod.own()-pod.guest-pod.image-bare.own()+bare.guest+bare.image, "MiB", "")
 }
 
-// idlePod makes a pod with one container and measures it when it has done
-// nothing for a while.
-func (b *bench) idlePod(ctx context.Context, h handler, measure func(*shim) error) (err error) {
-	s, err := b.world.pod(ctx, h)
+// idleMachines are idle pods in machines, one or several at a time.
+type idleMachines struct {
+	shim, machine footprint // the means
+	arguments     []string
+}
+
+// machines measures n idle pods in machines that are there at the same time.
+func (b *bench) machines(ctx context.Context, n int) (m idleMachines, err error) {
+	config, err := b.world.machineConfig(b.guest, machineMemory)
 	if err != nil {
-		return err
+		return m, err
 	}
+	return m, b.idlePods(ctx, b.coffer(config), n, func(shims []*shim) error {
+		var daemons, emulators []footprint
+		for _, s := range shims {
+			daemon, err := memoryOf(s.pid, b.guest)
+			if err != nil {
+				return err
+			}
+			emulator, err := memoryOf(s.sandbox, b.guest)
+			if err != nil {
+				return err
+			}
+			daemons, emulators = append(daemons, daemon), append(emulators, emulator)
+		}
+		m.shim, m.machine = mean(daemons), mean(emulators)
+		m.arguments, err = argumentsOf(shims[0].sandbox)
+		return err
+	})
+}
+
+func mean(of []footprint) (m footprint) {
+	n := float64(len(of))
+	for _, f := range of {
+		m.proportional += f.proportional / n
+		m.resident += f.resident / n
+		m.held += f.held / n
+		m.guest += f.guest / n
+		m.translator += f.translator / n
+		m.image += f.image / n
+		m.program += f.program / n
+	}
+	return m
+}
+
+// idlePods makes n pods with one container each, one after the other, and
+// measures them when they have done nothing for a while.
+func (b *bench) idlePods(ctx context.Context, h handler, n int, measure func([]*shim) error) (err error) {
+	var shims []*shim
 	defer func() {
-		if eerr := s.end(ctx); err == nil {
-			err = eerr
+		for _, s := range shims {
+			if eerr := s.end(ctx); err == nil {
+				err = eerr
+			}
 		}
 	}()
-	if err := s.boot(ctx); err != nil {
-		return fmt.Errorf("%w%s", err, s.lastWords())
-	}
-	c, err := s.newContainer(s.pod.id + "-idle")
-	if err != nil {
-		return err
-	}
-	if err := errors.Join(c.create(ctx), c.start(ctx)); err != nil {
-		return fmt.Errorf("%w%s", err, s.lastWords())
+	for range n {
+		s, err := b.world.pod(ctx, h)
+		if err != nil {
+			return err
+		}
+		shims = append(shims, s)
+		if err := s.boot(ctx); err != nil {
+			return fmt.Errorf("%w%s", err, s.lastWords())
+		}
+		c, err := s.newContainer(s.pod.id + "-idle")
+		if err != nil {
+			return err
+		}
+		s.first = c
+		if err := errors.Join(c.create(ctx), c.start(ctx)); err != nil {
+			return fmt.Errorf("%w%s", err, s.lastWords())
+		}
 	}
 	if err := pause(ctx, settle); err != nil {
 		return err
 	}
-	return errors.Join(measure(s), c.end(ctx))
+	return measure(shims)
 }
 
 func pause(ctx context.Context, d time.Duration) error {

@@ -214,18 +214,17 @@ func newGroup(name string) (*group, error) {
 	return g, err
 }
 
-// cpu is the time of the shims and of the agents' containers, whose groups are
-// elsewhere.
+// cpu is the time of the shims until they are in their pods' groups, and of these.
 func (g *group) cpu(shims []*shim) (float64, error) {
 	paths := []string{g.path}
 	for _, s := range shims {
-		paths = append(paths, filepath.Join(groupRoot, "coffer-process-"+s.pod.id))
+		paths = append(paths, filepath.Join(groupRoot, groupOf(s.pod.id)))
 	}
 	var sum float64
 	for _, path := range paths {
 		text, err := os.ReadFile(filepath.Join(path, "cpu.stat"))
 		if errors.Is(err, fs.ErrNotExist) && path != g.path {
-			continue // a machine's containers are in the machine
+			continue
 		}
 		if err != nil {
 			return 0, err

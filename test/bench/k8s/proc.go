@@ -22,12 +22,23 @@ type footprint struct {
 	// guest is a machine's memory as far as it was touched, translator the code
 	// that QEMU's translator has made: an accelerator in hardware has none.
 	guest, translator float64
+	// image is what is mapped of the guest image's files: the page cache, divided
+	// by those who have it mapped. It is part of proportional.
+	image float64
+	// program is the same of other files: the emulator and its libraries, and
+	// others on this machine may run it.
+	program float64
 }
 
 func (f footprint) total() float64 { return f.proportional + f.held }
 
-// memoryOf measures a process (proc_pid_smaps(5), proc_pid_status(5)).
-func memoryOf(pid uint32) (f footprint, err error) {
+// own is what a machine's emulator has beyond what every one has: its program,
+// whose share depends on how many run, and what the translator has made.
+func (f footprint) own() float64 { return f.total() - f.program - f.translator }
+
+// memoryOf measures a process (proc_pid_smaps(5), proc_pid_status(5)). image is
+// the directory of the guest image.
+func memoryOf(pid uint32, image string) (f footprint, err error) {
 	dir := fmt.Sprintf("/proc/%d", pid)
 	if f.proportional, err = field(filepath.Join(dir, "smaps_rollup"), "Pss:"); err != nil {
 		return f, err
@@ -45,6 +56,10 @@ func memoryOf(pid uint32) (f footprint, err error) {
 			f.guest += float64(m.resident) / mib
 		case strings.HasPrefix(m.mode, "rwx") && m.inode == 0:
 			f.translator += float64(m.resident) / mib
+		case strings.HasPrefix(m.path, image+"/"):
+			f.image += float64(m.proportional) / mib
+		case strings.HasPrefix(m.path, "/") && !strings.HasPrefix(m.path, "/memfd:"):
+			f.program += float64(m.proportional) / mib
 		}
 	}
 	f.held, err = unmapped(dir, maps)
@@ -102,9 +117,9 @@ func unmapped(dir string, maps []mapping) (float64, error) {
 
 // mapping is a part of a process's memory; sizes are in bytes.
 type mapping struct {
-	mode           string
-	inode          uint64
-	size, resident int64
+	mode, path                   string
+	inode                        uint64
+	size, resident, proportional int64
 }
 
 // mappings reads a process's smaps.
@@ -128,13 +143,18 @@ func mappings(smaps string) ([]mapping, error) {
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", smaps, err)
 			}
-			all = append(all, mapping{mode: fields[1], inode: inode, size: int64(to - from)})
-		case len(all) > 0 && len(fields) > 1 && fields[0] == "Rss:":
+			all = append(all, mapping{mode: fields[1], path: strings.Join(fields[5:], " "), inode: inode, size: int64(to - from)})
+		case len(all) > 0 && len(fields) > 1 && (fields[0] == "Rss:" || fields[0] == "Pss:"):
 			kib, err := strconv.ParseInt(fields[1], 10, 64)
 			if err != nil {
 				return nil, fmt.Errorf("%s: %w", smaps, err)
 			}
-			all[len(all)-1].resident = kib << 10
+			m := &all[len(all)-1]
+			if fields[0] == "Rss:" {
+				m.resident = kib << 10
+			} else {
+				m.proportional = kib << 10
+			}
 		}
 	}
 	return all, lines.Err()

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
@@ -73,12 +75,18 @@ func TestSandboxAPI(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { _ = state.Shim.Signal(9) })
+	t.Cleanup(func() {
+		_ = state.Shim.Signal(9)
+		_ = state.Shim.Wait(context.WithoutCancel(t.Context()))
+		if err := podcgroup.Remove(podcgroup.DefaultRoot, []string{"/coffer-" + id + "/" + id, "/coffer-" + id}); err != nil {
+			t.Error(err)
+		}
+	})
 
 	box, task := sandboxv1.NewTTRPCSandboxClient(client), taskv3.NewTTRPCTaskClient(client)
 	netns := fmt.Sprintf("/proc/%d/fd/%s", os.Getpid(), filepath.Base(n.Path))
 	if _, err := box.CreateSandbox(ctx, &sandboxv1.CreateSandboxRequest{
-		SandboxID: id, BundlePath: filepath.Join(dir, "pod"), NetnsPath: netns, Options: &anypb.Any{TypeUrl: "runtime.v1.PodSandboxConfig", Value: podConfig()},
+		SandboxID: id, BundlePath: filepath.Join(dir, "pod"), NetnsPath: netns, Options: &anypb.Any{TypeUrl: "runtime.v1.PodSandboxConfig", Value: podConfig("/coffer-" + id)},
 	}); err != nil {
 		t.Fatal(err)
 	}
@@ -88,6 +96,15 @@ func TestSandboxAPI(t *testing.T) {
 	now, err := podstate.Read(filepath.Join(dir, "state/test", id))
 	if err != nil || len(now.Machines) != 1 || !now.Machines[0].Alive() || now.Driver != "process" {
 		t.Errorf("state of a running pod: %+v, %v", now, err)
+	}
+	group := "/coffer-" + id + "/" + id
+	if !slices.Equal(now.Cgroups, []string{group, "/coffer-" + id}) {
+		t.Errorf("control groups of a running pod: %q", now.Cgroups)
+	}
+	for _, p := range []podstate.Process{now.Shim, now.Machines[0]} {
+		if in := membership(t, p); !strings.Contains(in, group) {
+			t.Errorf("the %s is in %s", p.Role, in)
+		}
 	}
 	if _, err := task.Create(ctx, &taskv3.CreateTaskRequest{ID: "app", Bundle: filepath.Join(dir, "app")}); err != nil {
 		t.Fatal(err)
@@ -114,6 +131,13 @@ func TestSandboxAPI(t *testing.T) {
 	if ended, err := box.WaitSandbox(ctx, &sandboxv1.WaitSandboxRequest{SandboxID: id}); err != nil || ended.ExitStatus != 0 {
 		t.Errorf("the sandbox's end: %v, %v", ended, err)
 	}
+	// It may live on for long, where nobody takes it for a process of the pod.
+	if in := membership(t, now.Shim); strings.Contains(in, group) {
+		t.Errorf("after the pod's end the shim is in %s", in)
+	}
+	if groups, err := filepath.Glob(podcgroup.DefaultRoot + "/*/coffer-" + id); err != nil || len(groups) > 0 {
+		t.Errorf("after the pod's end there are %q, %v", groups, err)
+	}
 	if _, err := box.ShutdownSandbox(ctx, &sandboxv1.ShutdownSandboxRequest{SandboxID: id}); err != nil {
 		t.Error(err)
 	}
@@ -130,12 +154,22 @@ func TestSandboxAPI(t *testing.T) {
 	}
 }
 
+// membership is where a process is.
+func membership(t *testing.T, p podstate.Process) string {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", p.PID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return string(text)
+}
+
 // startShim starts the pod's shim as containerd 1.6 would, and returns its socket.
-func startShim(t *testing.T, dir, id, config string) string {
+func startShim(t *testing.T, dir, id, config string, env ...string) string {
 	t.Helper()
 	cmd := exec.CommandContext(t.Context(), hosttest.InstallShim(t, dir, shimName), "-namespace", "test", "-id", id, "-address", "/c", "start")
 	cmd.Dir = filepath.Join(dir, "pod")
-	cmd.Env = append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "sockets"))
+	cmd.Env = append(append(os.Environ(), "COFFER_SHIM_TEST_SOCKETS="+filepath.Join(dir, "sockets")), env...)
 	// runtimeoptions.v1.Options{config_path} in an Any.
 	options := protowire.AppendString(protowire.AppendTag(nil, 2, protowire.BytesType), config)
 	any := protowire.AppendString(protowire.AppendTag(nil, 1, protowire.BytesType), "runtimeoptions.v1.Options")
@@ -149,15 +183,15 @@ func startShim(t *testing.T, dir, id, config string) string {
 	return strings.TrimPrefix(string(out), "unix://")
 }
 
-// podConfig is runtime.v1.PodSandboxConfig with metadata and a PID namespace
-// for each container.
-func podConfig() []byte {
+// podConfig is runtime.v1.PodSandboxConfig with metadata, a control group, and a
+// PID namespace for each container.
+func podConfig(cgroup string) []byte {
 	field := func(b []byte, n protowire.Number, v []byte) []byte {
 		return protowire.AppendBytes(protowire.AppendTag(b, n, protowire.BytesType), v)
 	}
 	metadata := field(field(field(nil, 1, []byte("pod")), 2, []byte(podUID)), 3, []byte("default"))
 	pid := protowire.AppendVarint(protowire.AppendTag(nil, 2, protowire.VarintType), 1) // CONTAINER
-	return field(field(nil, 1, metadata), 8, field(nil, 2, field(nil, 1, pid)))
+	return field(field(nil, 1, metadata), 8, field(field(nil, 1, []byte(cgroup)), 2, field(nil, 1, pid)))
 }
 
 func appSpec(t *testing.T, pod, image, hosts string) []byte {

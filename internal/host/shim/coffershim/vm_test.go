@@ -56,7 +56,8 @@ func TestMachineEndsWithShim(t *testing.T) {
 	if during := inPod("ip", "-br", "link"); during == before {
 		t.Errorf("no tap in the pod's network: %q", during)
 	}
-	w.pid("qemu-system-x86_64")
+	w.inCgroup("vm", "qemu-system-x86_64")
+	w.inCgroup("vm", "^"+filepath.Join(w.Dir, shimName))
 	w.Run("kill", "-9", w.pid("^"+filepath.Join(w.Dir, shimName)))
 	w.Until("the emulator has ended", func() bool { out, _ := w.Try("pgrep", "-a", "qemu"); return out == "" })
 	w.gone()

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,7 +19,10 @@ type Cleaner struct {
 	// network namespace that may be gone; the processes have ended. It may be
 	// called again. nil: there is nothing.
 	Release func(State) error
-	Logger  *slog.Logger
+	// Lost removes what can be found without the state of a pod whose state is
+	// lost. nil: nothing can.
+	Lost   func(ctx context.Context, namespace, id string) error
+	Logger *slog.Logger
 }
 
 // Clean kills the processes of the pod in dir, shim included, and removes all
@@ -32,13 +36,24 @@ func (c Cleaner) Clean(ctx context.Context, dir string) error {
 	}
 	defer func() { _ = lock.Close() }()
 	state, err := Read(dir)
-	if errors.Is(err, fs.ErrNotExist) {
-		return os.RemoveAll(dir) // nothing was made yet, or another was faster
+	if errors.Is(err, fs.ErrNotExist) { // nothing was made yet, or another was faster
+		return errors.Join(c.lost(ctx, dir), os.RemoveAll(dir))
+	}
+	if errors.Is(err, ErrBroken) {
+		c.Logger.WarnContext(ctx, "removing the directory of a pod whose state a loss of power has broken", "directory", dir, "error", err)
+		return errors.Join(c.lost(ctx, dir), os.RemoveAll(dir))
 	}
 	if err != nil {
 		return fmt.Errorf("pod state: %w", err)
 	}
 	return c.remove(ctx, dir, state)
+}
+
+func (c Cleaner) lost(ctx context.Context, dir string) error {
+	if c.Lost == nil {
+		return nil
+	}
+	return c.Lost(ctx, filepath.Base(filepath.Dir(dir)), filepath.Base(dir))
 }
 
 func (c Cleaner) remove(ctx context.Context, dir string, s State) error {
@@ -78,7 +93,8 @@ func (c Cleaner) remove(ctx context.Context, dir string, s State) error {
 }
 
 // Sweep cleans up after pods below root whose shim is dead and whose bundle
-// containerd has removed: nobody will ask for it any more.
+// containerd has removed: nobody will ask for it any more. So it does after pods
+// whose state was lost with the node's power.
 func (c Cleaner) Sweep(ctx context.Context, root string) error {
 	dirs, err := filepath.Glob(filepath.Join(root, "*", "*"))
 	if err != nil {
@@ -90,16 +106,38 @@ func (c Cleaner) Sweep(ctx context.Context, root string) error {
 			break
 		}
 		state, err := Read(dir)
-		if err != nil || state.Shim.Alive() || state.Bundle == "" {
+		switch {
+		case errors.Is(err, fs.ErrNotExist):
+			if empty, err := abandoned(dir); !empty {
+				problems = append(problems, err)
+				continue
+			}
+		case errors.Is(err, ErrBroken):
+		case err != nil || state.Shim.Alive() || state.Bundle == "":
 			continue // no pod's directory, or one that is just being made
-		}
-		if there, err := exists(state.Bundle); there || err != nil {
-			continue
+		default:
+			if there, err := exists(state.Bundle); there || err != nil {
+				continue
+			}
 		}
 		c.Logger.WarnContext(ctx, "cleaning up after a pod that nobody asked to remove", "pod", state.ID, "directory", dir)
 		problems = append(problems, c.Clean(ctx, dir))
 	}
 	return errors.Join(problems...)
+}
+
+// emptyAge is how old a pod's directory without a state is that nobody makes any
+// more: who makes one writes its state at once.
+const emptyAge = 10 * time.Minute
+
+// abandoned tells such a directory, which has nothing else in it.
+func abandoned(dir string) (bool, error) {
+	info, err := os.Lstat(dir)
+	if err != nil || !info.IsDir() || time.Since(info.ModTime()) < emptyAge {
+		return false, nil //nolint:nilerr // it has gone
+	}
+	entries, err := os.ReadDir(dir)
+	return err == nil && (len(entries) == 0 || len(entries) == 1 && entries[0].Name() == "."+fileName), err
 }
 
 // lockDir locks a directory against other cleaners; nil when it is gone.

@@ -148,6 +148,11 @@ func (f *File) Remove() error {
 	return os.RemoveAll(f.dir)
 }
 
+// ErrBroken says that a state is not readable JSON. It is only ever replaced
+// whole, so that this is what a loss of power leaves, which also ended all that
+// it named.
+var ErrBroken = errors.New("the pod's state is broken")
+
 // Read reads the state in a pod's directory. Without one the error is
 // fs.ErrNotExist.
 func Read(dir string) (State, error) {
@@ -162,10 +167,10 @@ func Read(dir string) (State, error) {
 		return s, err
 	}
 	if len(data) > fileLimit {
-		return s, fmt.Errorf("%s: expected at most %d bytes, got more", file.Name(), fileLimit)
+		return s, fmt.Errorf("%w: %s: expected at most %d bytes, got more", ErrBroken, file.Name(), fileLimit)
 	}
 	if err := json.Unmarshal(data, &s); err != nil {
-		return s, fmt.Errorf("%s: %w", file.Name(), err)
+		return s, fmt.Errorf("%w: %s: %w", ErrBroken, file.Name(), err)
 	}
 	return s, nil
 }
