@@ -186,6 +186,9 @@ func TestTwentyLoops(t *testing.T) {
 					t.Fatalf("loop %d: %+v", i, r)
 				}
 				first := tree(t, o.Root)
+				if link := first["/usr/local/bin/"+ShimName]; !strings.HasSuffix(link, " /opt/coffer/bin/"+ShimName) {
+					t.Fatalf("the link on containerd's PATH is %q", link)
+				}
 				if again := install(t, o); again.Restart || len(again.Written) != 0 {
 					t.Fatalf("loop %d, again: %+v", i, again)
 				}

@@ -108,7 +108,7 @@ func (p *Plan) fill(ctx context.Context) error {
 		return err
 	}
 	p.Notes = notes
-	if err := p.programs(c); err != nil {
+	if err := p.programs(); err != nil {
 		return err
 	}
 	guest, err := p.guest()
@@ -151,9 +151,12 @@ func (p *Plan) text(name string, text []byte) {
 	p.Files = append(p.Files, File{Path: name, mode: 0o644, Size: int64(len(text)), SHA256: digestOf(text), Text: string(text)})
 }
 
-// programs adds the shim and this program, and where containerd finds shims only
-// on its PATH, a link there.
-func (p *Plan) programs(c *Containerd) error {
+// programs adds the shim and this program, and a link to the shim on containerd's
+// PATH. Before 2.0 it finds shims there only; from 2.0 on it starts them by the
+// handler's runtime_path, but when it is started anew looks on its PATH for that of
+// each container that is not a sandbox, and forgets those whose shim it does not
+// find (core/runtime/v2/shim_load.go of containerd 2.2.9 and 2.4.2).
+func (p *Plan) programs() error {
 	bin := path.Join(p.options.Prefix, "bin")
 	for name, source := range map[string]string{ShimName: p.options.Shim, "coffer": p.options.Program} {
 		f, err := sourceFile(source, path.Join(bin, name), 0o755)
@@ -163,9 +166,7 @@ func (p *Plan) programs(c *Containerd) error {
 		p.Files = append(p.Files, f)
 	}
 	slices.SortFunc(p.Files, func(a, b File) int { return bytes.Compare([]byte(b.Path), []byte(a.Path)) })
-	if c.Major < 2 {
-		p.Files = append(p.Files, File{Path: "/usr/local/bin/" + ShimName, Target: path.Join(bin, ShimName)})
-	}
+	p.Files = append(p.Files, File{Path: "/usr/local/bin/" + ShimName, Target: path.Join(bin, ShimName)})
 	return nil
 }
 

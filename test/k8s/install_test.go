@@ -52,7 +52,12 @@ func TestInstall(t *testing.T) {
 			if out, err := n.Run(t.Context(), "/opt/coffer/bin/coffer", "uninstall"); err == nil || !strings.Contains(err.Error(), "pods of this runtime are running") {
 				t.Errorf("uninstalled under a pod: %v: %s", err, out)
 			}
-			c.want(t, "stays", "a", "hostname", "stays")
+			// The containers of a pod are found again by a containerd that is started anew.
+			c.restartDaemon(t)
+			c.comes(t, "stays", "a", "hostname", "stays")
+			if p, err := n.Client().CoreV1().Pods(c.ns).Get(t.Context(), "stays", metav1.GetOptions{}); err != nil || container(p, "a").RestartCount != 0 {
+				t.Errorf("after the restart of containerd: %v: %s", err, status(p))
+			}
 			c.remove(t, "stays")
 			if err := until(t.Context(), "the removal", func() error {
 				_, err := n.Run(t.Context(), "/opt/coffer/bin/coffer", "uninstall")

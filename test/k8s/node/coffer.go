@@ -41,7 +41,6 @@ func (c Coffer) Apply(o *Options) {
 		Name: HandlerProcess, Type: "io.containerd.coffer.v2", ConfigPath: "/etc/coffer-node/" + HandlerProcess + ".toml", Sandboxer: c.Sandboxer,
 		PodAnnotations: []string{"io.katacontainers.config.hypervisor.cc_init_data", "coffer-project.io/*"},
 		Overhead:       map[string]string{"memory": "640Mi", "cpu": "100m"},
-		Program:        filepath.Join(c.Bin, "containerd-shim-coffer-v2"),
 	}
 	text := fmt.Sprintf("tee = \"none\"\ndriver = \"process\"\ndevelopment = true\nagent = %q\n", filepath.Join(c.Bin, "coffer-agent")) + o.Files[settingsFile]
 	// Before 2.3 daemons take the options of every runtime with such sandboxes for

@@ -30,8 +30,6 @@ type Handler struct {
 	Name string
 	// Type is containerd's runtime_type, e.g. io.containerd.coffer.v2.
 	Type string
-	// Program is the shim's path, for daemons from 2.0 on; empty: it is looked for.
-	Program string
 	// ConfigPath goes to the shim as an option, if there is one.
 	ConfigPath string
 	// Sandboxer is "podsandbox" or "shim"; empty: the daemon's default. Daemons
@@ -127,9 +125,6 @@ func (h Handler) toml(table string, format int) string {
 			quoted = append(quoted, strconv.Quote(a))
 		}
 		fmt.Fprintf(&b, "  pod_annotations = [%s]\n", strings.Join(quoted, ", "))
-	}
-	if h.Program != "" && format > 2 {
-		fmt.Fprintf(&b, "  runtime_path = %q\n", h.Program)
 	}
 	if h.Sandboxer != "" && format > 2 {
 		fmt.Fprintf(&b, "  sandboxer = %q\n", h.Sandboxer)
