@@ -31,16 +31,35 @@ func overhead(t *testing.T, c *cluster) {
 // counter reads a file of the pod's cgroup of memory.
 func (c *cluster) counter(t *testing.T, p *corev1.Pod, file string) string {
 	t.Helper()
+	text, err := os.ReadFile(filepath.Join(c.memoryGroup(t, p), file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return strings.TrimSpace(string(text))
+}
+
+// memoryGroup is the directory of the pod's cgroup of memory.
+func (c *cluster) memoryGroup(t *testing.T, p *corev1.Pod) string {
+	t.Helper()
 	dirs, err := filepath.Glob("/sys/fs/cgroup/memory/coffer-node-*/kubepods/*/pod" + string(p.UID))
 	guaranteed, _ := filepath.Glob("/sys/fs/cgroup/memory/coffer-node-*/kubepods/pod" + string(p.UID))
 	if dirs = append(dirs, guaranteed...); err != nil || len(dirs) != 1 {
 		t.Fatalf("the pod's cgroup: expected one, got %q, %v", dirs, err)
 	}
-	text, err := os.ReadFile(filepath.Join(dirs[0], file))
-	if err != nil {
-		t.Fatal(err)
+	return dirs[0]
+}
+
+// memory is what the pod's cgroup has in use, in bytes, by the names of
+// memory.stat, and as "kernel" what the kernel has for it.
+func (c *cluster) memory(t *testing.T, p *corev1.Pod) map[string]int64 {
+	t.Helper()
+	stat := map[string]int64{}
+	for line := range strings.Lines(c.counter(t, p, "memory.stat") + "\nkernel " + c.counter(t, p, "memory.kmem.usage_in_bytes")) {
+		if f := strings.Fields(line); len(f) == 2 {
+			stat[f[0]], _ = strconv.ParseInt(f[1], 10, 64)
+		}
 	}
-	return strings.TrimSpace(string(text))
+	return stat
 }
 
 // groupsOf lists the programs in a pod's cgroup of a controller.
@@ -107,19 +126,14 @@ func inCgroup(t *testing.T, c *cluster) {
 func fullMemory(t *testing.T, c *cluster) {
 	c.apply(t, "kind: Pod\nmetadata: {name: full}\nspec: {restartPolicy: Never, terminationGracePeriodSeconds: 1, containers: [{name: a, command: [/app, eat, \"116\"], resources: {limits: {memory: 128Mi}}}, {name: b, command: [sleep, \"1000\"], resources: {limits: {memory: 160Mi}}}]}\n")
 	c.printed(t, "full", "a", "has 116 MiB")
-	c.sh(t, "full", "b", "dd if=/dev/zero of=/tmp/file bs=1M count=300 2>/dev/null; dd if=/tmp/file of=/dev/null bs=1M 2>/dev/null; echo done")
+	c.sh(t, "full", "b", "dd if=/dev/zero of=/tmp/file bs=1M count=200 2>/dev/null; dd if=/tmp/file of=/dev/null bs=1M 2>/dev/null; echo done")
 	p, err := c.n.Client().CoreV1().Pods(c.ns).Get(t.Context(), "full", metav1.GetOptions{})
 	if err != nil || container(p, "a").State.Running == nil {
 		t.Fatalf("%v: %s", err, status(p))
 	}
 	// What QEMU and the shim take, and the kernel cannot get back, has to fit into
 	// what the overhead leaves to them.
-	stat := map[string]int64{}
-	for line := range strings.Lines(c.counter(t, p, "memory.stat") + "\nkernel " + c.counter(t, p, "memory.kmem.usage_in_bytes")) {
-		if f := strings.Fields(line); len(f) == 2 {
-			stat[f[0]], _ = strconv.ParseInt(f[1], 10, 64)
-		}
-	}
+	stat := c.memory(t, p)
 	machine, guest := c.guestMemory(t, p)
 	share := stat["total_rss"] + stat["total_shmem"] + stat["kernel"] - guest
 	limit := stat["hierarchical_memory_limit"]
@@ -171,4 +185,21 @@ func (c *cluster) guestMemory(t *testing.T, p *corev1.Pod) (size, used int64) {
 	}
 	t.Fatal("the pod has no QEMU")
 	return 0, 0
+}
+
+// killedForMemory takes from a pod's limit what its guest has not used yet, and
+// then has the guest use more.
+func killedForMemory(t *testing.T, c *cluster) {
+	c.apply(t, "kind: Pod\nmetadata: {name: short}\nspec: {restartPolicy: Never, terminationGracePeriodSeconds: 1, containers: [{name: a, command: [sh, -c, \"until [ -e /tmp/go ]; do sleep 1; done; exec /app eat 250\"], resources: {limits: {memory: 256Mi}}}]}\n")
+	p := c.ready(t, "short")
+	stat := c.memory(t, p)
+	limit := (stat["total_rss"] + stat["total_shmem"] + stat["kernel"]) + 24<<20
+	if err := os.WriteFile(filepath.Join(c.memoryGroup(t, p), "memory.limit_in_bytes"), []byte(strconv.FormatInt(limit, 10)), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c.sh(t, "short", "a", "touch /tmp/go; echo done")
+	p = c.waitPod(t, "short", "killed", func(p *corev1.Pod) (bool, error) { return container(p, "a").State.Terminated != nil, nil })
+	if end := container(p, "a").State.Terminated; end.ExitCode != 137 || !strings.Contains(end.Message, "out of memory of the pod's control group") || !strings.Contains(end.Message, "overhead.podFixed.memory") {
+		t.Errorf("it ended with %d, %q", end.ExitCode, end.Message)
+	}
 }

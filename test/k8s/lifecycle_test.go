@@ -269,6 +269,7 @@ func limitRows() []row {
 		{id: "k8s-sandbox-cgroup", on: onAll, asserts: "the overhead of the RuntimeClass is in the pod and in its cgroup", run: overhead},
 		{id: "k8s-sandbox-cgroup/processes", core: true, on: onCoffer, asserts: "shim and machine are in the pod's cgroup, which goes with the pod", run: inCgroup},
 		{id: "k8s-sandbox-cgroup/full", on: onMachine, asserts: "a pod that uses the memory of its limit is not killed by it", run: fullMemory},
+		{id: "k8s-sandbox-cgroup/killed", on: onMachine, asserts: "a machine that the kernel kills for the pod's limit is told as that, with what to raise", run: killedForMemory},
 		{id: "stats", on: onRunc | onMachine, asserts: "the kubelet's statistics have the container's and the pod's memory and processor time", run: func(t *testing.T, c *cluster) {
 			s := c.shared(t, "volumes")
 			s.eventually(t, "statistics of the pod", func() error {
