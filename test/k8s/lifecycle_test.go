@@ -41,6 +41,7 @@ func podRows() []row {
 		}},
 		{id: "restart-policy", on: onAll, asserts: "Always restarts after success, OnFailure after failure only, Never never", run: restarts},
 		{id: "ephemeral-containers", on: onAll, asserts: "kubectl debug: a container is added to a running pod", run: ephemeral},
+		{id: "ephemeral-containers/target", on: onAll, asserts: "kubectl debug --target: the container sees the processes of the one that it targets", run: targeted},
 		{id: "k8s-pid-ns", core: true, on: onAll, asserts: "shareProcessNamespace: one container sees another's processes", run: func(t *testing.T, c *cluster) {
 			c.apply(t, "kind: Pod\nmetadata: {name: pids}\nspec: {shareProcessNamespace: true, containers: [{name: a, command: [sleep, \"4242\"]}, {name: b}]}\n")
 			c.ready(t, "pids")
@@ -205,6 +206,23 @@ func ephemeral(t *testing.T, c *cluster) {
 	c.waitPod(t, "debugged", "debugged", func(p *corev1.Pod) (bool, error) { return container(p, "dbg").State.Running != nil, nil })
 	c.printed(t, "debugged", "dbg", "debugging")
 	c.want(t, "debugged", "dbg", "/app get http://127.0.0.1:8080/ | cut -d' ' -f1", "debugged")
+}
+
+func targeted(t *testing.T, c *cluster) {
+	c.apply(t, "kind: Pod\nmetadata: {name: target}\nspec: {containers: [{name: a, command: [sh, -c, \"sleep 4242 & wait\"]}]}\n")
+	c.ready(t, "target")
+	patch := `{"spec":{"ephemeralContainers":[{"name":"dbg","image":"` + appImage + `","targetContainerName":"a","command":["sleep","600"]}]}}`
+	_, err := c.n.Client().CoreV1().Pods(c.ns).Patch(t.Context(), "target", types.StrategicMergePatchType, []byte(patch), metav1.PatchOptions{}, "ephemeralcontainers")
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.waitPod(t, "target", "debugged", func(p *corev1.Pod) (bool, error) { return container(p, "dbg").State.Running != nil, nil })
+	c.want(t, "target", "dbg", "ps -o args | grep -c '^sleep 4242'", "1")
+	c.want(t, "target", "dbg", "kill $(ps -o pid,args | awk '$2 == \"sleep\" && $3 == \"4242\" {print $1}') && echo killed", "killed")
+	c.waitPod(t, "target", "ended", func(p *corev1.Pod) (bool, error) {
+		s := container(p, "a")
+		return s.RestartCount > 0 || s.State.Terminated != nil, nil
+	})
 }
 
 func limitRows() []row {

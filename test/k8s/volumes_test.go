@@ -157,6 +157,7 @@ func volumeRows() []row {
 			s.want(t, "vol", "a", "echo x >/by-name/y && cat /shared/vol/y", "x")
 			s.want(t, "vol", "a", "echo new >/just-sub/dir/more && cat /shared/sub/dir/more", "new")
 		}},
+		{id: "k8s-file-volume/made", on: onAll, asserts: "subPath mounts what an init container has made in an emptyDir: a file, and where a link leads", run: madeByInit},
 		{id: "k8s-empty-dirs", core: true, on: onAll, asserts: "emptyDir on disk and in memory is shared by init and app containers; fsGroup owns it; read-only mounts are", run: func(t *testing.T, c *cluster) {
 			s := c.shared(t, "volumes")
 			s.want(t, "vol", "a", "cat /shared/greeting", "from-init")
@@ -197,6 +198,7 @@ func volumeRows() []row {
 			s.comes(t, "vol", "a", `grep '^note=' /info/annotations`, `note="second"`)
 		}},
 		{id: "k8s-termination-log", core: true, on: onAll, asserts: "the termination message, of the default and of another path, and the end of the log where there is none", run: terminationMessage},
+		{id: "k8s-termination-log/sealed", on: onMachine, asserts: "a sealed pod's message is at the path of its policy; where the host may not read logs it says that, and nothing of the log", run: keptTermination},
 		{id: "k8s-hostpath-volume", on: onProcess | onMachine, asserts: "a hostPath directory is copied into the guest, and the pod's events or the shim's log warn", run: hostPath},
 		{id: "k8s-hostpath-volume/runc", on: onRunc, asserts: "a hostPath directory is the node's", run: hostPathShared},
 		{id: "k8s-copy-file", core: true, on: onAll, asserts: "kubectl cp both ways", run: copyFiles},
@@ -262,6 +264,51 @@ spec:
 	}
 	if end := container(p, "a").State.Terminated; end != nil && end.ExitCode != 3 {
 		t.Errorf("exit code %d, expected 3", end.ExitCode)
+	}
+}
+
+func madeByInit(t *testing.T, c *cluster) {
+	c.apply(t, `
+kind: Pod
+metadata: {name: made}
+spec:
+  volumes: [{name: d, emptyDir: {}}]
+  initContainers:
+  - name: first
+    command: [sh, -c, "mkdir -p /d/releases/2 && echo two >/d/releases/2/file && ln -s releases/2 /d/current"]
+    volumeMounts: [{name: d, mountPath: /d}]
+  containers:
+  - name: a
+    volumeMounts:
+    - {name: d, mountPath: /etc/one, subPath: releases/2/file}
+    - {name: d, mountPath: /etc/two, subPath: current/file, readOnly: true}
+    - {name: d, mountPath: /now, subPath: current}
+    - {name: d, mountPath: /d}
+`)
+	c.ready(t, "made")
+	c.want(t, "made", "a", "cat /etc/one /etc/two /now/file", "two\ntwo\ntwo")
+	c.want(t, "made", "a", "echo three >/etc/one && cat /etc/two /d/releases/2/file; echo x 2>/dev/null >/etc/two || echo refused", "three\nthree\nrefused")
+}
+
+func keptTermination(t *testing.T, c *cluster) {
+	c.apply(t, c.seal(t, `
+kind: Pod
+metadata:
+  name: kept
+  annotations:
+    coffer-project.io/allow.b: '{"logs": true}'
+spec:
+  restartPolicy: Never
+  containers:
+  - {name: a, terminationMessagePolicy: FallbackToLogsOnError, command: [sh, -c, "echo secret >/dev/termination-log; echo secret; exit 3"]}
+  - {name: b, terminationMessagePath: /tmp/words, command: [sh, -c, "echo -n open >/tmp/words"]}
+`))
+	p := c.waitPod(t, "kept", "ended", ended)
+	if end := container(p, "a").State.Terminated; end == nil || end.ExitCode != 3 || !strings.Contains(end.Message, "allow.logs") || strings.Contains(end.Message, "secret") {
+		t.Errorf("container a: %s", status(p))
+	}
+	if end := container(p, "b").State.Terminated; end == nil || end.Message != "open" {
+		t.Errorf("container b: %s", status(p))
 	}
 }
 
