@@ -174,6 +174,9 @@ func (n *fakeNetwork) Close() error {
 }
 
 type fakeMachine struct {
+	// open, when not nil, opens streams.
+	open func(h *agentapi.StreamHeader) (net.Conn, error)
+
 	w     *world
 	agent *fakeAgent
 	once  sync.Once
@@ -204,6 +207,9 @@ func (m *fakeMachine) Network() *agentapi.Network {
 	return &agentapi.Network{Interfaces: []*agentapi.Interface{{Name: "eth0", Addresses: []string{"10.0.0.2/24"}}}}
 }
 func (m *fakeMachine) Open(_ context.Context, h *agentapi.StreamHeader) (net.Conn, error) {
+	if m.open != nil {
+		return m.open(h)
+	}
 	return nil, fmt.Errorf("no %s stream to port %d", h.GetKind(), h.GetPort())
 }
 func (m *fakeMachine) Events(context.Context) iter.Seq2[*agentapi.Event, error] {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
 	"os"
 	"slices"
 	"strings"
@@ -18,6 +19,8 @@ import (
 	"google.golang.org/grpc/status"
 
 	"github.com/coffer-project/coffer/initdata"
+	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/agentapi/channel"
 	"github.com/coffer-project/coffer/internal/host/cri"
 	"github.com/coffer-project/coffer/internal/host/runtimeconfig"
 	"github.com/coffer-project/coffer/internal/host/vmm"
@@ -523,6 +526,10 @@ func TestForward(t *testing.T) {
 	if _, err := w.forward.Open(t.Context(), 8080); err == nil || err.Error() != "no PORT_FORWARD stream to port 8080" {
 		t.Errorf("a connection: %v", err)
 	}
+	w.machine.open = refusing(t)
+	if c, err := w.forward.Open(t.Context(), 8080); c != nil || !errors.Is(err, errPort) {
+		t.Errorf("a port that the policy has not: %v, %v", c, err)
+	}
 	w.forward.Failed(8080, errStep)
 	if got := w.warnings[len(w.warnings)-1]; got != "PortForward: to port 8080: this step fails" {
 		t.Errorf("told: %q", got)
@@ -546,4 +553,34 @@ func TestForward(t *testing.T) {
 	if err := p.Close(t.Context()); err != nil || len(w.left()) != 0 {
 		t.Errorf("%v, left %q", err, w.left())
 	}
+}
+
+// refusing opens streams to a guest whose policy forbids them all.
+func refusing(t *testing.T) func(*agentapi.StreamHeader) (net.Conn, error) {
+	t.Helper()
+	host, guest := net.Pipe()
+	go func() {
+		s, err := channel.Accept(t.Context(), guest, [16]byte{1})
+		if err != nil {
+			return
+		}
+		for {
+			c, err := s.AcceptStream()
+			if err != nil {
+				return
+			}
+			if _, err := channel.ReadHeader(c); err != nil {
+				t.Error(err)
+			}
+			if err := channel.WriteRefusal(c, &agentapi.Refusal{Rule: "stream.forbidden", Path: "allow.portForward"}); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	s, err := channel.Dial(t.Context(), host)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = s.Close() })
+	return func(h *agentapi.StreamHeader) (net.Conn, error) { return s.Open(t.Context(), h) }
 }
