@@ -40,6 +40,9 @@ func newMachineNode(t *testing.T) *node {
 	image := guestImage(t)
 	n := newNode(t)
 	machine(func(n *node) { n.veth() })(n)
+	// A machine reaches what is beyond its interface.
+	n.reg = newRegistry(t, n.peer, gateway)
+	n.image = n.reg.reference("test/busybox")
 	n.settings["guest_image"], n.settings["boot_timeout"] = quoted(image), `"4m"`
 	return n
 }
@@ -108,10 +111,11 @@ func (n *node) altered(t *testing.T, name string) {
 }
 
 // TestMachineKilled: the emulator, or the shim, is killed before the agent
-// answers and while the machine runs. Taps and qdiscs go, too.
+// answers, during a pull that takes long, and while the machine runs. Taps and
+// qdiscs go, too.
 func TestMachineKilled(t *testing.T) {
 	for _, victim := range []string{"QEMU", "shim"} {
-		for _, when := range []string{"boot", "running"} {
+		for _, when := range []string{"boot", "pull", "running"} {
 			t.Run(victim+"/"+when, func(t *testing.T) {
 				n := newMachineNode(t)
 				n.startPod(n.specOf(n.pod, "sandbox"))
@@ -120,10 +124,15 @@ func TestMachineKilled(t *testing.T) {
 				if len(n.devices()) == 0 {
 					t.Error("there is no tap: nothing is tested")
 				}
-				if when == "running" {
+				if when != "boot" {
 					if err := n.answer(l, 4*time.Minute); err != nil {
 						t.Fatal(err)
 					}
+				}
+				if when == "pull" {
+					ctx, cancel := n.call()
+					defer cancel()
+					l = pulling(n, ctx)
 				}
 				if victim == "shim" {
 					n.kill(n.shim)
@@ -144,7 +153,7 @@ func TestMachineKilled(t *testing.T) {
 func (n *node) emulatorDied(l *life) {
 	n.t.Helper()
 	if l.pending != nil {
-		n.says(n.answer(l, patience), "(signal: killed); somebody on the node has killed it")
+		n.says(n.answer(l, soon), "(signal: killed); somebody on the node has killed it")
 		return
 	}
 	ctx, cancel := n.call()
