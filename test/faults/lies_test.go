@@ -22,7 +22,7 @@ var lies = []struct {
 	{name: "hangs-UpdateNetwork", want: "was not created within 6s"},
 	{name: "hangs-CreateSandbox", want: "within 6s"},
 	{name: "hangs-CreateContainer", want: "was not created within 6s"},
-	{name: "hangs-Streams", want: "the guest did not open the streams of its input and output within 20s: its agent hangs; delete the pod, so that it gets another machine"},
+	{name: "hangs-Streams", want: "the guest did not open the streams of its input and output within 45s: its agent hangs; delete the pod, so that it gets another machine"},
 	{name: "hangs-Stats"},
 	{name: "hangs-Delete"},
 	{name: "hangs-TerminationMessage"},

@@ -73,7 +73,7 @@ type Times struct {
 	// Start bounds the start of a process. Default 2 min.
 	Start time.Duration
 	// Open bounds the opening of a process's streams, before its start. Default
-	// 20 s.
+	// 45 s.
 	Open time.Duration
 	// Stats bounds the wait for the guest's figures. Default 1 s.
 	Stats time.Duration
@@ -97,7 +97,7 @@ func (t Times) withDefaults() Times {
 		def   time.Duration
 	}{
 		{&t.Drain.Idle, 10 * time.Second}, {&t.Drain.Total, time.Minute}, {&t.Call, time.Minute}, {&t.Start, 2 * time.Minute},
-		{&t.Open, 20 * time.Second}, {&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
+		{&t.Open, 45 * time.Second}, {&t.Stats, time.Second}, {&t.Kill, time.Minute}, {&t.Delete, 30 * time.Second}, {&t.Close, time.Minute},
 		{&t.LastWords, 5 * time.Second}, {&t.CloseStdin, 10 * time.Second},
 	} {
 		if *d.value == 0 {
