@@ -203,7 +203,7 @@ func (f File) Open(dir string) (*os.File, error) {
 	}
 	file, err := os.Open(filepath.Join(dir, f.Name))
 	if err != nil {
-		return nil, fmt.Errorf("guest image file: %w", err)
+		return nil, fmt.Errorf("guest image file: %w (%s)", err, anew)
 	}
 	return file, nil
 }

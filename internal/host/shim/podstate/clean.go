@@ -8,9 +8,13 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/host/notice"
 )
 
 // Cleaner removes what dead shims left.
@@ -130,14 +134,18 @@ func (c Cleaner) Sweep(ctx context.Context, root string) error {
 // more: who makes one writes its state at once.
 const emptyAge = 10 * time.Minute
 
-// abandoned tells such a directory, which has nothing else in it.
+// abandoned tells such a directory, which has at the most the pod's notices in it,
+// and files that were not written to their end.
 func abandoned(dir string) (bool, error) {
 	info, err := os.Lstat(dir)
 	if err != nil || !info.IsDir() || time.Since(info.ModTime()) < emptyAge {
 		return false, nil //nolint:nilerr // it has gone
 	}
 	entries, err := os.ReadDir(dir)
-	return err == nil && (len(entries) == 0 || len(entries) == 1 && entries[0].Name() == "."+fileName), err
+	others := slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return e.Name() != "."+fileName && strings.TrimPrefix(e.Name(), ".") != notice.FileName
+	})
+	return err == nil && !others, err
 }
 
 // lockDir locks a directory against other cleaners; nil when it is gone.
