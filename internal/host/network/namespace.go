@@ -24,8 +24,9 @@ var (
 	ErrInUse = errors.New("another virtual machine is connected to it")
 )
 
-// open opens a pod's network namespace, and refuses the host's.
-func open(path string) (*os.File, error) {
+// Open opens a pod's network namespace, and refuses the host's: errors are
+// ErrHostNetwork, ErrNoNamespace or the kernel's. The caller closes it.
+func Open(path string) (*os.File, error) {
 	if path == "" {
 		return nil, ErrHostNetwork
 	}
@@ -69,15 +70,15 @@ func check(f *os.File) error {
 	return nil
 }
 
-// inside calls f on a thread that is in the namespace. No other goroutine ever
-// runs on the thread there: one that cannot come back ends.
-func inside(ns *os.File, f func() error) error {
+// Inside calls f on a thread that is in the namespace, and waits for it. No other
+// goroutine ever runs on the thread there: one that cannot come back ends.
+func Inside(ns *os.File, f func() error) error {
 	done := make(chan error, 1)
 	go func() { done <- visit(ns, f) }()
 	return <-done
 }
 
-// visit is the body of inside's goroutine, which ends with it: then the runtime
+// visit is the body of Inside's goroutine, which ends with it: then the runtime
 // drops the thread if it is still locked.
 func visit(ns *os.File, f func() error) error {
 	runtime.LockOSThread()
@@ -103,7 +104,7 @@ func visit(ns *os.File, f func() error) error {
 // namespace whatever thread asks.
 func handle(ns *os.File) (*netlink.Handle, error) {
 	var h *netlink.Handle
-	err := inside(ns, func() (err error) {
+	err := Inside(ns, func() (err error) {
 		h, err = netlink.NewHandle(unix.NETLINK_ROUTE)
 		return err
 	})

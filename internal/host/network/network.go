@@ -70,7 +70,7 @@ type Attachment struct {
 // ErrNoNamespace, ErrNoAddress, ErrInUse or the kernel's, wrapped in a sentence
 // that says what to do.
 func Attach(ctx context.Context, netns string, o Options) (*Attachment, error) {
-	ns, err := open(netns)
+	ns, err := Open(netns)
 	if err != nil {
 		return nil, err
 	}
@@ -112,7 +112,7 @@ func (a *Attachment) attach(ctx context.Context, log *slog.Logger) error {
 func (a *Attachment) connect(ctx context.Context, h *netlink.Handle, name string, n nic) (*os.File, error) {
 	var tap *os.File
 	err := retry(ctx, func() error {
-		return inside(a.ns, func() (err error) {
+		return Inside(a.ns, func() (err error) {
 			tap, err = openTap(name)
 			return err
 		})
@@ -175,7 +175,7 @@ func (a *Attachment) Close() error {
 // has died. A namespace that is gone, or is the host's, has nothing to remove.
 // Remove may be called at any time and again.
 func Remove(netns string) error {
-	ns, err := open(netns)
+	ns, err := Open(netns)
 	if errors.Is(err, ErrNoNamespace) || errors.Is(err, ErrHostNetwork) {
 		return nil
 	}

@@ -7,12 +7,13 @@ import (
 	"io"
 	"net"
 	"os"
-	"runtime"
 
 	"github.com/cilium/ebpf"
 	"github.com/cilium/ebpf/asm"
 	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/host/network"
 )
 
 // Places of the listeners in the map of sockets.
@@ -146,36 +147,25 @@ func instructions(sockets int) asm.Instructions {
 	}
 }
 
-// listenInside listens in a namespace, from a thread that goes there and ends.
+// listenInside listens in a namespace.
 func listenInside(ns *os.File, address string) (*net.TCPListener, error) {
-	type result struct {
-		l   net.Listener
-		err error
-	}
-	done := make(chan result, 1)
-	go func() {
-		// Never unlocked: the runtime drops a thread that is in another namespace.
-		runtime.LockOSThread()
-		if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-			done <- result{err: fmt.Errorf("enter the network namespace: %w", err)}
-			return
-		}
+	var l net.Listener
+	err := network.Inside(ns, func() (err error) {
 		var c net.ListenConfig
 		// The listener must not become one of multipath TCP: a map of sockets takes
 		// plain ones only.
 		c.SetMultipathTCP(false)
-		l, err := c.Listen(context.Background(), "tcp", address)
-		done <- result{l, err}
-	}()
-	r := <-done
-	if r.err != nil {
-		return nil, r.err
+		l, err = c.Listen(context.Background(), "tcp", address)
+		return err
+	})
+	if err != nil {
+		return nil, err
 	}
-	l, ok := r.l.(*net.TCPListener)
+	tcp, ok := l.(*net.TCPListener)
 	if !ok {
-		return nil, errors.Join(fmt.Errorf("a listener of type %T", r.l), r.l.Close())
+		return nil, errors.Join(fmt.Errorf("a listener of type %T", l), l.Close())
 	}
-	return l, nil
+	return tcp, nil
 }
 
 // unavailable tells that there is no such address here.

@@ -22,11 +22,10 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"sync"
 	"time"
 
-	"golang.org/x/sys/unix"
+	"github.com/coffer-project/coffer/internal/host/network"
 )
 
 // MaxConnections is how many connections of a pod are forwarded at once; more are
@@ -71,9 +70,9 @@ func Listen(netns string, o Options) (*Forwarder, error) {
 	if o.Logger == nil {
 		o.Logger = slog.New(slog.DiscardHandler)
 	}
-	ns, err := os.OpenFile(netns, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	ns, err := network.Open(netns)
 	if err != nil {
-		return nil, fmt.Errorf("network namespace: %w", err)
+		return nil, err
 	}
 	defer ns.Close() //nolint:errcheck // only read
 	f := &Forwarder{o: o, room: make(chan struct{}, MaxConnections)}
