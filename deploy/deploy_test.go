@@ -130,7 +130,7 @@ func TestRuntimeClasses(t *testing.T) {
 		if class.Handler != h.Name || memory.Value() != int64(pod)<<20 || guest >= pod {
 			t.Errorf("%s: handler %s, overhead %s, expected %d MiB of which %d are the guest's", h.Name, class.Handler, memory, pod, guest)
 		}
-		most := map[bool]int{true: 448, false: 512}[h.TEE == "soft"]
+		most := map[bool]int{true: 384, false: 512}[h.TEE == "soft"]
 		if pod > most {
 			t.Errorf("%s: overhead of %d MiB, expected at most %d", h.Name, pod, most)
 		}

@@ -29,7 +29,7 @@ func (h Handler) Overhead() (pod, guest int) {
 		return 512, 384
 	}
 	// Without KVM the translator keeps vmm.TranslationMiB of code.
-	return 448, 192
+	return 384, 192
 }
 
 // Handlers are all there are, in the order in which they are installed.

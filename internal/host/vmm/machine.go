@@ -46,7 +46,10 @@ const (
 	// it has translated; when it is full it begins anew. Left to itself QEMU takes up
 	// to 1 GiB (since 5.0, an eighth of the host's memory if that is less:
 	// accel/tcg/translate-all.c, later tcg/region.c), which no pod is accounted for.
-	TranslationMiB = 128
+	// A boot fills this once, with code that is never executed again: at 128 it takes
+	// a fifth more of the host's processor time, for the pages that are touched, and
+	// an idle machine 60 MiB more (docs/benchmarks.md).
+	TranslationMiB = 48
 	// MaxCards bounds its network cards. With every limit reached all devices
 	// still find a place on the one bus of the board.
 	MaxCards = 8
