@@ -60,10 +60,6 @@ func (w *world) launchTampered(ctx context.Context, what, input string, override
 // unpacks archives one after the other.
 func appendFile(initrd []byte, name string, content []byte) ([]byte, error) {
 	var b bytes.Buffer
-	b.Write(initrd)
-	for b.Len()%4 != 0 {
-		b.WriteByte(0)
-	}
 	c := cpio.NewWriter(&b)
 	if err := c.Add(cpio.Entry{Name: name, Mode: 0o100755, Data: content}); err != nil {
 		return nil, err
@@ -71,7 +67,7 @@ func appendFile(initrd []byte, name string, content []byte) ([]byte, error) {
 	if err := c.Close(); err != nil {
 		return nil, err
 	}
-	return b.Bytes(), nil
+	return cpio.Join(initrd, b.Bytes()), nil
 }
 
 // tamperInitdata lets the host read the quiet container's output.

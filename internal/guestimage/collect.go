@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/coffer-project/coffer/internal/guestimage/compression"
 	"github.com/coffer-project/coffer/internal/guestimage/cpio"
 	"github.com/coffer-project/coffer/internal/guestimage/debian"
 	"github.com/coffer-project/coffer/internal/guestimage/kmod"
@@ -65,7 +66,7 @@ func (b *builder) collect(ctx context.Context, packages []recipe.Locked, debs ma
 	if out.initrd, out.entries, err = archive(in); err != nil {
 		return nil, err
 	}
-	if out.initrd, err = compress(out.initrd, b.recipe.Compression); err != nil {
+	if out.initrd, err = compression.Compress(out.initrd, b.recipe.Compression); err != nil {
 		return nil, err
 	}
 	if int64(len(out.initrd)) > b.recipe.MaxInitrd {

@@ -14,6 +14,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -253,7 +254,10 @@ func TestBuild(t *testing.T) {
 func TestSameBytes(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t)
-	recipes := map[string]string{"none": testRecipe, "zstd": strings.Replace(testRecipe, `"none"`, `"zstd"`, 1)}
+	recipes := map[string]string{"none": testRecipe}
+	for _, format := range manifest.Compressions()[1:] {
+		recipes[format] = strings.Replace(testRecipe, `"none"`, strconv.Quote(format), 1)
+	}
 	for _, format := range slices.Sorted(maps.Keys(recipes)) {
 		base := t.TempDir()
 		writeFile(t, filepath.Join(base, "recipe"), []byte(recipes[format]))

@@ -10,8 +10,6 @@ import (
 	"slices"
 	"strings"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/coffer-project/coffer/internal/guestimage/cpio"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 )
@@ -89,17 +87,4 @@ func archive(in contents) ([]byte, []manifest.Entry, error) {
 		return nil, nil, err
 	}
 	return out.Bytes(), entries, nil
-}
-
-// compress returns data in the format the recipe names. One worker: the
-// output of several depends on how they are scheduled.
-func compress(data []byte, format string) ([]byte, error) {
-	if format == "none" {
-		return data, nil
-	}
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression), zstd.WithEncoderConcurrency(1))
-	if err != nil {
-		return nil, err
-	}
-	return enc.EncodeAll(data, nil), enc.Close()
 }

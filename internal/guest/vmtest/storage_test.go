@@ -85,8 +85,8 @@ func diskInitrd(t *testing.T, initrd string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
-	archive := bytes.NewBuffer(out)
-	w := cpio.NewWriter(archive)
+	var archive bytes.Buffer
+	w := cpio.NewWriter(&archive)
 	files := map[string]string{"init": bin}
 	for _, name := range []string{"cryptsetup", "dmsetup", "e2fsck"} {
 		path, err := exec.LookPath(name)
@@ -117,7 +117,7 @@ func diskInitrd(t *testing.T, initrd string) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(dir, "initrd.img")
-	if err := os.WriteFile(path, archive.Bytes(), 0o600); err != nil {
+	if err := os.WriteFile(path, cpio.Join(out, archive.Bytes()), 0o600); err != nil {
 		t.Fatal(err)
 	}
 	return path

@@ -81,6 +81,21 @@ func (w *Writer) Close() error {
 	return nil
 }
 
+// Join puts archives one behind the other. The kernel unpacks all of them, what
+// is in a later one replaces what was there; each may be compressed. An archive
+// begins at a multiple of four, and behind a compressed one at least four zero bytes
+// are needed: they are all that ends the frames of LZ4 (lib/decompress_unlz4.c).
+func Join(archives ...[]byte) []byte {
+	var b bytes.Buffer
+	for i, a := range archives {
+		if i > 0 {
+			b.Write(make([]byte, 4+-b.Len()&3))
+		}
+		b.Write(a)
+	}
+	return b.Bytes()
+}
+
 func (w *Writer) add(e Entry) error {
 	if err := w.check(e); err != nil {
 		return err

@@ -77,3 +77,19 @@ func TestAddRefuses(t *testing.T) {
 		}
 	}
 }
+
+// An archive begins at a multiple of four, behind at least four zero bytes.
+func TestJoin(t *testing.T) {
+	t.Parallel()
+	for n := range 9 {
+		first, second := bytes.Repeat([]byte("a"), n), []byte("b")
+		got := cpio.Join(first, second)
+		at := bytes.IndexByte(got, 'b')
+		if !bytes.HasPrefix(got, first) || at%4 != 0 || at < n+4 || at > n+7 || bytes.ContainsFunc(got[n:at], func(r rune) bool { return r != 0 }) {
+			t.Errorf("%d: %q", n, got)
+		}
+	}
+	if got := cpio.Join([]byte("a")); string(got) != "a" {
+		t.Errorf("one archive: %q", got)
+	}
+}

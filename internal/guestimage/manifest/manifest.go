@@ -26,6 +26,16 @@ import (
 // Version is the only manifest version there is.
 const Version = 1
 
+// Formats of an initrd, by the kernel's names of them.
+const (
+	None = "none"
+	LZ4  = "lz4"
+	Zstd = "zstd"
+)
+
+// Compressions are the formats there are.
+func Compressions() []string { return []string{None, LZ4, Zstd} }
+
 // FileName is the manifest's name in an image directory.
 const FileName = "manifest.json"
 
@@ -83,7 +93,7 @@ type File struct {
 // Initrd is the initial root file system.
 type Initrd struct {
 	File
-	// Compression is "none" or "zstd".
+	// Compression is one of [Compressions].
 	Compression string `json:"compression"`
 	// Files is the archive's content in archive order.
 	Files []Entry `json:"files"`
@@ -297,8 +307,8 @@ func (m *Manifest) validate() error {
 		}
 		names[f.Name] = true
 	}
-	if !slices.Contains([]string{"none", "zstd"}, m.Initrd.Compression) {
-		bad("initrd.compression", `"none" or "zstd"`, m.Initrd.Compression)
+	if !slices.Contains(Compressions(), m.Initrd.Compression) {
+		bad("initrd.compression", fmt.Sprintf("one of %q", Compressions()), m.Initrd.Compression)
 	}
 	if len(m.Cmdline) == 0 || len(m.Cmdline) > maxCmdline || strings.ContainsFunc(m.Cmdline, notPrintable) {
 		bad("cmdline", fmt.Sprintf("1 to %d printable ASCII characters", maxCmdline), m.Cmdline)

@@ -71,7 +71,7 @@ func TestParseRefuses(t *testing.T) {
 		{"upper-case digest", digest("kernel"), strings.ToUpper(digest("kernel")), "kernel.sha256"},
 		{"size 0", `"size": 6`, `"size": 0`, "kernel.size"},
 		{"huge size", `"size": 6`, `"size": 1099511627776`, "kernel.size"},
-		{"compression", `"none"`, `"lz4"`, "initrd.compression"},
+		{"compression", `"none"`, `"xz"`, "initrd.compression"},
 		{"newline in cmdline", "console=ttyS0 ", `console=ttyS0\n`, "cmdline"},
 		{"no cmdline", "console=ttyS0 panic=-1", "", "cmdline"},
 		{"agent digest", `"agent": {`, `"agent": {"sha256": "x",`, "sha256"},

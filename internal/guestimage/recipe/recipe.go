@@ -11,6 +11,8 @@ import (
 	"strings"
 
 	"github.com/BurntSushi/toml"
+
+	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 )
 
 // Version is the only recipe version there is.
@@ -24,7 +26,7 @@ type Recipe struct {
 	Version int `toml:"version"`
 	// Cmdline is the kernel command line, one parameter each.
 	Cmdline []string `toml:"cmdline"`
-	// Compression of the initrd: none or zstd.
+	// Compression of the initrd: one of [manifest.Compressions].
 	Compression string `toml:"compression"`
 	// MaxInitrd is the size in bytes above which the build fails.
 	MaxInitrd int64 `toml:"max_initrd"`
@@ -180,8 +182,8 @@ func (r *Recipe) validate() []error {
 	if len(r.Cmdline) == 0 {
 		bad("cmdline", "at least one parameter", "none")
 	}
-	if r.Compression != "none" && r.Compression != "zstd" {
-		bad("compression", `"none" or "zstd"`, r.Compression)
+	if !slices.Contains(manifest.Compressions(), r.Compression) {
+		bad("compression", fmt.Sprintf("one of %q", manifest.Compressions()), r.Compression)
 	}
 	if r.MaxInitrd <= 0 {
 		bad("max_initrd", "a size in bytes", r.MaxInitrd)

@@ -146,10 +146,3 @@ func pause(ctx context.Context) error {
 		return nil
 	}
 }
-
-// filter runs a program over data.
-func filter(ctx context.Context, data []byte, name string, args ...string) ([]byte, error) {
-	cmd := exec.CommandContext(ctx, name, args...)
-	cmd.Stdin = bytes.NewReader(data)
-	return cmd.Output()
-}

@@ -22,9 +22,9 @@ import (
 	"slices"
 	"time"
 
-	"github.com/klauspost/compress/zstd"
-
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
+	"github.com/coffer-project/coffer/internal/guestimage/compression"
+	"github.com/coffer-project/coffer/internal/guestimage/cpio"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 	"github.com/coffer-project/coffer/test/bench/report"
 )
@@ -32,7 +32,7 @@ import (
 // Targets.
 const (
 	maxRatio  = 1.15
-	maxInitrd = 24 << 20
+	maxInitrd = 16 << 20
 	maxAgent  = 25 // MiB resident
 	// maxSpread is how far runs may lie apart, in percent. The baseline repeats
 	// almost to the instruction; an agent that talks to devices sees their answers, which
@@ -200,8 +200,7 @@ func (b *bench) idle(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	// The kernel unpacks one archive after the other; each begins at a multiple of four.
-	initrd = append(append(initrd, make([]byte, -len(initrd)&3)...), extra...)
+	initrd = cpio.Join(initrd, extra)
 	progress("agent memory")
 	m := machine{portName: channel.SerialPort, cmdline: "rdinit=/bench-init"}
 	rss, err := b.with(ctx, m, initrd, func(ctx context.Context, r *running) (float64, error) {
@@ -232,25 +231,18 @@ func (b *bench) formats(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if b.manifest.Initrd.Compression != "none" {
-		return errors.New("formats: the image's initrd is compressed; there is nothing to compress")
-	}
-	plain := append(initrd, own...)
-	enc, err := zstd.NewWriter(nil, zstd.WithEncoderLevel(zstd.SpeedBestCompression))
-	if err != nil {
+	if initrd, err = compression.Decompress(initrd, b.manifest.Initrd.Compression, manifest.MaxFileBytes); err != nil {
 		return err
 	}
-	lz4, err := filter(ctx, plain, "lz4", "-l", "-9", "-c")
-	if err != nil {
-		return fmt.Errorf("%w (needs Debian's lz4)", err)
-	}
-	for _, f := range []struct {
-		name string
-		data []byte
-	}{{"none", plain}, {"lz4", lz4}, {"zstd", enc.EncodeAll(plain, nil)}} {
-		at, err := b.repeat("initrd format "+f.name, func() (float64, error) {
+	plain := cpio.Join(initrd, own)
+	for _, format := range manifest.Compressions() {
+		data, err := compression.Compress(plain, format)
+		if err != nil {
+			return err
+		}
+		at, err := b.repeat("initrd format "+format, func() (float64, error) {
 			m := machine{counted: true, cmdline: "rdinit=/bench-init"}
-			return b.with(ctx, m, f.data, func(_ context.Context, r *running) (float64, error) {
+			return b.with(ctx, m, data, func(_ context.Context, r *running) (float64, error) {
 				if err := r.wait(); err != nil {
 					return 0, err
 				}
@@ -260,8 +252,8 @@ func (b *bench) formats(ctx context.Context) error {
 		if err != nil {
 			return err
 		}
-		b.report.Add("initrd/"+f.name+"/boot", median(at), "instructions", "")
-		b.report.Add("initrd/"+f.name+"/size", float64(len(f.data)), "bytes", "")
+		b.report.Add("initrd/"+format+"/boot", median(at), "instructions", "")
+		b.report.Add("initrd/"+format+"/size", float64(len(data)), "bytes", "")
 	}
 	return nil
 }

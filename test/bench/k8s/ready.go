@@ -15,6 +15,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/agentapi/channel"
+	"github.com/coffer-project/coffer/internal/guestimage/cpio"
 	"github.com/coffer-project/coffer/internal/guestimage/manifest"
 	"github.com/coffer-project/coffer/internal/host/vmm"
 )
@@ -92,8 +93,7 @@ func (b *bench) withImage(ctx context.Context, image *manifest.Manifest) ([]byte
 	if err != nil {
 		return nil, err
 	}
-	// The kernel unpacks one archive after the other; each begins at a multiple of four.
-	return append(append(initrd, make([]byte, -len(initrd)&3)...), extra...), nil
+	return cpio.Join(initrd, extra), nil
 }
 
 // countedBase boots a C program and returns the clock of its first statement.
