@@ -3,6 +3,7 @@ package boot
 import (
 	"context"
 	"errors"
+	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -147,5 +148,21 @@ func TestHardware(t *testing.T) {
 		if tee.Hardware() != want {
 			t.Errorf("%s: %t", tee, !want)
 		}
+	}
+}
+
+// A module that the kernel has needs no file: its file goes when it is loaded.
+func TestLoadedModuleNeedsNoFile(t *testing.T) {
+	dir := t.TempDir()
+	entries, err := os.ReadDir("/sys/module")
+	if err != nil || len(entries) == 0 {
+		t.Skipf("not supported here: /sys/module lists no modules: %v", err)
+	}
+	// Files of modules may have dashes in their names.
+	if err := loadModule(filepath.Join(dir, strings.ReplaceAll(entries[0].Name(), "_", "-")+".ko")); err != nil {
+		t.Error(err)
+	}
+	if err := loadModule(filepath.Join(dir, "no-such-module.ko")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a module that is nowhere: %v", err)
 	}
 }

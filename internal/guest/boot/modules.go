@@ -79,8 +79,8 @@ func LoadMemoryModules(ctx context.Context) error {
 	return loadModules(ctx, MemoryModuleList, unix.ENODEV)
 }
 
-// loadModules loads every module of a list. One that is loaded already, or built
-// in, is as good; so is one that fails with a tolerated error.
+// loadModules loads every module of a list. One that is loaded already, by this
+// list or another, or built in, is as good; so is one that fails with a tolerated error.
 func loadModules(ctx context.Context, list string, tolerated ...unix.Errno) error {
 	raw, err := os.ReadFile(list)
 	if err != nil {
@@ -105,8 +105,13 @@ func loadModules(ctx context.Context, list string, tolerated ...unix.Errno) erro
 	return nil
 }
 
+// loadModule loads a module and removes its file, which is in memory and of no
+// more use. One without a file is an error unless it has been loaded.
 func loadModule(path string) error {
 	f, err := os.Open(path)
+	if errors.Is(err, fs.ErrNotExist) && isLoaded(path) {
+		return nil
+	}
 	if err != nil {
 		return err
 	}
@@ -114,5 +119,13 @@ func loadModule(path string) error {
 	if err := unix.FinitModule(int(f.Fd()), "", 0); err != nil && !errors.Is(err, unix.EEXIST) {
 		return fmt.Errorf("finit_module: %w", err)
 	}
-	return nil
+	return os.Remove(path)
+}
+
+// isLoaded tells whether the kernel has the module of a file. It writes names with
+// underscores.
+func isLoaded(file string) bool {
+	name := strings.ReplaceAll(strings.TrimSuffix(filepath.Base(file), ".ko"), "-", "_")
+	_, err := os.Stat(filepath.Join("/sys/module", name))
+	return err == nil
 }
