@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"maps"
 	"os"
+	"runtime/debug"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -156,14 +157,23 @@ func (a *Agent) pull(ctx context.Context, sb *sandbox, id string, admitted podpo
 	if err != nil {
 		return nil, failed("image", fmt.Errorf("image %s: %w", ref, err))
 	}
-	defer closeFetcher()
+	fetched := false
+	defer func() {
+		closeFetcher()
+		if fetched {
+			// A pull takes several times the memory that the agent needs from now on:
+			// it is the workload's, or the host's.
+			debug.FreeOSMemory()
+		}
+	}()
 	cached := blobcache.New(fetcher, a.blobs, blobcache.Options{Lied: func(d oci.Digest, err error) { a.lied(ctx, d, err) }})
 	// Layers share keys: each is fetched once.
 	keys := sb.hub.Keyring()
 	defer keys.Close()
+	progress := a.progress(id, string(ref.Digest))
 	img, err := sb.images.Pull(ctx, image.Request{
 		Ref: ref, Fetcher: cached, Policy: policy, Keys: keys, Concurrency: sb.guest.Image.MaxConcurrentDownloads,
-		Progress: a.progress(id, string(ref.Digest)),
+		Progress: func(p pull.Progress) { fetched = true; progress(p) },
 	})
 	if err != nil {
 		if ctx.Err() == nil && refusalOf(err) == nil {
