@@ -16,11 +16,11 @@ func openOutput(name, value string) (*output, error) {
 	if value == "" {
 		return &output{name: name}, nil
 	}
-	file, _, err := open(name, value, false)
+	file, fifo, err := open(name, value, false)
 	if err != nil {
 		return nil, err
 	}
-	return &output{name: name, file: file}, nil
+	return &output{name: name, file: file, fifo: fifo}, nil
 }
 
 // open opens a path or URI; fifo tells what it is.

@@ -8,6 +8,13 @@
 // the process's end until its output has been taken, within a [Bound], and
 // [Streams.Close] ends what is left.
 //
+// Output is taken when its reader has read it, not when it is in the FIFO. It
+// must be so before anybody is told of the process's end: containerd before
+// 1.6.22, and 1.7 before 1.7.3, closes its end of the FIFOs as soon as it learns
+// of it, and only then waits for those who read them (task.Delete;
+// containerd@b27f7daa mends that), so that what is still in a FIFO is lost.
+// Where output is cut off all the same, the log says what and how much.
+//
 // A FIFO is opened for reading and writing, whichever is needed: then the other
 // side may go away and come back, as it does when containerd is restarted, and
 // neither an end of file nor a broken pipe is seen here. For that reason the
@@ -16,12 +23,10 @@ package stdio
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net"
-	"os"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -204,9 +209,9 @@ func (s *Streams) CloseStdin(ctx context.Context) error {
 	return s.stdin.close(ctx)
 }
 
-// Drain waits until the process's output has ended and was taken, or until the
-// bound or ctx has run out: then it returns an error, and Close cuts off the
-// rest.
+// Drain waits until the process's output has ended and its readers have taken it,
+// or until the bound or ctx has run out: then it returns an error, which says
+// what is left, and Close cuts that off.
 func (s *Streams) Drain(ctx context.Context, b Bound) error {
 	done := s.drainedNow()
 	total := time.NewTimer(b.Total)
@@ -219,18 +224,29 @@ func (s *Streams) Drain(ctx context.Context, b Bound) error {
 		case <-done:
 			return nil
 		case <-ctx.Done():
-			return fmt.Errorf("output not taken to its end: %w", context.Cause(ctx))
+			return fmt.Errorf("output not taken to its end: %w: %s", context.Cause(ctx), s.left())
 		case <-total.C:
-			return fmt.Errorf("output not taken to its end within %s", b.Total)
+			return fmt.Errorf("output not taken to its end within %s: %s", b.Total, s.left())
 		case <-idle.C:
 			now := s.moved.Load()
 			if now == seen {
-				return fmt.Errorf("output not taken to its end: nothing moved for %s", b.Idle)
+				return fmt.Errorf("output not taken to its end: nothing moved for %s: %s", b.Idle, s.left())
 			}
 			seen = now
 			idle.Reset(b.Idle)
 		}
 	}
+}
+
+// left says where output is that was not taken.
+func (s *Streams) left() string {
+	var all []string
+	for _, out := range []*output{s.stdout, s.stderr} {
+		if out != nil {
+			all = append(all, out.left())
+		}
+	}
+	return strings.Join(all, "; ")
 }
 
 // closeTime bounds the wait for goroutines that write to a guest, or tell it
@@ -271,71 +287,5 @@ func (s *Streams) Close() {
 	case <-s.logger.ended():
 	case <-limit.C:
 		s.log.Warn("the program that takes a container's output has not ended with it; it will be told to", "after", flushTime)
-	}
-}
-
-// output is one stream from the guest; a nil file is nowhere.
-type output struct {
-	name string
-	file *os.File
-	// withheld: the guest's policy lets nothing of it through; notice says so.
-	withheld bool
-	notice   string
-}
-
-// notice is what stands in place of output that the guest's policy keeps, so that
-// whoever reads the log, or the output of a command, learns of it. The guest's
-// words are bounded and made safe.
-func notice(r *agentapi.Refusal, terminal bool) string {
-	const most = 64
-	word := func(s string) string {
-		return strings.Map(func(r rune) rune {
-			if r > ' ' && r < 0x7f {
-				return r
-			}
-			return '?'
-		}, s[:min(len(s), most)])
-	}
-	end := "\n"
-	if terminal {
-		end = "\r\n"
-	}
-	return "coffer: the pod's policy keeps this output in the guest (refused by rule " + word(r.GetRule()) + ", " + word(r.GetPath()) +
-		"): to read it, allow it there and prepare the pod again" + end
-}
-
-func (o *output) closer() io.Closer {
-	if o == nil || o.file == nil {
-		return nil
-	}
-	return o.file
-}
-
-// copy reads the guest's stream to its end, whatever becomes of the host's
-// side: a process must not be held up by a disk that is full.
-func (o *output) copy(conn net.Conn, moved *atomic.Uint64, log *slog.Logger) {
-	defer conn.Close() //nolint:errcheck // read to its end, or given up
-	buf := make([]byte, chunk)
-	lost := o.file == nil
-	if o.withheld && !lost {
-		// Nothing more comes: who reads, or attaches later, is told of the end.
-		_, _ = o.file.WriteString(o.notice)
-		_ = o.file.Close()
-		lost = true
-	}
-	for {
-		n, err := conn.Read(buf)
-		if n > 0 && !lost {
-			if _, werr := o.file.Write(buf[:n]); werr != nil {
-				lost = true
-				if !errors.Is(werr, os.ErrClosed) {
-					log.Warn("a container's output is lost from here on", "stream", o.name, "error", werr)
-				}
-			}
-		}
-		moved.Add(uint64(n))
-		if err != nil {
-			return
-		}
 	}
 }

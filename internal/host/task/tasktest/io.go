@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"strings"
+	"time"
 
 	api "github.com/containerd/containerd/api/runtime/task/v3"
 	"golang.org/x/sys/unix"
@@ -16,6 +17,7 @@ func ioCases() []Case {
 	return []Case{
 		{"output", output},
 		{"much output", muchOutput},
+		{"output until the end is told", outputBeforeEnd},
 		{"output that nobody reads", unreadOutput},
 		{"input", input},
 		{"containerd is restarted", restarted},
@@ -123,6 +125,51 @@ func muchOutput(ctx context.Context, e *Environment) error {
 		return err
 	}
 	return t.waitDelete(ctx, 0)
+}
+
+// outputBeforeEnd: a reader that takes its time, and closes as soon as the end is
+// told, whatever is in the FIFO, as containerd before 1.6.22 and 1.7.3 does, has
+// everything by then.
+func outputBeforeEnd(ctx context.Context, e *Environment) error {
+	const n = 50_000
+	out, err := e.pipe("out", os.O_RDONLY)
+	if err != nil {
+		return err
+	}
+	defer done(out)
+	t, err := e.run(ctx, process{args: []string{"seq", fmt.Sprint(n)}, stdout: out.Name()})
+	if err != nil {
+		return err
+	}
+	var got strings.Builder
+	read := make(chan error, 1)
+	go func() {
+		buf := make([]byte, 32<<10)
+		for {
+			n, err := out.Read(buf)
+			got.Write(buf[:n])
+			if err != nil {
+				read <- err
+				return
+			}
+			time.Sleep(5 * time.Millisecond)
+		}
+	}()
+	if err := t.waitDelete(ctx, 0); err != nil {
+		return err
+	}
+	_ = out.Close()
+	if err := <-read; !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+		return err
+	}
+	var want strings.Builder
+	for i := range n {
+		fmt.Fprintln(&want, i+1)
+	}
+	if got.String() != want.String() {
+		return fmt.Errorf("output: %d bytes of %d had been read when the end was told", got.Len(), want.Len())
+	}
+	return nil
 }
 
 // unreadOutput is on its way when the process is killed.
