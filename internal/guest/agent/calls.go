@@ -65,11 +65,11 @@ func (a *Agent) start(ctx context.Context, p *proc, c *ctr, sb *sandbox) error {
 	if err != nil {
 		a.end(sb, p, reaper.Status{Code: startFailed, At: a.o.Now()}, "exited")
 		p.stdin.start(nil)
-		p.stdout.start(nil, false)
-		p.stderr.start(nil, false)
+		p.stdout.start(nil, false, a.log)
+		p.stderr.start(nil, false, a.log)
 		return failed("runtime", err)
 	}
-	p.attach(process, p.config.Output)
+	p.attach(process, p.config.Output, a.log)
 	go a.watch(sb, c, p, process)
 	return nil
 }

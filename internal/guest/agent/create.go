@@ -368,7 +368,7 @@ func (a *Agent) build(ctx context.Context, sb *sandbox, c *ctr, p *podpolicy.Con
 		return failed("runtime", err)
 	}
 	c.init = newProc(c.id, "")
-	c.init.attach(c.c.Init, sb.guard.Stream(c.id, "", podpolicy.Stdout))
+	c.init.attach(c.c.Init, sb.guard.Stream(c.id, "", podpolicy.Stdout), a.log)
 	watching, stop := context.WithCancel(context.WithoutCancel(ctx))
 	c.stop = stop
 	go a.watch(sb, c, c.init, c.c.Init)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"sync"
 
 	"golang.org/x/sys/unix"
@@ -86,13 +87,14 @@ func (p *proc) ended() bool {
 }
 
 // attach gives the process's streams their ends.
-func (p *proc) attach(process *container.Process, outputAllowed bool) {
+func (p *proc) attach(process *container.Process, outputAllowed bool, log *slog.Logger) {
 	p.mu.Lock()
 	p.process = process
 	p.mu.Unlock()
 	p.stdin.start(process.Stdin)
-	p.stdout.start(process.Stdout, outputAllowed)
-	p.stderr.start(process.Stderr, outputAllowed)
+	log = log.With("process", p.String())
+	p.stdout.start(process.Stdout, outputAllowed, log.With("stream", "stdout"))
+	p.stderr.start(process.Stderr, outputAllowed, log.With("stream", "stderr"))
 }
 
 // errBegun says that a process was started before.

@@ -4,7 +4,12 @@ import (
 	"context"
 	"errors"
 	"io"
+	"log/slog"
+	"os"
 	"sync"
+	"syscall"
+
+	"golang.org/x/sys/unix"
 )
 
 // outputChunk is how much is read from a process at once.
@@ -18,6 +23,7 @@ type output struct {
 	sink    *sink         // the attached host
 	changed chan struct{} // closed when sink changes
 	source  io.ReadCloser // nil until the process exists
+	unread  int           // bytes that were in source when it was closed
 	ended   chan struct{} // closed when all output was read and taken
 }
 
@@ -32,8 +38,8 @@ func newOutput() *output {
 }
 
 // start begins to read. A process's output is started once; a stream that does
-// not exist (nil) has ended.
-func (o *output) start(source io.ReadCloser, allowed bool) {
+// not exist (nil) has ended. log is told of what is lost.
+func (o *output) start(source io.ReadCloser, allowed bool, log *slog.Logger) {
 	if source == nil {
 		close(o.ended)
 		return
@@ -51,25 +57,38 @@ func (o *output) start(source io.ReadCloser, allowed bool) {
 		buf := make([]byte, outputChunk)
 		for {
 			n, err := source.Read(buf)
-			if n > 0 && !o.deliver(buf[:n]) {
+			left := o.deliver(buf[:n])
+			if left+o.cut() > 0 {
+				log.Warn("the end of a process's output is lost: it was deleted before a host had taken it", "bytes_at_most", left+o.cut())
 				return
 			}
 			if err != nil {
+				if !errors.Is(err, io.EOF) && !errors.Is(err, os.ErrClosed) {
+					log.Warn("a process's output cannot be read any more; what follows is lost", "error", err)
+				}
 				return
 			}
 		}
 	}()
 }
 
-// deliver gives b to a host, waiting for one. It returns false when the
-// process's streams were closed meanwhile.
-func (o *output) deliver(b []byte) bool {
+// cut is how many bytes were in the source when it was closed.
+func (o *output) cut() int {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.unread
+}
+
+// deliver gives b to a host, waiting for one. It returns how much is left when
+// the process's streams were closed meanwhile. What a host's stream took and the
+// host has not read is lost with their session; nobody here can know how much.
+func (o *output) deliver(b []byte) (left int) {
 	for len(b) > 0 {
 		o.mu.Lock()
 		s, changed, closed := o.sink, o.changed, o.source == nil
 		o.mu.Unlock()
 		if closed {
-			return false
+			return len(b)
 		}
 		if s == nil {
 			<-changed
@@ -81,7 +100,7 @@ func (o *output) deliver(b []byte) bool {
 			o.detach(s)
 		}
 	}
-	return true
+	return 0
 }
 
 func (o *output) detach(s *sink) {
@@ -130,11 +149,31 @@ func (o *output) close() {
 	o.mu.Lock()
 	source := o.source
 	o.source = nil
+	if source != nil {
+		o.unread = unread(source)
+	}
 	o.setSink(nil)
 	o.mu.Unlock()
 	if source != nil {
 		_ = source.Close()
 	}
+}
+
+// unread is how many bytes a pipe holds (FIONREAD, which is TIOCINQ); none that is
+// closed, as one is that was read to its end.
+func unread(source io.Reader) (n int) {
+	pipe, ok := source.(syscall.Conn)
+	if !ok {
+		return 0
+	}
+	raw, err := pipe.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	if raw.Control(func(fd uintptr) { n, err = unix.IoctlGetInt(int(fd), unix.TIOCINQ) }) != nil || err != nil {
+		return 0
+	}
+	return n
 }
 
 // input is the standard input of a process.
