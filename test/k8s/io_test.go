@@ -155,26 +155,6 @@ func execs(t *testing.T, c *cluster) {
 	}
 }
 
-func logging(t *testing.T, c *cluster) {
-	c.apply(t, `
-kind: Pod
-metadata: {name: talks}
-spec:
-  restartPolicy: Never
-  containers:
-  - {name: flood, command: [/app, flood, "4194304"]}
-  - {name: both, command: [sh, -c, "echo one; echo two >&2; echo -n three"]}
-`)
-	c.succeeded(t, "talks")
-	if out := c.logs(t, "talks", "flood"); len(out) != 4<<20 {
-		t.Errorf("%d bytes of 4 MiB", len(out))
-	}
-	out := c.logs(t, "talks", "both")
-	if len(out) != len("one\ntwo\nthree") || !containsAll(out, []string{"one\n", "two\n", "three"}) {
-		t.Errorf("it printed %q", out)
-	}
-}
-
 // follow reads a container's log to its end.
 func (s *space) follow(t *testing.T, pod, container string) <-chan string {
 	t.Helper()

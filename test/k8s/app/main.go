@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"strconv"
-	"strings"
 )
 
 // errUsage is the answer to arguments that no subcommand takes.
@@ -98,15 +97,17 @@ func fork(args []string) error {
 	return nil
 }
 
-// flood prints many bytes in lines of 64.
+// flood prints many bytes in lines of 16: each is its own offset, so that who reads
+// them can tell which are missing. Four lines are written at once.
 func flood(args []string) error {
 	most, err := number(args, 0, 1<<20)
 	if err != nil {
 		return err
 	}
-	line := strings.Repeat("0123456789abcde\n", 4)
-	for n := 0; n < most; n += len(line) {
-		if _, err := os.Stdout.WriteString(line[:min(len(line), most-n)]); err != nil {
+	const line = 16
+	for n := 0; n < most; n += 4 * line {
+		text := fmt.Sprintf("%015d\n%015d\n%015d\n%015d\n", n, n+line, n+2*line, n+3*line)
+		if _, err := os.Stdout.WriteString(text[:min(len(text), most-n)]); err != nil {
 			return err
 		}
 	}
