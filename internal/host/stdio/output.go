@@ -130,8 +130,10 @@ const (
 // awaitTaken waits until the FIFO is empty or closed. One that nobody has open for
 // reading is waited for too: a containerd that is restarted reads on.
 func (o *output) awaitTaken(moved *atomic.Uint64) {
-	before := 0
-	for wait := firstLook; ; wait = min(2*wait, lastLook) {
+	before, wait := 0, firstLook
+	look := time.NewTimer(wait)
+	defer look.Stop()
+	for {
 		n := o.unread()
 		if n == 0 {
 			return
@@ -141,7 +143,9 @@ func (o *output) awaitTaken(moved *atomic.Uint64) {
 			wait = firstLook
 		}
 		before = n
-		time.Sleep(wait)
+		<-look.C
+		wait = min(2*wait, lastLook)
+		look.Reset(wait)
 	}
 }
 

@@ -132,7 +132,7 @@ func TestReaderClosesWithTheEnd(t *testing.T) {
 type slow struct{ w io.Writer }
 
 func (s slow) Write(p []byte) (int, error) {
-	time.Sleep(rand.N(2 * time.Millisecond))
+	time.Sleep(rand.N(2 * time.Millisecond)) //nolint:forbidigo // it is what makes it slow
 	return s.w.Write(p)
 }
 

@@ -152,7 +152,7 @@ func outputBeforeEnd(ctx context.Context, e *Environment) error {
 				read <- err
 				return
 			}
-			time.Sleep(5 * time.Millisecond)
+			time.Sleep(5 * time.Millisecond) //nolint:forbidigo // it is what makes it slow
 		}
 	}()
 	if err := t.waitDelete(ctx, 0); err != nil {
