@@ -221,7 +221,8 @@ func (g *Guard) Resize(container, exec string) error {
 
 // Update decides other limits of a container, and returns all of them.
 func (g *Guard) Update(container string, q Resources) (*Resources, error) {
-	return decide(g, nil, func(p *Policy, s *state) (*Resources, *state, *Refusal) {
+	derive := func(p *Policy) (*Policy, *Refusal) { return deriveLimits(p, g.state, container, q) }
+	return decide(g, derive, func(p *Policy, s *state) (*Resources, *state, *Refusal) {
 		limits, next, r := decideUpdate(p, s, container, q)
 		return consulted(g, limits, s, next, r, func(l *Resources) Question {
 			return Question{Kind: AskUpdate, Container: container, Limits: l}

@@ -146,6 +146,31 @@ func deriveExec(p *Policy, s *state, id string, q ExecProposal) *Policy {
 	return &d
 }
 
+// deriveLimits gives a container the limits that are asked for; a limit can be
+// changed, not lifted.
+func deriveLimits(p *Policy, s *state, id string, q Resources) (*Policy, *Refusal) {
+	instance, _ := s.instance(id)
+	i := slices.IndexFunc(p.Containers, func(c Container) bool { return c.Name == instance.name })
+	if i < 0 {
+		return p, nil
+	}
+	d := *p
+	d.Containers = slices.Clone(p.Containers)
+	c := &d.Containers[i]
+	if q.MemoryBytes != 0 {
+		c.Limits.Memory = Memory{Bytes: q.MemoryBytes}
+	}
+	if q.CPUMillis != 0 {
+		c.Limits.CPUs = CPUs{Millis: q.CPUMillis}
+	}
+	if q.PIDs != 0 {
+		c.Limits.PIDs = q.PIDs
+	}
+	v := validator{policy: &d}
+	v.container("", c)
+	return &d, firstProblem(&v)
+}
+
 func deriveFiles(p *Policy, volume string) (*Policy, *Refusal) {
 	if _, ok := p.Volumes[volume]; ok {
 		return p, nil

@@ -60,6 +60,28 @@ func TestUnsealedTakesTheProposal(t *testing.T) {
 	start(t, g, podpolicy.ContainerProposal{ID: "c2", Name: "web", Image: "busybox@" + webDigest, Args: &[]string{"/y"}}, podpolicy.ImageConfig{Digest: webDigest})
 }
 
+// The node resizes a container in place: its limits are the node's.
+func TestUnsealedUpdate(t *testing.T) {
+	t.Parallel()
+	g := unsealedGuard(t)
+	q := podpolicy.ContainerProposal{ID: "c", Name: "c", Image: "busybox@" + webDigest, Resources: podpolicy.Resources{MemoryBytes: 64 << 20, CPUMillis: 250}}
+	start(t, g, q, podpolicy.ImageConfig{Digest: webDigest, Cmd: []string{"/x"}})
+	for _, tt := range []struct{ asked, got podpolicy.Resources }{
+		{podpolicy.Resources{MemoryBytes: 96 << 20}, podpolicy.Resources{MemoryBytes: 96 << 20, CPUMillis: 250}},
+		{podpolicy.Resources{CPUMillis: 500, PIDs: 100}, podpolicy.Resources{MemoryBytes: 96 << 20, CPUMillis: 500, PIDs: 100}},
+		{podpolicy.Resources{}, podpolicy.Resources{MemoryBytes: 96 << 20, CPUMillis: 500, PIDs: 100}},
+		{podpolicy.Resources{MemoryBytes: 32 << 20}, podpolicy.Resources{MemoryBytes: 32 << 20, CPUMillis: 500, PIDs: 100}},
+	} {
+		if got := must[*podpolicy.Resources](t)(g.Update("c", tt.asked)); *got != tt.got {
+			t.Errorf("asked for %+v: %+v, expected %+v", tt.asked, *got, tt.got)
+		}
+	}
+	_, err := g.Update("c", podpolicy.Resources{CPUMillis: 1<<32 - 1})
+	refused(t, err, podpolicy.RuleProposalForm, "limits.cpus")
+	_, err = g.Update("other", podpolicy.Resources{CPUMillis: 1})
+	refused(t, err, podpolicy.RuleContainerState, "id")
+}
+
 // The form of things is held to without an owner's policy, too.
 func TestUnsealedRefusesBadForm(t *testing.T) {
 	t.Parallel()
