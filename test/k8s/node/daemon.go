@@ -35,7 +35,7 @@ func findDaemon(o Options) (daemon, error) {
 		missing = append(missing, "only root may make namespaces, and this process runs as user "+fmt.Sprint(os.Geteuid()))
 	}
 	files := []string{filepath.Join(d.dir, "containerd"), filepath.Join(d.dir, "containerd-shim-runc-v2"), "/usr/lib/cni/bridge"}
-	for _, p := range programNames() {
+	for _, p := range programNames(o.DaemonOnly) {
 		files = append(files, filepath.Join(o.Programs, "bin", p))
 	}
 	for _, f := range files {
@@ -43,7 +43,11 @@ func findDaemon(o Options) (daemon, error) {
 			missing = append(missing, f+" is missing")
 		}
 	}
-	for _, p := range []string{"etcd", "runc", "nft", "conntrack", "iptables", "nsenter", "setpriv"} {
+	tools := []string{"runc", "iptables", "nsenter", "setpriv"}
+	if !o.DaemonOnly {
+		tools = append(tools, "etcd", "nft", "conntrack")
+	}
+	for _, p := range tools {
 		if _, err := exec.LookPath(p); err != nil {
 			missing = append(missing, p+" is not on PATH")
 		}
@@ -54,6 +58,10 @@ func findDaemon(o Options) (daemon, error) {
 	return d, nil
 }
 
-func programNames() []string {
+// programNames are those of the directory of programs that a node needs.
+func programNames(daemonOnly bool) []string {
+	if daemonOnly {
+		return []string{"app"} // of the tests' images
+	}
 	return []string{"kube-apiserver", "kube-controller-manager", "kube-scheduler", "kubelet", "kube-proxy", "kubectl"}
 }

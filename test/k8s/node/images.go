@@ -25,8 +25,12 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
 )
 
-// AppImage has the tests' app as its program, and BusyBox.
-const AppImage = Registry + "/app:1"
+// AppImage has the tests' app as its program, and BusyBox. OtherImage has the same
+// files and another configuration.
+const (
+	AppImage   = Registry + "/app:1"
+	OtherImage = Registry + "/other:1"
+)
 
 // Images is the registry of a node: it lives in the test process, listens at
 // [Registry] with TLS, and keeps images in memory over reboots.
@@ -40,7 +44,7 @@ type Images struct {
 	files   map[string][]byte
 }
 
-// ServeImages starts the registry and puts [PauseImage] and [AppImage] into it.
+// ServeImages starts the registry and puts [PauseImage], [AppImage] and [OtherImage] into it.
 func (n *Node) ServeImages() (*Images, error) {
 	config, err := n.ServerTLS()
 	if err != nil {
@@ -78,7 +82,11 @@ func (i *Images) pushOwn() error {
 	if err := i.Push(PauseImage, Image{Files: files, Config: v1.Config{Entrypoint: []string{"/app", "pause"}}}); err != nil {
 		return err
 	}
-	return i.Push(AppImage, Image{Files: append(files, BusyBox(busybox)...), Config: v1.Config{
+	files = append(files, BusyBox(busybox)...)
+	if err := i.Push(OtherImage, Image{Files: files, Config: v1.Config{Cmd: []string{"true"}, Env: []string{"PATH=/bin:/", "WHICH=the other"}}}); err != nil {
+		return err
+	}
+	return i.Push(AppImage, Image{Files: files, Config: v1.Config{
 		Entrypoint: []string{"/app"}, Cmd: []string{"serve"}, Env: []string{"PATH=/bin:/", "FROM_IMAGE=yes"},
 	}})
 }

@@ -199,6 +199,16 @@ func (p *proxy) serve(ctx context.Context) {
 	}
 }
 
+// Forward hands connections to an address of this machine's loopback on to one
+// inside the node, until close is called.
+func (n *Node) Forward(inner string) (outer string, closes func(), err error) {
+	p, err := newProxy(func(ctx context.Context) (net.Conn, error) { return n.Dial(ctx, "tcp", inner) })
+	if err != nil {
+		return "", nil, err
+	}
+	return p.Address(), p.Close, nil
+}
+
 // join copies both ways until both have ended.
 func join(a, b net.Conn) {
 	half := func(to, from net.Conn) {

@@ -71,6 +71,10 @@ type Options struct {
 	// Prepare is called in each boot before containerd is started, and may run
 	// commands inside. It may be nil.
 	Prepare func(ctx context.Context, n *Node) error
+	// DaemonOnly leaves Kubernetes out: there are containerd and CNI, for a client of
+	// [Node.Socket], and neither Client nor Kubeconfig reach anything. Ready is not
+	// called.
+	DaemonOnly bool
 	// Ready is called once, when pods of runc can be created. It may be nil.
 	Ready func(ctx context.Context, n *Node) error
 	// Logger gets a line for each step.
@@ -155,6 +159,9 @@ func (n *Node) start(ctx context.Context) error {
 	}
 	if err := n.boot(ctx); err != nil {
 		return err
+	}
+	if n.options.DaemonOnly {
+		return nil
 	}
 	if err := n.createClasses(ctx); err != nil {
 		return err
@@ -270,6 +277,9 @@ func (n *Node) Kubeconfig() string { return filepath.Join(n.dir, "pki", "outside
 
 // Dir is the node's directory; it has the same path inside and outside.
 func (n *Node) Dir() string { return n.dir }
+
+// Socket is where containerd listens, as this process sees it: CRI and its own API.
+func (n *Node) Socket() string { return filepath.Join(n.dir, "run/containerd/containerd.sock") }
 
 // Daemon is the version of containerd, as Options had it.
 func (n *Node) Daemon() string { return n.daemon.version }

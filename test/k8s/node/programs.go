@@ -81,6 +81,16 @@ func (n *Node) startPrograms(ctx context.Context) error {
 		// The kubelet exits where it does not find containerd.
 		"kube-scheduler": n.waitDaemon,
 	}
+	if n.options.DaemonOnly {
+		p, err := n.program("containerd")
+		if err == nil {
+			err = n.StartProgram(ctx, p)
+		}
+		if err != nil {
+			return err
+		}
+		return n.waitDaemon(ctx)
+	}
 	for _, p := range n.programs() {
 		if err := n.StartProgram(ctx, p); err != nil {
 			return err
@@ -200,9 +210,8 @@ func (n *Node) waitAPI(ctx context.Context) error {
 }
 
 func (n *Node) waitDaemon(ctx context.Context) error {
-	socket := filepath.Join(n.dir, "run/containerd/containerd.sock")
 	return poll(ctx, "containerd does not serve", func(ctx context.Context) error {
-		if _, err := os.Stat(socket); err != nil {
+		if _, err := os.Stat(n.Socket()); err != nil {
 			return err
 		}
 		_, err := n.Run(ctx, "ctr", "version")
