@@ -82,6 +82,9 @@ func (s *Service) startInGuest(ctx context.Context, m Machine, p *process) error
 		return err
 	}
 	_, err := m.Agent().Start(ctx, &agentapi.StartRequest{ContainerId: p.id, ExecId: p.exec})
+	if err != nil && errdefs.IsPermissionDenied(explain(err)) {
+		p.io.Close() // no process was started, and so nothing ends the streams
+	}
 	return err
 }
 
