@@ -23,6 +23,9 @@ type FilesUpdate struct {
 	hostBytes, bytes int64
 }
 
+// helpFiles is what to do about a file that the policy does not have.
+const helpFiles = "take the file out of the ConfigMap or Secret, or run coffer prepare again"
+
 // PutFiles decides a version of a files volume. Versions only grow.
 func (g *Guard) PutFiles(volume string, version uint64) (*FilesUpdate, error) {
 	return decide(g,
@@ -42,7 +45,7 @@ func decidePutFiles(p *Policy, s *state, volume string, version uint64) *Refusal
 	}
 	v, ok := p.Volumes[volume]
 	if !ok || v.Kind != VolumeFiles {
-		return refuse(RuleFilesVolume, "volume", "a files volume of the policy", quote(volume), "")
+		return refuse(RuleFilesVolume, "volume", "a files volume of the policy", quote(volume), "the host selects the files of the policy's volumes; add the volume to the policy (coffer prepare does), or take it out of the pod")
 	}
 	if last, ok := s.files[volume]; ok && version <= last {
 		return refuse(RuleFilesVersion, "version", fmt.Sprintf("more than %d", last), fmt.Sprint(version), "versions of a volume only grow; an old one is a replay")
@@ -95,7 +98,7 @@ func (u *FilesUpdate) file(name string, size int64) *Refusal {
 	_, pinned := u.rule.Pinned[name]
 	host := u.fromHost(name)
 	if !pinned && !host && !u.Discard(name) || checkFileName(name) != nil {
-		return refuse(RuleFilesName, keyPath("files", name), "a file that the policy names", quote(name), "")
+		return refuse(RuleFilesName, keyPath("files", name), "a file that the policy names", quote(name), helpFiles)
 	}
 	if _, twice := u.sizes[name]; twice {
 		return refuse(RuleFilesName, keyPath("files", name), "each file once", quote(name), "")
@@ -108,7 +111,7 @@ func (u *FilesUpdate) file(name string, size int64) *Refusal {
 		limit, used = u.rule.Host.MaxBytes, u.hostBytes
 	}
 	if size < 0 || size > limit-used || size > maxFilesBytes-u.bytes {
-		return refuse(RuleFilesSize, keyPath("files", name), fmt.Sprintf("at most %d bytes more", max(0, min(limit-used, maxFilesBytes-u.bytes))), fmt.Sprint(size), "")
+		return refuse(RuleFilesSize, keyPath("files", name), fmt.Sprintf("at most %d bytes more", max(0, min(limit-used, maxFilesBytes-u.bytes))), fmt.Sprint(size), "make the file smaller, or raise host.maxBytes of the volume in the policy")
 	}
 	u.sizes[name] = size
 	u.bytes += size
@@ -138,7 +141,7 @@ func (u *FilesUpdate) content(name string, size int64, digest [sha256.Size]byte)
 	}
 	got := "sha256:" + hex.EncodeToString(digest[:])
 	if want, pinned := u.rule.Pinned[name]; pinned && got != want {
-		return refuse(RuleFilesDigest, path, want, got, "the policy pins another content")
+		return refuse(RuleFilesDigest, path, want, got, "the policy pins another content: restore it, or run coffer prepare again")
 	}
 	if text, sealed := u.rule.Sealed[name]; sealed && got != digestOf(text) && got != digestOf(text+"\n") {
 		return refuse(RuleFilesDigest, path, digestOf(text)+", the policy's sealed text", got, "leave the file out; the guest makes it")
@@ -191,7 +194,7 @@ func (u *FilesUpdate) complete(p *Policy, s *state) *Refusal {
 	}
 	for _, name := range required {
 		if !u.whole[name] {
-			return refuse(RuleFilesMissing, keyPath("files", name), "every file that the policy names", nothing, "a volume is replaced as a whole")
+			return refuse(RuleFilesMissing, keyPath("files", name), "every file that the policy names", nothing, "a volume is replaced as a whole: put the file back, or run coffer prepare again")
 		}
 	}
 	return nil
