@@ -21,9 +21,9 @@ import (
 )
 
 // sealed is the initdata of a pod whose container may run /bin/true inside and
-// nothing else. The agent as a process has no TEE, so that nothing proves the
+// nothing else; change, if not nil, says what else its policy has. The agent as a process has no TEE, so that nothing proves the
 // document, but the policy in it is in force.
-func (n *node) sealed() string {
+func (n *node) sealed(change func(*podpolicy.Policy)) string {
 	n.t.Helper()
 	p, err := podpolicy.FromImage(podpolicy.Source{
 		Name: "app", Digest: shared.digest, From: []string{registryName + ":" + n.reg.port + "/test/busybox"},
@@ -36,7 +36,10 @@ func (n *node) sealed() string {
 		n.t.Fatal(err)
 	}
 	p.Pod.Name.Value = podName
-	p.Network.Hosts = podpolicy.Hosts{Entries: []podpolicy.HostEntry{{Address: registryAddress, Names: []string{registryName}}}}
+	p.Network.Hosts = podpolicy.Hosts{Entries: []podpolicy.HostEntry{{Address: n.reg.address, Names: []string{registryName}}}}
+	if change != nil {
+		change(p)
+	}
 	text, err := json.Marshal(p)
 	if err != nil {
 		n.t.Fatal(err)
@@ -73,7 +76,7 @@ func agreed(s *specs.Spec) {
 func TestPolicyDenials(t *testing.T) {
 	n := newNode(t)
 	box := n.specOf(n.pod, "sandbox")
-	annotation := n.sealed()
+	annotation := n.sealed(nil)
 	box.Annotations[cri.AnnotationInitdata] = annotation
 	n.startPod(box)
 	ctx, cancel := n.call()

@@ -18,7 +18,7 @@ import (
 func sealedApp(n *node) string {
 	n.t.Helper()
 	box := n.specOf(n.pod, "sandbox")
-	annotation := n.sealed()
+	annotation := n.sealed(nil)
 	box.Annotations[cri.AnnotationInitdata] = annotation
 	n.annotations = map[string]string{cri.AnnotationInitdata: annotation}
 	n.startPod(box)

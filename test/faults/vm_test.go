@@ -39,12 +39,17 @@ func guestImage(t *testing.T) string {
 func newMachineNode(t *testing.T) *node {
 	image := guestImage(t)
 	n := newNode(t)
+	n.asMachine(image)
+	return n
+}
+
+// asMachine makes pods of the node virtual machines.
+func (n *node) asMachine(image string) {
 	machine(func(n *node) { n.veth() })(n)
 	// A machine reaches what is beyond its interface.
-	n.reg = newRegistry(t, n.peer, gateway)
+	n.reg = newRegistry(n.t, n.peer, gateway)
 	n.image = n.reg.reference("test/busybox")
 	n.settings["guest_image"], n.settings["boot_timeout"] = quoted(image), `"4m"`
-	return n
 }
 
 // TestMachineParts: what a virtual machine cannot be made of.
