@@ -167,9 +167,9 @@ func imageService(t *testing.T, c *criClient) {
 func stoppedSandbox(t *testing.T, c *criClient) {
 	p := c.pod(t, "stopped")
 	ctx := c.call(t)
-	runs, created := p.start(t, "runs", nil, "sh", "-c", "trap '' TERM; while true; do sleep 1; done"), ""
-	var err error
-	if created, err = p.create(ctx, "created", nil, "true"); err != nil {
+	runs := p.start(t, "runs", nil, "sh", "-c", "trap '' TERM; while true; do sleep 1; done")
+	created, err := p.create(ctx, "created", nil, "true")
+	if err != nil {
 		t.Fatal(err)
 	}
 	for range 2 {
