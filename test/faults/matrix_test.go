@@ -2,6 +2,7 @@ package faults
 
 import (
 	"context"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -144,27 +145,32 @@ type fault struct {
 	name  string
 	steps []string // empty: all
 	do    func(n *node, l *life)
+	// linger is of the handler's configuration; empty: its default.
+	linger string
 }
 
+// withMachine are steps at which there is a machine.
+var withMachine = []string{"boot", "booted", "pull", "created", "running", "exec", "deletion", "exited"}
+
 var faults = []fault{
-	{"shim killed", nil, func(n *node, l *life) {
+	{name: "shim killed", do: func(n *node, l *life) {
 		n.kill(n.shim)
 		n.lost(l)
 		n.abandon()
 	}},
-	{"machine killed", []string{"boot", "booted", "pull", "created", "running", "exec", "deletion", "exited"}, func(n *node, l *life) {
+	{name: "machine killed", steps: withMachine, do: func(n *node, l *life) {
 		n.kill(n.machine())
 		n.machineDied(l)
 		n.conclude()
 	}},
-	{"shim and machine killed", []string{"boot", "pull", "running"}, func(n *node, l *life) {
+	{name: "shim and machine killed", steps: []string{"boot", "pull", "running"}, do: func(n *node, l *life) {
 		machine := n.machine()
 		n.kill(n.shim)
 		n.kill(machine)
 		n.lost(l)
 		n.abandon()
 	}},
-	{"containerd restarted", nil, func(n *node, l *life) {
+	{name: "containerd restarted", do: func(n *node, l *life) {
 		n.disconnect()
 		n.lost(l)
 		if !n.alive() {
@@ -176,12 +182,48 @@ var faults = []fault{
 		n.checkTasks(l)
 		n.conclude()
 	}},
-	{"containerd gives the pod up", nil, func(n *node, l *life) {
+	{name: "containerd gives the pod up", do: func(n *node, l *life) {
 		n.disconnect()
 		n.lost(l)
 		n.abandon()
 	}},
-	{"registry killed", []string{"booted", "pull", "running"}, func(n *node, l *life) {
+	// A caller that has gone: containerd hangs up and removes the bundles, and its
+	// `delete` comes too late to find anything.
+	{name: "containerd forgets the pod", linger: "1s", do: func(n *node, l *life) {
+		n.disconnect()
+		n.lost(l)
+		n.forget()
+	}},
+	{name: "machine killed, and containerd forgets the pod", linger: "1s", steps: withMachine, do: func(n *node, l *life) {
+		n.kill(n.machine())
+		n.machineDied(l)
+		wait(2 * time.Second)
+		if !n.alive() {
+			n.t.Error("the shim has ended under a containerd that is connected")
+		}
+		n.disconnect()
+		n.forget()
+	}},
+	// One that is away for long: the shim does not wait for it, but what it wants to
+	// know is kept.
+	{name: "machine killed while containerd is away", linger: "1s", steps: []string{"booted", "running", "exited"}, do: func(n *node, l *life) {
+		machine := n.machine()
+		n.disconnect()
+		n.kill(machine)
+		n.until("the shim ends", func() bool { return !n.alive() })
+		n.until("its socket is gone", func() bool { _, err := os.Stat(n.address()); return err != nil })
+		for i := len(n.ids) - 1; i >= 0; i-- {
+			id, want := n.ids[i], uint32(137)
+			if id == l.app && l.ended {
+				want = 0
+			}
+			if status, err := n.deleted(id); err != nil || status != want {
+				n.t.Errorf("delete: want status %d, got %d, %v", want, status, err)
+			}
+		}
+		n.abandon() // again
+	}},
+	{name: "registry killed", steps: []string{"booted", "pull", "running"}, do: func(n *node, l *life) {
 		n.reg.kill()
 		if l.app == "" {
 			l.app = n.container(nil)
@@ -213,6 +255,9 @@ func TestMatrix(t *testing.T) {
 					t.Parallel()
 					n := newNode(t)
 					n.api = a
+					if f.linger != "" {
+						n.settings["linger"] = quoted(f.linger)
+					}
 					l := s.do(n)
 					f.do(n, l)
 					n.reg.letGo()

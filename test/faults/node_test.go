@@ -271,6 +271,12 @@ func (n *node) disconnect() {
 // delete has containerd clean up after a container whose shim it lost, and
 // removes the bundle, as containerd does.
 func (n *node) delete(id string) error {
+	_, err := n.deleted(id)
+	return err
+}
+
+// deleted is what containerd is told then of the container's end.
+func (n *node) deleted(id string) (uint32, error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	started := time.Now()
@@ -279,17 +285,17 @@ func (n *node) delete(id string) error {
 	cmd.Stderr = &stderr
 	out, err := cmd.Output()
 	if err != nil {
-		return fmt.Errorf("delete: %w: %s", err, strings.TrimSpace(stderr.String()))
+		return 0, fmt.Errorf("delete: %w: %s", err, strings.TrimSpace(stderr.String()))
 	}
 	var resp taskapi.DeleteResponse
 	if err := proto.Unmarshal(out, &resp); err != nil {
-		return fmt.Errorf("delete: answer %q: %w", out, err)
+		return 0, fmt.Errorf("delete: answer %q: %w", out, err)
 	}
 	// containerd gives it five seconds; a busy machine some more.
 	if d := time.Since(started); d > 5*time.Second {
 		n.t.Logf("delete took %s", d)
 	}
-	return nil
+	return resp.GetExitStatus(), nil
 }
 
 // end takes everything away after a test that failed, and checks that there was

@@ -44,7 +44,7 @@ func (c *Config) problems() []error {
 	between("max_memory", int64(c.MaxMemory), vmm.MinMemoryMiB, vmm.MaxMemoryMiB, " MiB")
 	between("overhead_memory", int64(c.OverheadMemory), vmm.MinMemoryMiB, int64(c.MaxMemory), " MiB (max_memory)")
 	between("default_memory", int64(c.DefaultMemory), 1, max(1, int64(c.MaxMemory)-int64(c.OverheadMemory)), " MiB (max_memory less overhead_memory)")
-	for key, d := range map[string]Duration{"boot_timeout": c.BootTimeout, "create_timeout": c.CreateTimeout, "shutdown_timeout": c.ShutdownTimeout} {
+	for key, d := range map[string]Duration{"boot_timeout": c.BootTimeout, "create_timeout": c.CreateTimeout, "shutdown_timeout": c.ShutdownTimeout, "linger": c.Linger} {
 		if d.D() < time.Second || d.D() > maxTimeout {
 			bad(key, fmt.Sprintf("1s to %s", maxTimeout), d.D())
 		}

@@ -72,6 +72,9 @@ type Config struct {
 	CreateTimeout Duration `toml:"create_timeout"`
 	// ShutdownTimeout bounds the orderly end of a machine; then it is stopped.
 	ShutdownTimeout Duration `toml:"shutdown_timeout"`
+	// Linger is how long a shim outlives a pod that has ended, or whose bundle is
+	// gone, while no containerd is connected with it.
+	Linger Duration `toml:"linger"`
 
 	// Scratch is the size in bytes of a sparse disk, encrypted by the guest, for
 	// images and what containers write; 0: they are kept in memory.
@@ -151,7 +154,7 @@ func Default() *Config {
 	return &Config{
 		TEE: "auto", GuestImage: "/opt/coffer/guest", Accelerator: "auto",
 		DefaultVCPUs: 1, MaxVCPUs: 32, DefaultMemory: 512, OverheadMemory: 512, MaxMemory: 64 << 10,
-		BootTimeout: Duration(90 * time.Second), CreateTimeout: Duration(20 * time.Minute), ShutdownTimeout: Duration(10 * time.Second),
+		BootTimeout: Duration(90 * time.Second), CreateTimeout: Duration(20 * time.Minute), ShutdownTimeout: Duration(10 * time.Second), Linger: Duration(2 * time.Minute),
 		ScratchDirectory: "/var/tmp", BlobCacheSize: 10 << 30, DiskSlots: 4,
 		StateDir: "/run/coffer", SoftTEEState: "/var/lib/coffer/softtee", KubeletRoot: "/var/lib/kubelet", HostPath: HostPathCopy,
 		Annotations:        []string{"coffer-project.io/vcpus", "coffer-project.io/memory", "coffer-project.io/volumes"},

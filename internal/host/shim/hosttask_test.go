@@ -297,6 +297,23 @@ func (h *hostTasks) Shutdown(context.Context, *taskv2.ShutdownRequest) (*emptypb
 	return &emptypb.Empty{}, nil
 }
 
+// over tells that nothing runs.
+func (h *hostTasks) over() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	for _, p := range h.procs {
+		if p.pid.Load() == 0 {
+			continue
+		}
+		select {
+		case <-p.done:
+		default:
+			return false
+		}
+	}
+	return true
+}
+
 // Close kills what still runs.
 func (h *hostTasks) Close(ctx context.Context) error {
 	h.mu.Lock()

@@ -34,12 +34,6 @@ func beShim() int {
 		return 1
 	}
 	proc.SocketDir = os.Getenv("COFFER_SHIM_TEST_SOCKETS")
-	if v := os.Getenv("COFFER_SHIM_TEST_LONELY"); v != "" {
-		if proc.LonelyTime, err = time.ParseDuration(v); err != nil {
-			fmt.Fprintln(os.Stderr, err)
-			return 1
-		}
-	}
 	return program().Main(context.Background(), proc)
 }
 
@@ -55,7 +49,14 @@ func program() shim.Program {
 			if dir == "" {
 				dir = "/run/coffer"
 			}
-			return shim.Settings{StateDir: dir}, nil
+			settings := shim.Settings{StateDir: dir}
+			if v := os.Getenv("COFFER_SHIM_TEST_LINGER"); v != "" {
+				var err error
+				if settings.Linger, err = time.ParseDuration(v); err != nil {
+					return settings, err
+				}
+			}
+			return settings, nil
 		},
 		Open: func(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 			if d.Config == "/broken.toml" {
@@ -65,7 +66,7 @@ func program() shim.Program {
 				<-time.After(v)
 			}
 			h := newHostTasks(d)
-			return &shim.Services{Register: h.register, Close: h.Close}, nil
+			return &shim.Services{Register: h.register, Close: h.Close, Over: h.over}, nil
 		},
 	}
 }

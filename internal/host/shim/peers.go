@@ -4,6 +4,7 @@ import (
 	"context"
 	"net"
 	"sync"
+	"time"
 
 	"github.com/containerd/ttrpc"
 )
@@ -16,20 +17,13 @@ type peers struct {
 
 	mu   sync.Mutex
 	open int
+	last time.Time     // when the last of them was closed; at first the beginning
 	left chan struct{} // capacity 1: a connection was closed
-
-	// first is closed when somebody connects.
-	first   chan struct{}
-	connect func()
 }
 
 // newPeers accepts connections of this process's user only.
 func newPeers() *peers {
-	first := make(chan struct{})
-	return &peers{
-		check: ttrpc.UnixSocketRequireSameUser(), left: make(chan struct{}, 1),
-		first: first, connect: sync.OnceFunc(func() { close(first) }),
-	}
+	return &peers{check: ttrpc.UnixSocketRequireSameUser(), left: make(chan struct{}, 1), last: time.Now()}
 }
 
 // Handshake implements ttrpc's interface of a server's handshaker.
@@ -38,7 +32,6 @@ func (p *peers) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, er
 	if err != nil {
 		return conn, info, err
 	}
-	p.connect()
 	p.mu.Lock()
 	p.open++
 	p.mu.Unlock()
@@ -48,11 +41,22 @@ func (p *peers) Handshake(ctx context.Context, conn net.Conn) (net.Conn, any, er
 func (p *peers) leave() {
 	p.mu.Lock()
 	p.open--
+	p.last = time.Now()
 	p.mu.Unlock()
 	select {
 	case p.left <- struct{}{}:
 	default:
 	}
+}
+
+// alone is since when no connection is open; zero while one is.
+func (p *peers) alone() time.Time {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.open > 0 {
+		return time.Time{}
+	}
+	return p.last
 }
 
 // wait returns when no connection is open, or ctx ends.

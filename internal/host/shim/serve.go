@@ -1,6 +1,7 @@
 package shim
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -54,15 +55,14 @@ func (p Program) serve(ctx context.Context, proc Process, f flags) (err error) {
 		return err
 	}
 	if err := tell(pipe, nil); err != nil {
-		return errors.Join(err, s.end(ctx))
+		return errors.Join(err, s.end(ctx, asked))
 	}
 	pipe = nil
 	log.InfoContext(ctx, "the shim serves", "pid", os.Getpid(), "version", p.Version, "socket", s.socket)
 	s.background.Go(func() {
 		p.sweep(s.ctx, podstate.Cleaner{Release: p.Release, Lost: lostSocket(filepath.Dir(s.socket), f.address), Logger: log}, settings.StateDir)
 	})
-	s.wait(proc.LonelyTime)
-	return s.end(ctx)
+	return s.end(ctx, s.wait(cmp.Or(settings.Linger, DefaultLinger)))
 }
 
 // tune keeps a process small that mostly waits. containerd sets GOMAXPROCS.
@@ -74,6 +74,7 @@ func tune() {
 // server is a running daemon.
 type server struct {
 	log      *slog.Logger
+	bundle   string
 	socket   string
 	listener net.Listener
 	peers    *peers
@@ -91,7 +92,7 @@ type server struct {
 }
 
 func (p Program) open(ctx context.Context, proc Process, f flags, settings Settings, log *slog.Logger) (_ *server, err error) {
-	s := &server{log: log, peers: newPeers(), asked: make(chan struct{}), signals: make(chan os.Signal, 8)}
+	s := &server{log: log, bundle: proc.Dir, peers: newPeers(), asked: make(chan struct{}), signals: make(chan os.Signal, 8)}
 	s.ask = sync.OnceFunc(func() { close(s.asked) })
 	s.ctx, s.cancel = context.WithCancel(ctx)
 	defer func() {
@@ -159,27 +160,26 @@ func newServer(services *Services, p *peers) (*ttrpc.Server, error) {
 }
 
 // wait returns when the services or a signal want the daemon to end, or nobody
-// has ever connected.
-func (s *server) wait(lonely time.Duration) {
-	timer := time.NewTimer(lonely)
-	defer timer.Stop()
-	first := s.peers.first
+// can need it any more.
+func (s *server) wait(linger time.Duration) why {
+	look := time.NewTicker(max(linger/lookShare, time.Millisecond))
+	defer look.Stop()
+	v := vigil{linger: linger, bundle: s.bundle, over: s.services.Over, alone: s.peers.alone}
 	for {
 		select {
-		case <-first:
-			timer.Stop()
-			first = nil
-		case <-timer.C:
-			s.log.WarnContext(s.ctx, "nobody has connected to the shim; it ends", "after", lonely)
-			return
+		case now := <-look.C:
+			if reason := v.look(now); reason != "" {
+				s.log.WarnContext(s.ctx, "nobody is connected with the shim any more, nor needs it; it ends", "because", reason, "after", linger)
+				return forgotten
+			}
 		case <-s.asked:
-			return
+			return asked
 		case <-s.ctx.Done():
-			return
+			return asked
 		case sig := <-s.signals:
 			if sig != unix.SIGUSR1 {
 				s.log.InfoContext(s.ctx, "the shim ends because of a signal", "signal", sig.String())
-				return
+				return asked
 			}
 			s.log.InfoContext(s.ctx, "goroutines, because of SIGUSR1", "stacks", stacks())
 		}
@@ -196,10 +196,10 @@ func stacks() string {
 // calls that wait for its end, and what they had to say. From the moment when
 // the pod's directory is gone, `delete` has nothing to do: containerd may wait
 // for that before it listens for the rest.
-func (s *server) end(ctx context.Context) error {
+func (s *server) end(ctx context.Context, because why) error {
 	ctx = context.WithoutCancel(ctx)
 	s.ask()
-	err := s.clear(ctx)
+	err := s.clear(ctx, because)
 	if err != nil {
 		// The pod's directory stays: `delete` finishes what it describes.
 		s.log.ErrorContext(ctx, "the shim could not remove everything", "error", err)
@@ -220,7 +220,7 @@ func (s *server) end(ctx context.Context) error {
 
 // clear removes the pod, if it has not ended, the socket and the pod's
 // directory.
-func (s *server) clear(ctx context.Context) error {
+func (s *server) clear(ctx context.Context, because why) error {
 	var err error
 	if s.services.Close != nil {
 		err = within(ctx, closeTime, s.services.Close)
@@ -231,6 +231,9 @@ func (s *server) clear(ctx context.Context) error {
 	}
 	if err != nil {
 		return err
+	}
+	if because == forgotten && !missing(s.bundle) {
+		return s.state.Leave()
 	}
 	return s.state.Remove()
 }

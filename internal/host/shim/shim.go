@@ -9,6 +9,25 @@
 // services that [Program.Open] returns, one daemon for a pod, until they ask
 // it to end. Package events carries its news to containerd, package podstate
 // notes what `delete` has to remove.
+//
+// A containerd that gives a pod up does not always say so. It asks for the end
+// with the context of the caller, who may have gone; it hangs up and removes the
+// bundle at once, so that a `delete` beside it finds nothing; it is killed and
+// its directories removed. So a daemon also ends by itself, when for
+// [Settings.Linger] both of this were so:
+//
+//   - Nobody was connected. containerd holds a connection for the sandbox and
+//     for each task as long as it means to ask anything, and makes them anew
+//     when it is started again: while there is one, a dead pod is kept, so that
+//     Wait, State and Delete answer however late they are.
+//   - Nothing would be lost: the pod has ended, or was never made
+//     ([Services.Over]), or its bundle is gone, without which no containerd
+//     finds the daemon again.
+//
+// The ends of containers are told and noted before. Where the bundle is still
+// there, the note of those that containerd has not asked for stays for the
+// `delete` of a containerd that comes back, or, when the bundle has gone, for
+// the next daemon's sweep.
 package shim
 
 import (
@@ -50,6 +69,9 @@ type Settings struct {
 	// StateDir is where pods' directories are.
 	StateDir string
 	Debug    bool
+	// Linger is how long a daemon that nobody is connected with, and whose pod
+	// nobody can need, goes on; zero is DefaultLinger.
+	Linger time.Duration
 }
 
 // Daemon is what services get to know and to use.
@@ -77,6 +99,9 @@ type Services struct {
 	Register func(*ttrpc.Server)
 	// Close ends the pod when it has not ended yet. ctx bounds it.
 	Close func(ctx context.Context) error
+	// Over tells that the pod has ended, or that none was made yet: nothing but
+	// the memory of it would be lost. It may be called at any time.
+	Over func() bool
 }
 
 // Process is what a program has of its process.
@@ -92,14 +117,11 @@ type Process struct {
 	// SocketDir is where sockets are when containerd does not say; empty is
 	// DefaultSocketDir.
 	SocketDir string
-	// LonelyTime is how long a daemon waits for its first connection; zero is
-	// DefaultLonelyTime.
-	LonelyTime time.Duration
 }
 
-// DefaultLonelyTime is generous: containerd connects at once. A daemon that is
-// never asked was started for a containerd that was killed, or had given up.
-const DefaultLonelyTime = 2 * time.Minute
+// DefaultLinger is generous: containerd connects at once, and one that is
+// started again is back within seconds.
+const DefaultLinger = 2 * time.Minute
 
 // DefaultSocketDir is containerd's directory for shims' sockets, which has to
 // be short: containerd/containerd v2 defaults.DefaultStateDir and "s".
@@ -149,9 +171,6 @@ func (p Program) run(ctx context.Context, proc Process) error {
 	}
 	if proc.SocketDir == "" {
 		proc.SocketDir = DefaultSocketDir
-	}
-	if proc.LonelyTime == 0 {
-		proc.LonelyTime = DefaultLonelyTime
 	}
 	switch {
 	case f.version:

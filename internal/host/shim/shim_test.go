@@ -404,7 +404,7 @@ func TestStartFails(t *testing.T) {
 // A daemon that nobody asks ends by itself, one that was asked does not.
 func TestLonelyDaemonEnds(t *testing.T) {
 	n := newNode(t)
-	n.env = append(n.env, "COFFER_SHIM_TEST_LONELY=4s")
+	n.env = append(n.env, "COFFER_SHIM_TEST_LINGER=4s")
 	lonely, asked := n.bundle(t, "pod1", podSpec), n.bundle(t, "pod2", `{}`)
 	n.start(t, lonely)
 	task := taskv2.NewTTRPCTaskClient(dial(t, n.start(t, asked)))

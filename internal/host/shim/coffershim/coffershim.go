@@ -45,7 +45,7 @@ func Program(version string) shim.Program {
 			if err != nil {
 				return shim.Settings{}, err
 			}
-			return shim.Settings{StateDir: c.StateDir, Debug: c.Debug}, nil
+			return shim.Settings{StateDir: c.StateDir, Debug: c.Debug, Linger: c.Linger.D()}, nil
 		},
 		Open: open, Release: release,
 	}
@@ -108,7 +108,7 @@ func open(_ context.Context, d *shim.Daemon) (*shim.Services, error) {
 		},
 		Shutdown: d.Shutdown, Logger: d.Logger,
 	})
-	return &shim.Services{Register: n.register, Close: n.close}, nil
+	return &shim.Services{Register: n.register, Close: n.close, Over: n.over}, nil
 }
 
 func (n *node) register(server *ttrpc.Server) {
@@ -145,6 +145,20 @@ func enterCgroup(path string, note func([]string) error, warn func(string)) (pod
 func (n *node) shutdown() {
 	if !n.sandboxed.Load() {
 		n.d.Shutdown()
+	}
+}
+
+// over tells that the pod has ended, or was not made yet.
+func (n *node) over() bool {
+	p := n.pod.Load()
+	if p == nil {
+		return true
+	}
+	select {
+	case <-p.Done():
+		return true
+	default:
+		return false
 	}
 }
 

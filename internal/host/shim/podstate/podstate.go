@@ -148,6 +148,28 @@ func (f *File) Remove() error {
 	return os.RemoveAll(f.dir)
 }
 
+// Leave is Remove where nobody has asked yet how containers ended: their ends
+// stay in the state, for `delete`, and nothing else does.
+func (f *File) Leave() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.gone = true
+	s := &f.state
+	if len(s.Exits) == 0 {
+		return os.RemoveAll(f.dir)
+	}
+	s.Socket, s.NetNS, s.Machines, s.Cgroups, s.Files = "", "", nil, nil, nil
+	problems := []error{f.write()}
+	entries, err := os.ReadDir(f.dir)
+	problems = append(problems, err)
+	for _, e := range entries {
+		if e.Name() != fileName {
+			problems = append(problems, os.RemoveAll(filepath.Join(f.dir, e.Name())))
+		}
+	}
+	return errors.Join(problems...)
+}
+
 // ErrBroken says that a state is not readable JSON. It is only ever replaced
 // whole, so that this is what a loss of power leaves, which also ended all that
 // it named.

@@ -285,3 +285,53 @@ func FuzzRead(f *testing.F) {
 		}
 	})
 }
+
+// TestLeave: what containerd has not asked for stays, for `delete`, which then
+// removes it; without any nothing stays.
+func TestLeave(t *testing.T) {
+	root := t.TempDir()
+	dir := filepath.Join(root, "ns", "pod")
+	create := func() *podstate.File {
+		f, err := podstate.Create(dir, podstate.State{ID: "pod", Socket: "/s", NetNS: "/n", Cgroups: []string{"/c"}, Files: []string{"/f"}, Bundle: root})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := os.MkdirAll(filepath.Join(dir, "more", "of it"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		return f
+	}
+	if err := create().Leave(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("without an end: %v", err)
+	}
+	f := create()
+	end := podstate.Exit{Status: 3, PID: 7, At: time.Unix(1e9, 0).UTC()}
+	if err := f.Update(func(s *podstate.State) { s.Exits = map[string]podstate.Exit{"a": end} }); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.Leave(); err != nil {
+		t.Fatal(err)
+	}
+	got, err := podstate.Read(dir)
+	want := podstate.State{Version: 1, ID: "pod", Bundle: root, Exits: map[string]podstate.Exit{"a": end}}
+	if d := cmp.Diff(want, got); d != "" || err != nil {
+		t.Errorf("%v\n%s", err, d)
+	}
+	if entries, err := os.ReadDir(dir); err != nil || len(entries) != 1 {
+		t.Errorf("%v, %v", entries, err)
+	}
+	if err := f.Update(func(s *podstate.State) { s.Exits = nil }); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := cleaner().Clean(t.Context(), dir); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := os.Stat(dir); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("after a cleaning: %v", err)
+	}
+}
