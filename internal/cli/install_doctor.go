@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -29,7 +30,8 @@ pods of the runtime cannot run here; what is optional does not count.
 
 With --pods say of each pod that runs what a person should know of it: that it is
 unsealed, what of it has no effect, what its policy has refused. In Kubernetes the
-same is in the pods' events.`,
+same is in the pods' events; pods that have ended are there, too, while their events
+could not be posted.`,
 		Args: args(cobra.NoArgs),
 		RunE: func(c *cobra.Command, _ []string) error {
 			if pods {
@@ -60,17 +62,34 @@ same is in the pods' events.`,
 
 // printNotices prints what shims say of their pods.
 func (a *app) printNotices(dirs []string) error {
-	all := []notice.Notice{} // an empty list in JSON
+	type entry struct {
+		notice.Notice
+		// Ended is when the pod did, of one whose events are not posted yet.
+		Ended time.Time `json:"ended,omitzero"`
+	}
+	all := []entry{} // an empty list in JSON
 	var problems []error
 	for _, dir := range dirs {
 		notices, err := notice.Scan(dir)
-		all, problems = append(all, notices...), append(problems, err)
+		ended, kerr := notice.Kept(dir, time.Now())
+		problems = append(problems, err, kerr)
+		for _, n := range notices {
+			all = append(all, entry{Notice: n})
+		}
+		for _, e := range ended {
+			for _, n := range e.Notices {
+				all = append(all, entry{n, e.At.UTC().Truncate(time.Second)})
+			}
+		}
 	}
 	return errors.Join(append(problems, a.table(all, "POD\tSINCE\tREASON\tMESSAGE", func(w io.Writer) {
 		for _, n := range all {
 			pod := n.Pod.ID
 			if n.Pod.Kubernetes() {
 				pod = n.Pod.Namespace + "/" + n.Pod.Name
+			}
+			if !n.Ended.IsZero() {
+				pod += " (ended)"
 			}
 			row(w, pod, stamp(n.At), n.Reason, n.Message)
 		}

@@ -75,14 +75,29 @@ func TestDoctorPods(t *testing.T) {
 		}
 		return string(text)
 	}
+	// One that has ended, whose events nobody has posted.
+	over := filepath.Join(dir, "state", "k8s.io", "box-3")
+	put(t, over, map[string]string{"state.json": "{}"})
+	if _, err := notice.New(over, time.Now).Add(notice.Pod{ID: "box-3", Namespace: "shop", Name: "job", UID: "v"}, notice.Refused, "no exec"); err != nil {
+		t.Fatal(err)
+	}
+	if err := notice.Keep(over, time.Now()); err != nil {
+		t.Fatal(err)
+	}
 	text := doctor()
-	for _, want := range []string{"POD ", "shop/web-0 ", "\nbox-2 ", "Unsealed", "no policy\uFFFD[31m"} {
+	for _, want := range []string{"POD ", "shop/web-0 ", "shop/job (ended) ", "no exec", "\nbox-2 ", "Unsealed", "no policy\uFFFD[31m"} {
 		if !strings.Contains(text, want) {
 			t.Errorf("no %q in\n%s", want, text)
 		}
 	}
-	var all []notice.Notice
-	if err := json.NewDecoder(bytes.NewReader([]byte(doctor("--output", "json")))).Decode(&all); err != nil || len(all) < 2 {
+	type entry struct {
+		notice.Notice
+		Ended time.Time
+	}
+	var all []entry
+	if err := json.NewDecoder(bytes.NewReader([]byte(doctor("--output", "json")))).Decode(&all); err != nil || len(all) < 3 || slices.ContainsFunc(all, func(n entry) bool {
+		return (n.Pod.Name == "job") == n.Ended.IsZero()
+	}) {
 		t.Errorf("%v, %v", all, err)
 	}
 }

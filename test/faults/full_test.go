@@ -4,8 +4,11 @@ import (
 	"errors"
 	"os"
 	"testing"
+	"time"
 
 	"github.com/opencontainers/runtime-spec/specs-go"
+
+	"github.com/coffer-project/coffer/internal/host/notice"
 )
 
 // TestDiskFillsUp: the disk of the node's state fills while a pod runs. The pod
@@ -36,6 +39,11 @@ func TestDiskFillsUp(t *testing.T) {
 			}
 			end(n)
 			n.expectClean()
+			// What the pod had to say was written before.
+			kept, err := notice.Kept(n.path("state"), time.Now())
+			if err != nil || len(kept) != 1 || len(kept[0].Notices) == 0 || kept[0].Notices[0].Reason != notice.Unsealed {
+				t.Errorf("notices: %v, %v", kept, err)
+			}
 		})
 	}
 }

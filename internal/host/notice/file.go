@@ -22,11 +22,12 @@ type File struct {
 	dir string
 	now func() time.Time
 
-	mu     sync.Mutex
-	known  map[string]bool // by key
-	each   map[Reason]int
-	text   []byte // of the file
-	closed bool
+	mu      sync.Mutex
+	known   map[string]bool // by key
+	each    map[Reason]int
+	text    []byte // of the file
+	unsaved bool   // the file has less
+	closed  bool
 }
 
 // New is the notices of the pod with a directory. The file is made with the
@@ -63,10 +64,18 @@ func (f *File) Add(pod Pod, reason Reason, message string) (bool, error) {
 }
 
 // Close lets nothing be written any more, so that the directory can be removed.
-func (f *File) Close() {
+// What could not be written is tried for the last time.
+func (f *File) Close() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if f.closed {
+		return nil
+	}
 	f.closed = true
+	if !f.unsaved {
+		return nil
+	}
+	return f.write()
 }
 
 func encode(n Notice) ([]byte, error) {
@@ -84,6 +93,7 @@ func encode(n Notice) ([]byte, error) {
 
 // write replaces the file, so that a reader sees this one or the one before.
 func (f *File) write() error {
+	f.unsaved = true
 	temp := filepath.Join(f.dir, "."+FileName)
 	if err := os.WriteFile(temp, f.text, 0o600); err != nil {
 		return fmt.Errorf("notices: %w", err)
@@ -91,5 +101,6 @@ func (f *File) write() error {
 	if err := os.Rename(temp, filepath.Join(f.dir, FileName)); err != nil {
 		return fmt.Errorf("notices: %w", err)
 	}
+	f.unsaved = false
 	return nil
 }

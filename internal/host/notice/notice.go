@@ -1,10 +1,12 @@
 // Package notice is what a person should know of a pod that runs: that it is
 // unsealed, what of it has no effect, what its policy has refused.
 //
-// The pod's shim keeps them in a file in the pod's directory ([File.Add]); the
-// file goes with the directory. Whoever tells people reads it there: the node's
-// DaemonSet makes events of the pods of it ([Scan]), so that `kubectl describe
-// pod` shows them, and `coffer doctor` prints them.
+// The pod's shim keeps them in a file in the pod's directory ([File.Add]).
+// Whoever tells people reads it there: the node's DaemonSet makes events of the
+// pods of it ([Scan]), so that `kubectl describe pod` shows them, and `coffer
+// doctor` prints them. When the pod ends, and its directory with it, the file is
+// moved ([Keep]) to where it waits for the DaemonSet ([Kept], [Drop]): within
+// bounds of number, size and age, and until the node is started anew.
 //
 // Texts may be of the guest, which is not trusted: they are one printable line
 // of bounded length, and there is a bounded number of them, of each [Reason] and

@@ -63,6 +63,9 @@ func Scan(stateDir string) ([]Notice, error) {
 	problems = append(problems, err)
 	left := maxPods
 	for _, namespace := range namespaces {
+		if namespace == KeptName {
+			continue
+		}
 		pods, err := list(root, namespace)
 		problems = append(problems, err)
 		for _, id := range pods[:min(len(pods), left)] {

@@ -5,7 +5,10 @@
 // posts what it has not posted yet. The name of an event is made of pod and
 // notice: after a restart it is posted again, and the API server says that it
 // exists. What cannot be posted is tried again, ever more rarely, while the file
-// is there. Nothing is kept on the node.
+// is there: of a pod that has ended it stays, within bounds, until all of it was
+// posted, so that nothing is lost while the API server or this program is away.
+// What was posted of files that are still there is noted beside them, so that an
+// event is not posted again after the API server has forgotten it.
 package podevents
 
 import (
@@ -39,7 +42,9 @@ type Poster struct {
 	Logger *slog.Logger
 
 	known   map[string]*attempt // by the notice's key
+	marked  map[string][]string // by state directory: keys, as they were noted last
 	problem string              // with the files, as it was logged last
+	unkept  string              // with the notes, likewise
 }
 
 // Pauses after a failure, which grow.
@@ -60,7 +65,10 @@ func (p *Poster) Run(ctx context.Context) {
 		// First watched, then read: what comes in between is seen again.
 		dirs := p.Dirs()
 		w.watch(dirs)
-		if p.round(ctx, p.notices(ctx, dirs)) {
+		places := p.look(ctx, dirs)
+		well := p.round(ctx, flat(places))
+		p.settle(ctx, places)
+		if well {
 			pause = 0
 		} else {
 			pause = min(max(2*pause, firstRetry), lastRetry)
@@ -79,25 +87,6 @@ type attempt struct {
 	pause time.Duration
 	// seen is set when the notice is still there.
 	seen bool
-}
-
-// notices reads what there is. A problem is logged once.
-func (p *Poster) notices(ctx context.Context, dirs []string) []notice.Notice {
-	var all []notice.Notice
-	var problems []error
-	for _, dir := range dirs {
-		notices, err := notice.Scan(dir)
-		all, problems = append(all, notices...), append(problems, err)
-	}
-	problem := ""
-	if err := errors.Join(problems...); err != nil {
-		problem = err.Error()
-	}
-	if problem != "" && problem != p.problem {
-		p.Logger.WarnContext(ctx, "not all that shims say of their pods can be read", "error", problem)
-	}
-	p.problem = problem
-	return all
 }
 
 // round posts what is new. It is false when the API server does not answer as it

@@ -248,8 +248,8 @@ func (n *Node) own(line string) bool {
 		strings.HasPrefix(line, "file disk/overlay/var/lib/upper/coffer/softtee") {
 		return true // cni0; last_reserved_ip.* and lock; the node's key
 	}
-	if strings.HasPrefix(line, "file run/coffer/accel") {
-		return true // what the node's processor can do, found out once
+	if strings.HasPrefix(line, "file run/coffer/accel") || strings.HasPrefix(line, "file run/coffer/_ended") {
+		return true // what the node's processor can do, found out once; notices that wait for the DaemonSet
 	}
 	if strings.HasSuffix(line, " "+initName) || strings.HasSuffix(line, "/k8s.io") || strings.HasSuffix(line, "/containers") || strings.HasSuffix(line, "/sandboxes") {
 		return true // directories that containerd makes for the first pod

@@ -174,6 +174,9 @@ func (n *node) adopt(p sandboxapi.Pod, f func(task.Pod) error) error {
 // close ends the pod, whoever made it.
 func (n *node) close(ctx context.Context) error {
 	err := errors.Join(n.boxes.Close(ctx), n.tasks.Close(ctx))
-	n.notices.Close() // the pod's directory goes next
+	// The pod's directory goes next.
+	if err := n.notices.Close(); err != nil {
+		n.d.Logger.WarnContext(ctx, "notices of the pod are lost; the log has them", "error", err)
+	}
 	return err
 }

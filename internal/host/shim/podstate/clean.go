@@ -41,11 +41,11 @@ func (c Cleaner) Clean(ctx context.Context, dir string) error {
 	defer func() { _ = lock.Close() }()
 	state, err := Read(dir)
 	if errors.Is(err, fs.ErrNotExist) { // nothing was made yet, or another was faster
-		return errors.Join(c.lost(ctx, dir), os.RemoveAll(dir))
+		return errors.Join(c.lost(ctx, dir), removeDir(dir))
 	}
 	if errors.Is(err, ErrBroken) {
 		c.Logger.WarnContext(ctx, "removing the directory of a pod whose state a loss of power has broken", "directory", dir, "error", err)
-		return errors.Join(c.lost(ctx, dir), os.RemoveAll(dir))
+		return errors.Join(c.lost(ctx, dir), removeDir(dir))
 	}
 	if err != nil {
 		return fmt.Errorf("pod state: %w", err)
@@ -93,7 +93,7 @@ func (c Cleaner) remove(ctx context.Context, dir string, s State) error {
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("clean up after pod %s: %w", s.ID, err)
 	}
-	return os.RemoveAll(dir)
+	return removeDir(dir)
 }
 
 // Sweep cleans up after pods below root whose shim is dead and whose bundle

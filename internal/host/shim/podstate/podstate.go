@@ -23,6 +23,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/host/notice"
 )
 
 const (
@@ -140,12 +142,20 @@ func (f *File) write() error {
 	return nil
 }
 
-// Remove removes the pod's directory: the caller has removed everything else.
+// Remove removes the pod's directory: the caller has removed everything else. The
+// pod's notices are kept, see notice.Keep.
 func (f *File) Remove() error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.gone = true
-	return os.RemoveAll(f.dir)
+	return removeDir(f.dir)
+}
+
+// removeDir removes a pod's directory. Its notices are worth less than an end in
+// order: should they be lost, the node's log has them.
+func removeDir(dir string) error {
+	_ = notice.Keep(dir, time.Now())
+	return os.RemoveAll(dir)
 }
 
 // Leave is Remove where nobody has asked yet how containers ended: their ends
@@ -156,8 +166,9 @@ func (f *File) Leave() error {
 	f.gone = true
 	s := &f.state
 	if len(s.Exits) == 0 {
-		return os.RemoveAll(f.dir)
+		return removeDir(f.dir)
 	}
+	_ = notice.Keep(f.dir, time.Now())
 	s.Socket, s.NetNS, s.Machines, s.Cgroups, s.Files = "", "", nil, nil, nil
 	problems := []error{f.write()}
 	entries, err := os.ReadDir(f.dir)
