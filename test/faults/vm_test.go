@@ -133,6 +133,9 @@ func TestMachineKilled(t *testing.T) {
 					if err := n.answer(l, 4*time.Minute); err != nil {
 						t.Fatal(err)
 					}
+					if got := strings.TrimSpace(proc(n.machine(), "oom_score_adj")); got != "0" {
+						t.Errorf("QEMU has the OOM score %s of its shim", got)
+					}
 				}
 				if when == "pull" {
 					ctx, cancel := n.call()

@@ -63,6 +63,9 @@ func (c *Container) check() error {
 	case p.Cwd != "" && !path.IsAbs(p.Cwd):
 		return fmt.Errorf("working directory: expected an absolute path, got %.100q", p.Cwd)
 	}
+	if err := checkOOMScore(p); err != nil {
+		return err
+	}
 	for _, n := range c.Spec.Linux.Namespaces {
 		if n.Type == specs.UserNamespace {
 			return errUsers
@@ -70,6 +73,15 @@ func (c *Container) check() error {
 	}
 	if r := c.Spec.Linux.Resources; r != nil && slices.ContainsFunc(r.HugepageLimits, func(l specs.LinuxHugepageLimit) bool { return l.Limit > 0 && l.Limit < 1<<62 }) {
 		return errHuge
+	}
+	return nil
+}
+
+// checkOOMScore refuses what the kernel does not know (linux/oom.h).
+func checkOOMScore(p *specs.Process) error {
+	const most = 1000
+	if p != nil && p.OOMScoreAdj != nil && (*p.OOMScoreAdj < -most || *p.OOMScoreAdj > most) {
+		return fmt.Errorf("process.oomScoreAdj: expected %d to %d, got %d", -most, most, *p.OOMScoreAdj)
 	}
 	return nil
 }

@@ -69,6 +69,9 @@ type Sandbox struct {
 	// Cgroup is the pod's control group as the container runtime says it
 	// (linux.cgroupsPath of the OCI specification); empty: it does not.
 	Cgroup string
+	// OOMScore is how readily the kernel is to kill the pod while it has no
+	// containers: process.oomScoreAdj of the OCI specification; 0: not said.
+	OOMScore int
 	// LogDir is where the kubelet keeps the pod's logs; empty: nowhere.
 	LogDir string
 	// Initdata is the gzip stream of the document; nil: the pod is unsealed.

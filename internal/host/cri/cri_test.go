@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"reflect"
+	"regexp"
 	"strings"
 	"testing"
 
@@ -528,4 +529,28 @@ func FuzzFromConfig(f *testing.F) {
 			invariants(t, s)
 		}
 	})
+}
+
+// TestOOMScore: what the kernel does not know is refused, wherever it stands.
+func TestOOMScore(t *testing.T) {
+	t.Parallel()
+	for _, tt := range []struct {
+		score int
+		ok    bool
+	}{{-1000, true}, {0, true}, {1000, true}, {-1001, false}, {1001, false}, {1 << 40, false}} {
+		p := &specs.Process{OOMScoreAdj: &tt.score}
+		if err := checkOOMScore(p); (err == nil) != tt.ok || err != nil && !strings.Contains(err.Error(), fmt.Sprint("process.oomScoreAdj: expected -1000 to 1000, got ", tt.score)) {
+			t.Errorf("%d: %v", tt.score, err)
+		}
+	}
+	for _, name := range []string{"web-sandbox", "web-app"} {
+		data := load(t, "2.2", name)
+		if !bytes.Contains(data, []byte(`"oomScoreAdj"`)) {
+			t.Fatalf("%s has none", name)
+		}
+		bad := regexp.MustCompile(`"oomScoreAdj": *-?[0-9]+`).ReplaceAll(data, []byte(`"oomScoreAdj":5000`))
+		if _, err := parse(bad, strings.Repeat("a", 64), resolvConf); err == nil || !strings.Contains(err.Error(), "oomScoreAdj") {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
 }

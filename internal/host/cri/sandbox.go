@@ -31,6 +31,12 @@ func sandbox(spec *specs.Spec, id string, single bool, read fileReader) (*Sandbo
 	if err := s.namespaces(spec.Linux.Namespaces, single); err != nil {
 		return nil, err
 	}
+	if err := checkOOMScore(spec.Process); err != nil {
+		return nil, err
+	}
+	if p := spec.Process; p != nil && p.OOMScoreAdj != nil {
+		s.OOMScore = *p.OOMScoreAdj
+	}
 	if spec.Hooks != nil && !single {
 		return nil, errHooks
 	}

@@ -80,6 +80,7 @@ func (p *Pod) boot(ctx context.Context, s *cri.Sandbox) error {
 	if err := p.launch(ctx, plan); err != nil {
 		return err
 	}
+	p.score(ctx, func(score *scores) { score.sandbox = s.OOMScore })
 	p.forwardPorts(ctx, plan)
 	v := p.o.Volumes(volumes.Options{
 		KubeletRoot: c.KubeletRoot, PodUID: s.UID, HostPath: volumes.HostPath(c.HostPath), Sealed: s.Initdata != nil, Initdata: s.Initdata,

@@ -31,6 +31,7 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	defer func() {
 		if err != nil {
 			p.releaseVolumes(c.ID)
+			p.unscoreContainer(ctx, c.ID)
 			err = p.explain(limit.explain(ctx, err))
 		}
 	}()
@@ -41,6 +42,7 @@ func (p *Pod) Create(ctx context.Context, c *cri.Container) (err error) {
 	if err != nil {
 		return err
 	}
+	p.scoreContainer(ctx, c.ID, c.Spec.Process.OOMScoreAdj)
 	req := c.Proposal()
 	req.JoinPids = joins
 	if err := p.leaveToPolicy(req, c); err != nil {

@@ -30,6 +30,9 @@ func (o Options) withDefaults() Options {
 	if o.Forward == nil {
 		o.Forward = func(netns string, fo portforward.Options) (io.Closer, error) { return portforward.Listen(netns, fo) }
 	}
+	if o.OOMScore == nil {
+		o.OOMScore = setOOMScore
+	}
 	if o.Volumes == nil {
 		o.Volumes = func(vo volumes.Options) Volumes { return volumes.New(vo) }
 	}

@@ -46,6 +46,9 @@ type world struct {
 	volumes  volumes.Options
 	forward  portforward.Options
 	lost     string // the last words of a container that went with its machine
+	scores   []int  // of the machine's process, as they were set
+	// scoreErr is why they cannot be.
+	scoreErr error
 }
 
 // closer closes by a function.
@@ -130,6 +133,17 @@ func (w *world) options(c *runtimeconfig.Config) Options {
 			w.volumes = o
 			w.count("volumes", 1)
 			return &fakeVolumes{w: w, held: map[string]bool{}}
+		},
+		OOMScore: func(pid, score int) error {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			if pid != 4711 {
+				return fmt.Errorf("another process, %d", pid)
+			}
+			if w.scoreErr == nil {
+				w.scores = append(w.scores, score)
+			}
+			return w.scoreErr
 		},
 		Note: func(tr Trace) error {
 			if w.fail == "note" && tr.PID == 0 || w.fail == "note machine" && tr.PID != 0 {

@@ -56,6 +56,9 @@ type Options struct {
 	// then born. It tells note what would be left before it makes anything, and warn
 	// what of the pod the node does not limit. nil: this program stays where it is.
 	Cgroup func(path string, note func([]string) error, warn func(string)) (Cgroup, error)
+	// OOMScore sets how readily the kernel kills a child of this program that runs
+	// a machine; nil: its oom_score_adj is set.
+	OOMScore func(pid, score int) error
 	// Note, when not nil, is told of what would be left behind if this program were
 	// killed, before it is made or at once after. An error of it is the boot's.
 	Note func(Trace) error
@@ -86,7 +89,8 @@ type Pod struct {
 	created    time.Time
 	hosts      bool // the guest has the entries of hostAliases
 
-	trace Trace // of Boot, which adds to it
+	trace  Trace // of Boot, which adds to it
+	scores scores
 
 	// turn holds one token: the right to create the sandbox in the guest.
 	turn    chan struct{}
@@ -207,6 +211,7 @@ func (p *Pod) Delete(ctx context.Context, id, exec string) error {
 	}
 	if exec == "" && err == nil {
 		p.releaseVolumes(id)
+		p.unscoreContainer(ctx, id)
 	}
 	return p.explain(err)
 }
