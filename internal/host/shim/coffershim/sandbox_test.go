@@ -21,6 +21,7 @@ import (
 	"google.golang.org/protobuf/encoding/protowire"
 	"google.golang.org/protobuf/types/known/anypb"
 
+	"github.com/coffer-project/coffer/internal/host/notice"
 	"github.com/coffer-project/coffer/internal/host/podcgroup"
 	processtest "github.com/coffer-project/coffer/internal/host/process/hosttest"
 	"github.com/coffer-project/coffer/internal/host/shim/hosttest"
@@ -146,8 +147,12 @@ func TestSandboxAPI(t *testing.T) {
 		t.Error(err)
 	}
 	left, err := filepath.Glob(filepath.Join(dir, "s*", "*"))
-	if err != nil || len(left) != 1 || now.Machines[0].Alive() { // the namespace's directory stays
+	// The namespace's directory stays, and what nobody has told yet of the pod.
+	if err != nil || len(left) != 2 || now.Machines[0].Alive() {
 		t.Errorf("left: %q, %v", left, err)
+	}
+	if kept, err := notice.Kept(filepath.Join(dir, "state"), time.Now()); err != nil || len(kept) != 1 || kept[0].Notices[0].Reason != notice.Unsealed {
+		t.Errorf("notices: %v, %v", kept, err)
 	}
 	if pods, err := os.ReadDir(filepath.Join(dir, "state/test")); err != nil || len(pods) != 0 {
 		t.Errorf("left: %v, %v", pods, err)
