@@ -138,3 +138,36 @@ func (w *world) testRefused(t *testing.T) {
 	w.Ctr("-n", "test", "container", "rm", "seven")
 	w.Until("nothing is left", func() bool { return w.left() == "" })
 }
+
+// TestForgotten: shims that a containerd does not know any more end by themselves,
+// and one that comes back copes with a shim that has gone.
+func TestForgotten(t *testing.T) {
+	for name, programs := range hosttest.Containerds() {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("COFFER_SHIM_TEST_LINGER", "3s")
+			w := &world{hosttest.NewWorld(t, programs, shimName)}
+			// It is killed, and its directories go: a process runs that nobody can reach.
+			w.runDetached("five", "1005")
+			w.StopContainerd(syscall.SIGKILL)
+			w.Run("rm", "-rf", "/run/c")
+			w.Until("nothing is left", func() bool { return w.left() == "" })
+
+			// It is away for long, and the process ends meanwhile.
+			w.StartContainerd()
+			w.Ctr("-n", "test", "container", "rm", "five")
+			w.runDetached("six", "1006")
+			w.StopContainerd(syscall.SIGTERM)
+			w.Run("sh", "-c", "kill -9 $(pgrep -f '^/bin/sleep 1006')")
+			w.Until("the shim has ended", func() bool { return !strings.Contains(w.left(), "containerd-shim") })
+			w.StartContainerd()
+			w.Until("the task is known to have gone", func() bool { return !strings.Contains(w.Ctr("-n", "test", "task", "ls"), "six") })
+			w.Ctr("-n", "test", "container", "rm", "six")
+			w.Until("nothing is left", func() bool { return w.left() == "" })
+			// The same name is free.
+			w.runDetached("six", "1006")
+			w.Ctr("-n", "test", "task", "rm", "-f", "six")
+			w.Ctr("-n", "test", "container", "rm", "six")
+			w.Until("nothing is left", func() bool { return w.left() == "" })
+		})
+	}
+}
