@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/coffer-project/coffer/internal/host/network"
+	"github.com/coffer-project/coffer/internal/host/pause"
 )
 
 // MaxConnections is how many connections of a pod are forwarded at once; more are
@@ -97,7 +98,7 @@ func (f *Forwarder) serve(l *net.TCPListener) {
 		if err != nil {
 			// For want of descriptors or memory: the client is still in the queue.
 			f.o.Logger.Warn("port-forward: accept", "error", err)
-			if !sleep(f.life, 100*time.Millisecond) {
+			if !pause.For(f.life, 100*time.Millisecond) {
 				return
 			}
 			continue
@@ -177,16 +178,4 @@ func port(c *net.TCPConn) uint16 {
 func reset(c *net.TCPConn) {
 	_ = c.SetLinger(0)
 	_ = c.Close()
-}
-
-// sleep waits; false when ctx ended.
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
-	}
 }

@@ -19,6 +19,7 @@ import (
 	"google.golang.org/protobuf/proto"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/coffer-project/coffer/internal/host/pause"
 	"github.com/coffer-project/coffer/internal/host/shim/podstate"
 )
 
@@ -155,7 +156,7 @@ func (d deletion) run(ctx context.Context, exit *podstate.Exit) error {
 // making, or removing, it.
 func (d deletion) lost(ctx context.Context) bool {
 	for range lostLooks {
-		if _, err := os.Lstat(d.dir); err != nil || !pause(ctx, lookTime) {
+		if _, err := os.Lstat(d.dir); err != nil || !pause.For(ctx, lookTime) {
 			return false
 		}
 		if _, err := podstate.Read(d.dir); !errors.Is(err, fs.ErrNotExist) {
@@ -193,7 +194,7 @@ func (d deletion) await(ctx context.Context, state podstate.State, limit time.Du
 	defer cancel()
 	for {
 		now, err := podstate.Read(d.dir)
-		if errors.Is(err, fs.ErrNotExist) || !state.Shim.Alive() || !pause(ctx, lookTime) {
+		if errors.Is(err, fs.ErrNotExist) || !state.Shim.Alive() || !pause.For(ctx, lookTime) {
 			return now, err
 		}
 	}

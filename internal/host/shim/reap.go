@@ -12,6 +12,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/coffer-project/coffer/internal/host/pause"
 )
 
 // graceTime is how long an ended child is left to whoever started it.
@@ -40,21 +42,10 @@ func reap(ctx context.Context) {
 		case <-signals:
 		}
 		for old := ended(); len(old) > 0; old = collect(old) {
-			if !pause(ctx, graceTime) {
+			if !pause.For(ctx, graceTime) {
 				return
 			}
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) bool {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-timer.C:
-		return true
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"github.com/coffer-project/coffer/internal/agentapi"
 	"github.com/coffer-project/coffer/internal/host/cri"
+	"github.com/coffer-project/coffer/internal/host/pause"
 )
 
 // host is the pod of this shim.
@@ -206,21 +207,9 @@ func (s *Service) readEvents(ctx context.Context, h *host) {
 				s.tellRefusal(body.Refusal)
 			}
 		}
-		if h.over() || !pause(ctx, wait) {
+		if h.over() || !pause.For(ctx, wait) {
 			return
 		}
-	}
-}
-
-// pause waits; it returns false when ctx ended.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/coffer-project/coffer/internal/agentapi"
+	"github.com/coffer-project/coffer/internal/host/pause"
 )
 
 // Start starts a container's process or an exec. It goes on when the caller
@@ -153,7 +154,7 @@ func (s *Service) watch(h *host, m Machine, c *container, p *process) {
 			s.finish(c, p, lostStatus)
 			return
 		}
-		if !pause(ctx, waitPause) {
+		if !pause.For(ctx, waitPause) {
 			return
 		}
 	}

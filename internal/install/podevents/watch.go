@@ -12,6 +12,7 @@ import (
 	"github.com/fsnotify/fsnotify"
 
 	"github.com/coffer-project/coffer/internal/host/notice"
+	"github.com/coffer-project/coffer/internal/host/pause"
 )
 
 // settle is how long after a change the files are looked at: more often comes
@@ -125,11 +126,11 @@ func (w *watcher) add(dirs []string) {
 	}
 }
 
-// wait waits for a change, and every at most; after a failure it waits for pause
-// whatever changes. False: ctx has ended.
-func (w *watcher) wait(ctx context.Context, pause, every time.Duration) bool {
-	if pause > 0 {
-		return sleep(ctx, pause)
+// wait waits for a change, and every at most; after a failure it waits for
+// retry whatever changes. False: ctx has ended.
+func (w *watcher) wait(ctx context.Context, retry, every time.Duration) bool {
+	if retry > 0 {
+		return pause.For(ctx, retry)
 	}
 	limit := time.NewTimer(every)
 	defer limit.Stop()
@@ -139,17 +140,6 @@ func (w *watcher) wait(ctx context.Context, pause, every time.Duration) bool {
 	case <-limit.C:
 		return true
 	case <-w.changed:
-		return sleep(ctx, settle)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
+		return pause.For(ctx, settle)
 	}
 }
