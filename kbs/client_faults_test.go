@@ -7,6 +7,7 @@ import (
 	"errors"
 	"net"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"syscall"
@@ -239,20 +240,22 @@ func TestBackoffHonoursContext(t *testing.T) {
 	}
 }
 
-func TestConnectionRefused(t *testing.T) {
+func TestNoConnection(t *testing.T) {
 	t.Parallel()
-	ft := newTrustee(t)
-	n := 0
-	c, waits := ft.client(func(o *ClientOptions) {
-		o.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
-			if n++; n <= 2 {
-				return nil, &net.OpError{Op: "dial", Err: syscall.ECONNREFUSED}
+	for name, reason := range map[string]error{"refused": syscall.ECONNREFUSED, "in no time": os.ErrDeadlineExceeded} {
+		ft := newTrustee(t)
+		n := 0
+		c, waits := ft.client(func(o *ClientOptions) {
+			o.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+				if n++; n <= 2 {
+					return nil, &net.OpError{Op: "dial", Err: reason}
+				}
+				return new(net.Dialer).DialContext(ctx, network, addr)
 			}
-			return new(net.Dialer).DialContext(ctx, network, addr)
+		})
+		if err := c.Attest(t.Context()); err != nil || len(*waits) != 2 {
+			t.Errorf("%s: %v, waits %v", name, err, *waits)
 		}
-	})
-	if err := c.Attest(t.Context()); err != nil || len(*waits) != 2 {
-		t.Errorf("%v, waits %v", err, *waits)
 	}
 }
 

@@ -65,6 +65,11 @@ func temporary(err error) bool {
 	if de, ok := errors.AsType[*net.DNSError](err); ok {
 		return de.IsTemporary
 	}
+	// There was no connection in its time, so nothing has been asked: a guest on a
+	// busy node may be that slow.
+	if dial, ok := errors.AsType[*net.OpError](err); ok && dial.Op == "dial" && dial.Timeout() {
+		return true
+	}
 	for _, e := range []syscall.Errno{syscall.ECONNREFUSED, syscall.ENETUNREACH, syscall.EHOSTUNREACH} {
 		if errors.Is(err, e) {
 			return true

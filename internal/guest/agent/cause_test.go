@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"crypto/x509"
 	"errors"
 	"fmt"
@@ -12,6 +13,7 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+	"google.golang.org/grpc/codes"
 	"google.golang.org/grpc/status"
 
 	"github.com/coffer-project/coffer/kbs"
@@ -63,5 +65,23 @@ func TestCauseOfAFailure(t *testing.T) {
 		if got := a.told(t.Context(), "CreateContainer", err); got != want {
 			t.Errorf("told %q, want %q", got, want)
 		}
+	}
+}
+
+// A connection that was not made in its own time is not the host's limit, although
+// package net says that it is context.DeadlineExceeded.
+func TestNetworkTimeoutIsNotTheHosts(t *testing.T) {
+	t.Parallel()
+	ctx, cancel := context.WithDeadline(t.Context(), time.Unix(1, 0))
+	defer cancel()
+	_, err := (&net.Dialer{Deadline: time.Unix(1, 0)}).DialContext(t.Context(), "tcp", "127.0.0.1:1")
+	if !errors.Is(err, context.DeadlineExceeded) {
+		t.Fatalf("expected a time-out of the network, got %v", err)
+	}
+	if got := codeOf(t.Context(), err); got != codes.Internal {
+		t.Errorf("while the host waits: %s", got)
+	}
+	if got := codeOf(ctx, err); got != codes.DeadlineExceeded {
+		t.Errorf("when the host's time is over: %s", got)
 	}
 }

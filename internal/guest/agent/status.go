@@ -129,7 +129,10 @@ func codeOf(ctx context.Context, err error) codes.Code {
 		return c.code
 	}
 	switch {
-	case errors.Is(err, context.DeadlineExceeded) || errors.Is(ctx.Err(), context.DeadlineExceeded):
+	// Not by err alone: a connection that was not made in its own time says that it is
+	// context.DeadlineExceeded, too (package net), and the host would be told that
+	// its limit had passed.
+	case errors.Is(ctx.Err(), context.DeadlineExceeded):
 		return codes.DeadlineExceeded
 	case errors.Is(err, context.Canceled) || ctx.Err() != nil:
 		return codes.Canceled
