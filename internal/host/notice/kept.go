@@ -13,8 +13,6 @@ import (
 	"slices"
 	"strings"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 // KeptName is the directory below a state directory in which the notices of pods
@@ -120,26 +118,15 @@ func fresh(f fs.FileInfo, now time.Time) bool { return now.Sub(f.ModTime()) <= M
 
 // kept are the files, the newest first.
 func kept(root *os.Root) ([]fs.FileInfo, error) {
-	dir, err := root.OpenFile(KeptName, os.O_RDONLY|unix.O_DIRECTORY, 0)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
-		return nil, err
-	}
-	defer dir.Close() //nolint:errcheck // only read
-	entries, err := dir.ReadDir(keptList)
-	if err != nil && !errors.Is(err, io.EOF) {
-		return nil, err
-	}
+	all, err := entries(root, KeptName, keptList)
 	var files []fs.FileInfo
-	for _, e := range entries {
+	for _, e := range all {
 		if info, err := e.Info(); err == nil && info.Mode().IsRegular() && strings.HasSuffix(e.Name(), keptSuffix) {
 			files = append(files, info)
 		}
 	}
 	slices.SortFunc(files, func(a, b fs.FileInfo) int { return b.ModTime().Compare(a.ModTime()) })
-	return files, nil
+	return files, err
 }
 
 // Kept reads what is kept below a state directory, the oldest first. What can be

@@ -104,6 +104,20 @@ func Dirs(stateDir string) []string {
 
 // list is the directories in a directory, sorted; none when it is gone.
 func list(root *os.Root, dir string) ([]string, error) {
+	all, err := entries(root, dir, maxPods)
+	var names []string
+	for _, e := range all {
+		if e.IsDir() {
+			names = append(names, e.Name())
+		}
+	}
+	slices.Sort(names)
+	return names, err
+}
+
+// entries are the first of a directory, at most as many as are asked for; none
+// when it is gone.
+func entries(root *os.Root, dir string, most int) ([]fs.DirEntry, error) {
 	f, err := root.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -112,18 +126,11 @@ func list(root *os.Root, dir string) ([]string, error) {
 		return nil, err
 	}
 	defer f.Close() //nolint:errcheck // only read
-	entries, err := f.ReadDir(maxPods)
+	all, err := f.ReadDir(most)
 	if err != nil && !errors.Is(err, io.EOF) && !errors.Is(err, fs.ErrNotExist) {
 		return nil, err
 	}
-	var names []string
-	for _, e := range entries {
-		if e.IsDir() {
-			names = append(names, e.Name())
-		}
-	}
-	slices.Sort(names)
-	return names, nil
+	return all, nil
 }
 
 // read reads a file; none when there is none.
